@@ -1,0 +1,1 @@
+"""The registry: what is true and how it changes. Never imports the resolver."""

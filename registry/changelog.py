@@ -1,0 +1,185 @@
+"""The hash-chained change log. Pure: entries in, entries or faults out.
+
+A leaf is SHA-256(0x00 ‖ msgpack[action, subject, version, actor, digest]); the root is the
+RFC 6962 §2.1 Merkle tree hash of the leaves; an entry's hash is SHA-256 over msgpack of its
+other fields, the previous entry's hash among them. These encodings are permanent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import msgpack
+
+from biaojie.change import Action, Change, Entry
+from biaojie.record import Record
+
+ZERO = bytes(32)
+
+
+def record_digest(record: Record) -> bytes:
+    """SHA-256 of a record's whole state except `sequence`, which only the commit knows."""
+    packed = msgpack.packb(
+        [
+            record.identifier.prefix,
+            record.identifier.suffix,
+            record.status.value,
+            record.template,
+            record.version,
+            record.created,
+            record.modified,
+            [
+                [
+                    v.index,
+                    v.type,
+                    v.data,
+                    v.ttl,
+                    v.ttl_absolute,
+                    v.timestamp,
+                    v.permissions.value,
+                    [[r.identifier, r.index] for r in v.references],
+                ]
+                for v in record.values
+            ],
+        ]
+    )
+    return hashlib.sha256(packed).digest()
+
+
+def text_digest(*fields: str | int) -> bytes:
+    """SHA-256 of the state of a prefix or key, given as its fields."""
+    return hashlib.sha256(msgpack.packb(list(fields))).digest()
+
+
+def leaf(change: Change) -> bytes:
+    packed = msgpack.packb(
+        [change.action.value, change.subject, change.version, change.actor, change.digest]
+    )
+    return hashlib.sha256(b"\x00" + packed).digest()
+
+
+def merkle_root(leaves: Sequence[bytes]) -> bytes:
+    """RFC 6962 §2.1 tree hash of leaf hashes; an odd node moves up unpaired, never doubled."""
+    if not leaves:
+        return hashlib.sha256(b"").digest()
+    level = list(leaves)
+    while len(level) > 1:
+        paired = [
+            hashlib.sha256(b"\x01" + level[at] + level[at + 1]).digest()
+            for at in range(0, len(level) - 1, 2)
+        ]
+        if len(level) % 2:
+            paired.append(level[-1])
+        level = paired
+    return level[0]
+
+
+def entry_hash(entry: Entry) -> bytes:
+    packed = msgpack.packb(
+        [
+            entry.sequence,
+            entry.time_ms,
+            entry.actor,
+            entry.action,
+            entry.prefix,
+            entry.count,
+            entry.root,
+            entry.previous,
+        ]
+    )
+    return hashlib.sha256(packed).digest()
+
+
+def _shared(items: Iterable[str]) -> str:
+    distinct = set(items)
+    return distinct.pop() if len(distinct) == 1 else ""
+
+
+def subject_prefix(change: Change) -> str:
+    """The prefix a change belongs to; empty for changes of keys."""
+    if change.action in (Action.ISSUE_KEY, Action.REVOKE_KEY):
+        return ""
+    return change.subject.partition("/")[0]
+
+
+def next_entry(head: tuple[int, bytes], time_ms: int, changes: Sequence[Change]) -> Entry:
+    """The entry that records `changes` on top of `head` (sequence, hash)."""
+    assert changes
+    entry = Entry(
+        sequence=head[0] + 1,
+        time_ms=time_ms,
+        actor=_shared(change.actor for change in changes),
+        action=_shared(change.action.value for change in changes),
+        prefix=_shared(subject_prefix(change) for change in changes),
+        count=len(changes),
+        root=merkle_root([leaf(change) for change in changes]),
+        previous=head[1],
+        hash=ZERO,
+        changes=tuple(changes),
+    )
+    return replace(entry, hash=entry_hash(entry))
+
+
+def pack_changes(changes: Sequence[Change]) -> bytes:
+    """The stored form of an entry's changes."""
+    packed: bytes = msgpack.packb(
+        [[c.action.value, c.subject, c.version, c.actor, c.digest] for c in changes]
+    )
+    return packed
+
+
+def unpack_changes(packed: bytes) -> tuple[Change, ...]:
+    """Raises ValueError on anything `pack_changes` did not write."""
+    try:
+        return tuple(
+            Change(Action(action), subject, version, actor, digest)
+            for action, subject, version, actor, digest in msgpack.unpackb(packed)
+        )
+    except Exception as error:
+        raise ValueError(f"not packed changes: {error}") from error
+
+
+class Verifier:
+    """Walks entries in order and says what is wrong. Feed every entry, then `end()`."""
+
+    def __init__(self, head: tuple[int, bytes] = (0, ZERO)) -> None:
+        self.head = head
+        self.faults: list[str] = []
+
+    def feed(self, entry: Entry) -> Iterator[str]:
+        """Yield the faults of this entry (also kept in `faults`)."""
+        found = list(self._check(entry))
+        self.faults += found
+        self.head = (entry.sequence, entry.hash)
+        yield from found
+
+    def _check(self, entry: Entry) -> Iterator[str]:
+        at = f"entry {entry.sequence}"
+        if entry.sequence != self.head[0] + 1:
+            yield f"{at}: follows entry {self.head[0]}; entries are missing, doubled or reordered"
+        if entry.previous != self.head[1]:
+            yield f"{at}: does not continue the hash of the entry before it"
+        if entry.count != len(entry.changes):
+            yield f"{at}: says {entry.count} changes, holds {len(entry.changes)}"
+        if merkle_root([leaf(change) for change in entry.changes]) != entry.root:
+            yield f"{at}: its changes do not hash to its Merkle root; a change was edited"
+        if entry_hash(entry) != entry.hash:
+            yield f"{at}: its fields do not hash to its hash; it was edited"
+
+    def end(self, head: tuple[int, bytes], newest_record: int) -> Iterator[str]:
+        """Compare the walked log with the store's head row and its newest record."""
+        found = []
+        if self.head != head:
+            found.append(
+                f"the log ends at entry {self.head[0]}, the head says {head[0]}; it was truncated"
+                " or extended by hand"
+            )
+        if newest_record > self.head[0]:
+            found.append(
+                f"a record carries entry {newest_record}, the log ends at {self.head[0]};"
+                " it was truncated"
+            )
+        self.faults += found
+        yield from found

@@ -1,0 +1,145 @@
+"""What a store must be able to do. Reading is a narrower type than writing.
+
+Every store passes the one contract suite. A store knows nothing of rights: it is told what
+to write by the registrar, the only user of `transaction()`. Anything that keeps a store from
+answering is raised as TemporarilyUnavailable or StorageFull, never as "not found".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from biaojie.account import ApiKey, Prefix
+from biaojie.change import Entry
+from biaojie.identifier import Key
+from biaojie.record import Record
+
+
+class Found(NamedTuple):
+    """The answer for one key. `prefix` is None when the prefix is not homed here."""
+
+    prefix: Prefix | None
+    record: Record | None
+
+
+class ReceiptKey(NamedTuple):
+    """An Idempotency-Key belongs to the API key that sent it."""
+
+    actor: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReceipt:
+    """The reply kept for an Idempotency-Key.
+
+    `fingerprint` is the SHA-256 of the request, `reply` opaque to the store; it may be
+    forgotten after `expires` (epoch seconds).
+    """
+
+    fingerprint: bytes
+    reply: bytes
+    expires: int
+
+
+class ReadStore(Protocol):
+    async def look_up(self, keys: Sequence[Key]) -> list[Found]:
+        """One Found per key, in order; one round trip however many keys (at most 4,096)."""
+        ...
+
+    async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
+        """Records of the folded prefix whose folded suffix is > `after`, in octet order.
+
+        Tombstones included. Keyset paging: cost does not grow with the page number.
+        """
+        ...
+
+    async def find_prefixes(self, names: Sequence[str]) -> dict[str, Prefix]:
+        """Prefixes by folded name; names not homed are absent."""
+        ...
+
+    async def list_prefixes(
+        self, after: str | None, limit: int, tenant: str | None = None
+    ) -> list[Prefix]:
+        """In order of folded name, from the first > `after`; of one tenant if given."""
+        ...
+
+    async def find_key(self, digest: bytes) -> ApiKey | None:
+        """The key whose secret has this SHA-256, revoked ones included."""
+        ...
+
+    async def list_keys(self, after: str | None, limit: int) -> list[ApiKey]:
+        """In order of id, from the first > `after`."""
+        ...
+
+    async def list_changes(self, after: int, limit: int) -> list[Entry]:
+        """Log entries with sequence > `after`, in order."""
+        ...
+
+    async def head(self) -> tuple[int, bytes]:
+        """Sequence and hash of the newest entry; (0, 32 zero bytes) for an empty log."""
+        ...
+
+    async def newest_record_sequence(self) -> int:
+        """The greatest sequence any record or prefix carries; 0 if there is none."""
+        ...
+
+
+class Transaction(Protocol):
+    """One atomic change. Nothing is visible to others before it ends; all of it then, or none.
+
+    While it is open no other transaction of any process can be: what it reads stays true.
+    """
+
+    async def look_up(self, keys: Sequence[Key]) -> list[Found]: ...
+
+    async def find_prefixes(self, names: Sequence[str]) -> dict[str, Prefix]: ...
+
+    async def find_keys_by_id(self, ids: Sequence[str]) -> dict[str, ApiKey]: ...
+
+    async def find_receipts(
+        self, keys: Sequence[ReceiptKey], now: int
+    ) -> dict[ReceiptKey, StoredReceipt]:
+        """Receipts that have not expired."""
+        ...
+
+    async def head(self) -> tuple[int, bytes]: ...
+
+    async def put_prefixes(self, prefixes: Iterable[Prefix]) -> None:
+        """Insert or replace by folded name. Comes before the records under a new prefix."""
+        ...
+
+    async def put_records(self, records: Mapping[Key, Record]) -> None:
+        """Insert or replace. The prefix must exist."""
+        ...
+
+    async def purge_records(self, keys: Iterable[Key]) -> None: ...
+
+    async def put_keys(self, keys: Mapping[bytes, ApiKey]) -> None:
+        """Insert new keys by the SHA-256 of their secret."""
+        ...
+
+    async def revoke_keys(self, revoked: Mapping[str, int]) -> None:
+        """Set `revoked` (epoch seconds) by key id."""
+        ...
+
+    async def put_receipts(self, receipts: Mapping[ReceiptKey, StoredReceipt]) -> None: ...
+
+    async def forget_receipts(self, now: int, limit: int) -> None:
+        """Remove up to `limit` expired receipts."""
+        ...
+
+    async def append(self, entry: Entry) -> None:
+        """Append to the change log; `entry.sequence` must be the head's plus one."""
+        ...
+
+
+class Store(ReadStore, Protocol):
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Commits durably when the block ends, rolls back if it raises."""
+        ...
+
+    async def close(self) -> None: ...
