@@ -67,7 +67,7 @@ def check_prefix(prefix: str) -> str:
             raise _bad(
                 "prefix-label-empty",
                 position,
-                "The prefix has an empty label: it may not begin or end with a dot or have two in a row",
+                "The prefix has an empty label: no dot at either end, no two in a row",
                 "前缀含空段：不能以点开头或结尾，也不能有连续的点",
             )
         match = _LABEL.match(label)
