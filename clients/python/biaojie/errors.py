@@ -291,6 +291,15 @@ class MalformedAnswer(BiaojieError):
     )
 
 
+class InvalidFile(BiaojieError):
+    code = "invalid-file"
+    title = Text("The file cannot be imported", "文件无法导入")
+    advice = Text(
+        "Nothing more was written; correct the file as said and run the command again.",
+        "未再写入任何内容；请按提示改正文件后重新运行。",
+    )
+
+
 class TamperedLog(BiaojieError):
     code = "tampered-log"
     title = Text("The change log does not verify", "变更日志校验失败")

@@ -37,6 +37,7 @@ HTTP_STATUS: dict[str, int] = {
     "invalid-identifier": 400,
     "invalid-record": 400,
     "invalid-request": 400,
+    "invalid-file": 400,
     "unauthenticated": 401,
     "forbidden": 403,
     "prefix-suspended": 403,
