@@ -1,0 +1,361 @@
+"""May this caller do this, and what comes of it? Pure: state in, new state or an error out.
+
+`authorize` is the one policy function; whatever it does not allow is refused. The `decide_*`
+functions turn one operation and the present state into the next state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import NamedTuple
+
+from biaojie.account import ApiKey, Prefix, PrefixStatus, Role
+from biaojie.change import Action
+from biaojie.errors import (
+    Forbidden,
+    IdentifierNotFound,
+    IdentifierRetired,
+    IdentifierTaken,
+    InvalidRecord,
+    InvalidRequest,
+    NotFound,
+    PrefixNotHere,
+    PrefixSuspended,
+    PrefixTaken,
+    RecordFrozen,
+    Unauthenticated,
+    ValueNotFound,
+    ValueReadOnly,
+    VersionMismatch,
+)
+from biaojie.identifier import Identifier, check_prefix
+from biaojie.limits import LABEL_CHARS_MAX, TENANT_CHARS_MAX
+from biaojie.record import Permissions, Record, Status, Value, check_values
+
+from .operations import (
+    ChangePrefix,
+    Condition,
+    Create,
+    HomePrefix,
+    IssueKey,
+    Modify,
+    Purge,
+    Put,
+    RecordOperation,
+    Retire,
+    RevokeKey,
+)
+from .store import Found
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. `role` is None for the public, which has no key and no tenant."""
+
+    key_id: str = ""
+    tenant: str = ""
+    role: Role | None = None
+
+
+PUBLIC = Caller()
+SYSTEM = Caller("system", "", Role.ADMIN)
+"""The node itself: first start, sample data, commands on the operator's own machine."""
+
+
+class Right(Enum):
+    READ_PRIVATE = auto()  # private values, drafts, listing a prefix
+    WRITE = auto()  # register, modify, retire
+    PURGE = auto()
+    MANAGE = auto()  # prefixes and keys
+    READ_CHANGES = auto()
+
+
+_RIGHTS: Mapping[Role, frozenset[Right]] = {
+    Role.ADMIN: frozenset(Right),
+    Role.REGISTRAR: frozenset({Right.READ_PRIVATE, Right.WRITE, Right.READ_CHANGES}),
+    Role.READER: frozenset({Right.READ_PRIVATE, Right.READ_CHANGES}),
+}
+
+
+def allows(caller: Caller, right: Right, tenant: str | None) -> bool:
+    """The policy. `tenant` owns what is asked for; None when it belongs to the node."""
+    if caller.role is None or right not in _RIGHTS[caller.role]:
+        return False
+    return caller.role is Role.ADMIN or (tenant is not None and tenant == caller.tenant)
+
+
+def authorize(caller: Caller, right: Right, tenant: str | None) -> None:
+    """Raise Unauthenticated or Forbidden unless the policy allows it."""
+    if not allows(caller, right, tenant):
+        raise Unauthenticated() if caller.role is None else Forbidden()
+
+
+class Decision(NamedTuple):
+    """What an operation does: the record to write, or None to remove it."""
+
+    action: Action
+    record: Record | None
+
+
+def decide_record(
+    operation: RecordOperation, caller: Caller, found: Found, now: int, *, strict_slash: bool
+) -> Decision:
+    """The outcome of an operation on a record, given what is there now.
+
+    `strict_slash` refuses new identifiers with a slash in the suffix, as some national nodes do.
+    """
+    prefix, current = found
+    if prefix is None:
+        # The public learns nothing more than that it needs a key.
+        authorize(caller, Right.WRITE, caller.tenant)
+        raise PrefixNotHere(
+            f"The prefix {operation.identifier.prefix} is not homed at this node.",
+            f"本节点不托管前缀 {operation.identifier.prefix}。",
+        )
+    authorize(caller, Right.PURGE if isinstance(operation, Purge) else Right.WRITE, prefix.tenant)
+    if prefix.status is PrefixStatus.SUSPENDED and caller.role is not Role.ADMIN:
+        raise PrefixSuspended()
+    match operation:
+        case Create():
+            return _create(operation, current, now, strict_slash)
+        case Put():
+            return _put(operation, current, now, strict_slash)
+        case Modify():
+            return _modify(operation, current, now)
+        case Retire():
+            return _retire(operation, current, now)
+        case Purge():
+            if current is None:
+                raise _missing(operation.identifier)
+            _check(operation.condition, current)
+            return Decision(Action.PURGE, None)
+
+
+def _missing(identifier: Identifier) -> IdentifierNotFound:
+    return IdentifierNotFound(f"{identifier} is not registered.", f"{identifier} 未注册。")
+
+
+def _retired(identifier: Identifier) -> IdentifierRetired:
+    return IdentifierRetired(f"{identifier} has been retired.", f"{identifier} 已注销。")
+
+
+def _check(condition: Condition | None, current: Record | None) -> None:
+    if condition is None:
+        return
+    if condition.absent:
+        if current is not None:
+            raise VersionMismatch(
+                f"{current.identifier} exists already.", f"{current.identifier} 已存在。"
+            )
+        return
+    if current is None:
+        raise VersionMismatch("There is no such record to match.", "没有可匹配的记录。")
+    if (condition.version is not None and condition.version != current.version) or (
+        condition.sequence is not None and condition.sequence != current.sequence
+    ):
+        raise VersionMismatch(
+            f"{current.identifier} is at version {current.version}, not {condition.version}.",
+            f"{current.identifier} 当前版本为 {current.version}，不是 {condition.version}。",
+            version=current.version,
+        )
+
+
+def _stamped(values: tuple[Value, ...], now: int) -> tuple[Value, ...]:
+    return tuple(replace(value, timestamp=now) for value in values)
+
+
+def _checked_status(status: Status | None, otherwise: Status) -> Status:
+    if status is Status.RETIRED:
+        raise InvalidRecord(
+            "status: use DELETE to retire an identifier.",
+            "status：注销标识请使用 DELETE。",
+            path="status",
+        )
+    return status or otherwise
+
+
+def _checked_template(template: str | None, otherwise: str | None) -> str | None:
+    return otherwise if template is None else str(Identifier.parse(template))
+
+
+def _new(operation: Create | Put, now: int, strict_slash: bool) -> Decision:
+    if strict_slash and "/" in operation.identifier.suffix:
+        raise InvalidRecord(
+            "identifier: this node registers no suffix with a slash in it.",
+            "identifier：本节点不注册后缀中含斜杠的标识。",
+            path="identifier",
+        )
+    record = Record(
+        identifier=operation.identifier,
+        values=_stamped(check_values(operation.values), now),
+        status=_checked_status(operation.status, Status.ACTIVE),
+        template=_checked_template(operation.template, None),
+        created=now,
+        modified=now,
+    )
+    return Decision(Action.CREATE, record)
+
+
+def _create(operation: Create, current: Record | None, now: int, strict_slash: bool) -> Decision:
+    if current is not None:
+        if current.status is Status.RETIRED:
+            raise _retired(current.identifier)
+        raise IdentifierTaken(
+            f"{current.identifier} is already registered.", f"{current.identifier} 已被注册。"
+        )
+    return _new(operation, now, strict_slash)
+
+
+def _put(operation: Put, current: Record | None, now: int, strict_slash: bool) -> Decision:
+    _check(operation.condition, current)
+    if current is None:
+        return _new(operation, now, strict_slash)
+    _changeable(current, operation.status)
+    values = _stamped(check_values(operation.values), now)
+    _keeps_read_only(current, values)
+    return Decision(
+        Action.PUT,
+        replace(
+            current,
+            values=values,
+            status=_checked_status(operation.status, current.status),
+            template=_checked_template(operation.template, current.template),
+            version=current.version + 1,
+            modified=now,
+        ),
+    )
+
+
+def _changeable(current: Record, status: Status | None) -> None:
+    if current.status is Status.RETIRED:
+        raise _retired(current.identifier)
+    if current.status is Status.FROZEN and status in (None, Status.FROZEN):
+        raise RecordFrozen(f"{current.identifier} is frozen.", f"{current.identifier} 已冻结。")
+
+
+def _keeps_read_only(current: Record, values: tuple[Value, ...]) -> None:
+    after = {value.index: value for value in values}
+    for value in current.values:
+        if value.permissions & Permissions.ADMIN_WRITE:
+            continue
+        kept = after.get(value.index)
+        if kept is None or replace(kept, timestamp=value.timestamp) != value:
+            raise ValueReadOnly(
+                f"Value {value.index} of {current.identifier} may not be changed.",
+                f"{current.identifier} 的值 {value.index} 不可修改。",
+                index=value.index,
+            )
+
+
+def _modify(operation: Modify, current: Record | None, now: int) -> Decision:
+    _check(operation.condition, current)
+    if current is None:
+        raise _missing(operation.identifier)
+    _changeable(current, operation.status)
+    check_values(operation.set, "set")
+    values = {value.index: value for value in current.values}
+    for index in operation.remove:
+        if index not in values:
+            raise ValueNotFound(
+                f"{current.identifier} has no value {index}.",
+                f"{current.identifier} 没有索引为 {index} 的值。",
+                index=index,
+            )
+        del values[index]
+    for value in _stamped(operation.set, now):
+        values[value.index] = value
+    after = check_values(values.values())
+    _keeps_read_only(current, after)
+    return Decision(
+        Action.MODIFY,
+        replace(
+            current,
+            values=after,
+            status=_checked_status(operation.status, current.status),
+            template=_checked_template(operation.template, current.template),
+            version=current.version + 1,
+            modified=now,
+        ),
+    )
+
+
+def _retire(operation: Retire, current: Record | None, now: int) -> Decision:
+    _check(operation.condition, current)
+    if current is None:
+        raise _missing(operation.identifier)
+    if current.status is Status.RETIRED:
+        raise _retired(current.identifier)
+    return Decision(
+        Action.RETIRE,
+        replace(
+            current,
+            values=(),
+            status=Status.RETIRED,
+            version=current.version + 1,
+            modified=now,
+        ),
+    )
+
+
+# Prefixes and keys ----------------------------------------------------------------------
+
+
+def _checked_text(text: str, name: str, chars_max: int, *, empty: bool = False) -> str:
+    if not (empty or text) or len(text) > chars_max or not text.isprintable():
+        raise InvalidRequest(
+            f"{name}: {'0' if empty else '1'} to {chars_max} printable characters.",
+            f"{name}：应为 {'0' if empty else '1'} 至 {chars_max} 个可打印字符。",
+            path=name,
+        )
+    return text
+
+
+def decide_home(operation: HomePrefix, caller: Caller, current: Prefix | None, now: int) -> Prefix:
+    authorize(caller, Right.MANAGE, None)
+    if current is not None:
+        raise PrefixTaken(f"{current.name} is already homed.", f"前缀 {current.name} 已托管。")
+    return Prefix(
+        name=check_prefix(operation.name),
+        tenant=_checked_text(operation.tenant, "tenant", TENANT_CHARS_MAX),
+        created=now,
+    )
+
+
+def decide_change_prefix(operation: ChangePrefix, caller: Caller, current: Prefix | None) -> Prefix:
+    authorize(caller, Right.MANAGE, None)
+    if current is None:
+        raise PrefixNotHere()
+    tenant = current.tenant
+    if operation.tenant is not None:
+        tenant = _checked_text(operation.tenant, "tenant", TENANT_CHARS_MAX)
+    return replace(
+        current,
+        tenant=tenant,
+        status=operation.status or current.status,
+        version=current.version + 1,
+    )
+
+
+def decide_issue(operation: IssueKey, caller: Caller, log_is_empty: bool, now: int) -> ApiKey:
+    authorize(caller, Right.MANAGE, None)
+    if operation.first and not log_is_empty:
+        raise Forbidden("The registry already has a history.", "注册库已有历史记录。")
+    # An admin acts for every tenant; the others act for exactly one.
+    return ApiKey(
+        id=operation.id,
+        tenant=_checked_text(
+            operation.tenant, "tenant", TENANT_CHARS_MAX, empty=operation.role is Role.ADMIN
+        ),
+        role=operation.role,
+        label=_checked_text(operation.label, "label", LABEL_CHARS_MAX, empty=True),
+        created=now,
+    )
+
+
+def decide_revoke(operation: RevokeKey, caller: Caller, current: ApiKey | None, now: int) -> ApiKey:
+    authorize(caller, Right.MANAGE, None)
+    if current is None:
+        raise NotFound(f"There is no key {operation.id}.", f"没有密钥 {operation.id}。")
+    return current if current.revoked else replace(current, revoked=max(now, 1))

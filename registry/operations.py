@@ -1,0 +1,107 @@
+"""What can be asked of the registrar. Values only; each names one change to one subject."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from biaojie.account import PrefixStatus, Role
+from biaojie.identifier import Identifier
+from biaojie.record import Status, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What must hold of the record before the change (RFC 9110 §13.1).
+
+    `absent`: it must not exist (If-None-Match: *). Otherwise it must exist, with `version` and
+    `sequence` where they are given (If-Match).
+    """
+
+    absent: bool = False
+    version: int | None = None
+    sequence: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Register; fails when the identifier is taken or retired."""
+
+    identifier: Identifier
+    values: tuple[Value, ...]
+    status: Status = Status.ACTIVE
+    template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Register, or replace all values. A status or template not given stays as it is."""
+
+    identifier: Identifier
+    values: tuple[Value, ...]
+    status: Status | None = None
+    template: str | None = None
+    condition: Condition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Modify:
+    """Add or replace values by index, remove others, change status or template."""
+
+    identifier: Identifier
+    set: tuple[Value, ...] = ()
+    remove: tuple[int, ...] = ()
+    status: Status | None = None
+    template: str | None = None
+    condition: Condition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Leave a tombstone: the identifier resolves no more and is never given out again."""
+
+    identifier: Identifier
+    condition: Condition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """Remove without trace but for the change log; the identifier may be registered again."""
+
+    identifier: Identifier
+    condition: Condition | None = None
+
+
+RecordOperation = Create | Put | Modify | Retire | Purge
+
+
+@dataclass(frozen=True, slots=True)
+class HomePrefix:
+    name: str
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChangePrefix:
+    name: str
+    tenant: str | None = None
+    status: PrefixStatus | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IssueKey:
+    """`digest` is the SHA-256 of the secret. `first`: only into a registry without a history."""
+
+    id: str
+    digest: bytes
+    tenant: str
+    role: Role
+    label: str = ""
+    first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeKey:
+    id: str
+
+
+Operation = RecordOperation | HomePrefix | ChangePrefix | IssueKey | RevokeKey

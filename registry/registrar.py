@@ -1,0 +1,338 @@
+"""The one write path: every change to the registry goes through `Registrar.submit`.
+
+Concurrent submissions share a transaction (group commit without a timer: the next group
+leaves when the last has returned). Each commit appends one change-log entry. An answer means
+the change is on disk. A submission that fails leaves nothing behind and harms no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import msgpack
+
+from biaojie.change import Action, Entry, Receipt
+from biaojie.errors import (
+    ERRORS,
+    BatchRejected,
+    BiaojieError,
+    DeadlineExceeded,
+    IdempotencyMismatch,
+    IdempotencyRunning,
+    Internal,
+    OverCapacity,
+    TemporarilyUnavailable,
+)
+
+from .admission import Caller
+from .changelog import next_entry
+from .operations import Operation
+from .staging import RULES_DEFAULT, Rules, Staging
+from .store import ReceiptKey, Store, StoredReceipt, Transaction
+
+Mode = Literal["all", "valid-rows"]
+log = logging.getLogger("biaojie.registrar")
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """The caller's key for this request and the SHA-256 of the request itself."""
+
+    key: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One result per operation, in order. `sequence` is 0 when nothing was written."""
+
+    results: tuple[Receipt | BiaojieError, ...]
+    sequence: int
+    replayed: bool = False
+
+    def single(self) -> Receipt:
+        """The receipt of the only operation; raises its error."""
+        (result,) = self.results
+        if isinstance(result, BiaojieError):
+            raise result
+        return result
+
+
+@dataclass(eq=False, slots=True)
+class _Submission:
+    caller: Caller
+    operations: Sequence[Operation]
+    mode: Mode
+    dry_run: bool
+    idempotency: Idempotency | None
+    future: asyncio.Future[Outcome]
+
+    @property
+    def receipt_key(self) -> ReceiptKey | None:
+        if self.idempotency is None:
+            return None
+        return ReceiptKey(self.caller.key_id, self.idempotency.key)
+
+
+class Watcher(Protocol):
+    """Told how each commit went: operations in it, seconds it took, whether it succeeded."""
+
+    def committed(self, operations: int, seconds: float, ok: bool) -> None: ...
+
+
+class Registrar:
+    """Shared by all front ends of a process. `start()` before use, `stop()` drains.
+
+    `queue_operations_max` bounds what waits for a commit (beyond: OverCapacity),
+    `commit_operations_max` what one commit takes; `commit_timeout_s` bounds a commit.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        on_commit: Callable[[Entry], None] = lambda entry: None,
+        watcher: Watcher | None = None,
+        clock: Callable[[], float] = time.time,
+        rules: Rules = RULES_DEFAULT,
+        queue_operations_max: int = 20_000,
+        commit_operations_max: int = 4_000,
+        commit_timeout_s: float = 8.0,
+        receipts_kept_s: int = 2 * 86_400,
+    ) -> None:
+        self._store = store
+        self._on_commit = on_commit
+        self._watcher = watcher
+        self._clock = clock
+        self._rules = rules
+        self._queue_operations_max = queue_operations_max
+        self._commit_operations_max = commit_operations_max
+        self._commit_timeout_s = commit_timeout_s
+        self._receipts_kept_s = receipts_kept_s
+        self._queue: deque[_Submission] = deque()
+        self._queued_operations = 0
+        self._running: dict[ReceiptKey, bytes] = {}
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+        self._commits = 0
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="registrar")
+
+    async def stop(self) -> None:
+        """Commit what is queued, refuse what comes, end the task."""
+        self._stopping = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+            self._task = None
+
+    async def submit(
+        self,
+        caller: Caller,
+        operations: Sequence[Operation],
+        *,
+        mode: Mode = "all",
+        dry_run: bool = False,
+        idempotency: Idempotency | None = None,
+    ) -> Outcome:
+        """Do the operations in one transaction and return their results.
+
+        Mode `all`: any error means nothing is written and BatchRejected is raised (with one
+        operation: its own error). Mode `valid-rows`: the good ones are written. A dry run
+        decides everything and writes nothing. Raises OverCapacity, IdempotencyMismatch,
+        IdempotencyRunning, TemporarilyUnavailable, StorageFull.
+        """
+        assert operations
+        if self._stopping or (
+            self._queue and self._queued_operations + len(operations) > self._queue_operations_max
+        ):
+            raise OverCapacity()
+        submission = _Submission(
+            caller,
+            operations,
+            mode,
+            dry_run,
+            idempotency,
+            asyncio.get_running_loop().create_future(),
+        )
+        receipt_key = submission.receipt_key
+        if receipt_key is not None:
+            assert idempotency is not None
+            running = self._running.get(receipt_key)
+            if running is not None:
+                raise (
+                    IdempotencyRunning()
+                    if running == idempotency.fingerprint
+                    else IdempotencyMismatch()
+                )
+            self._running[receipt_key] = idempotency.fingerprint
+        self._queue.append(submission)
+        self._queued_operations += len(operations)
+        self._wake.set()
+        return await submission.future
+
+    # The commit loop --------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                group = self._take()
+                if group:
+                    await self._commit(group)
+            if self._stopping:
+                return
+
+    def _take(self) -> list[_Submission]:
+        group: list[_Submission] = []
+        size = 0
+        while self._queue:
+            if group and size + len(self._queue[0].operations) > self._commit_operations_max:
+                break
+            submission = self._queue.popleft()
+            self._queued_operations -= len(submission.operations)
+            if submission.future.done():  # its caller gave up while it waited
+                self._forget(submission)
+                continue
+            group.append(submission)
+            size += len(submission.operations)
+        return group
+
+    def _forget(self, submission: _Submission) -> None:
+        receipt_key = submission.receipt_key
+        if receipt_key is not None:
+            self._running.pop(receipt_key, None)
+
+    async def _commit(self, group: list[_Submission]) -> None:
+        started = time.perf_counter()
+        entry: Entry | None = None
+        answers: list[Outcome | BiaojieError] = []
+        failure: BiaojieError | None = None
+        try:
+            async with asyncio.timeout(self._commit_timeout_s):
+                async with self._store.transaction() as tx:
+                    entry, answers = await self._transact(tx, group)
+        except BiaojieError as error:
+            failure = error
+        except TimeoutError:
+            failure = DeadlineExceeded()
+        except Exception as error:
+            log.exception("commit failed")
+            failure = TemporarilyUnavailable()
+            failure.__cause__ = error
+        if self._watcher is not None:
+            operations = sum(len(submission.operations) for submission in group)
+            self._watcher.committed(operations, time.perf_counter() - started, failure is None)
+        # Caches forget first: whoever is told of the change must not read the old state.
+        if failure is None and entry is not None:
+            self._on_commit(entry)
+        for number, submission in enumerate(group):
+            self._forget(submission)
+            if submission.future.done():
+                continue
+            answer = failure or answers[number]
+            if isinstance(answer, BiaojieError):
+                # One exception object per caller: tracebacks and request ids are not shared.
+                copy = type(answer)(*answer.detail, **answer.fields)
+                submission.future.set_exception(copy)
+            else:
+                submission.future.set_result(answer)
+
+    async def _transact(
+        self, tx: Transaction, group: list[_Submission]
+    ) -> tuple[Entry | None, list[Outcome | BiaojieError]]:
+        now = int(self._clock())
+        head = await tx.head()
+        receipts = await tx.find_receipts(
+            [key for submission in group if (key := submission.receipt_key)], now
+        )
+        operations = [op for submission in group for op in submission.operations]
+        staging = await Staging.load(tx, operations, self._rules, head[0] + 1, now)
+        answers: list[Outcome | BiaojieError] = []
+        fresh: dict[ReceiptKey, StoredReceipt] = {}
+        for submission in group:
+            key = submission.receipt_key
+            kept = receipts.get(key) if key else None
+            if kept is not None:
+                assert submission.idempotency is not None
+                same = kept.fingerprint == submission.idempotency.fingerprint
+                answers.append(_unpack(kept.reply) if same else IdempotencyMismatch())
+                continue
+            answer = self._apply(submission, staging)
+            answers.append(answer)
+            if key and isinstance(answer, Outcome) and answer.sequence:
+                assert submission.idempotency is not None
+                fresh[key] = StoredReceipt(
+                    submission.idempotency.fingerprint, _pack(answer), now + self._receipts_kept_s
+                )
+        if not staging.changes:
+            return None, answers
+        await staging.write(tx)
+        if fresh:
+            await tx.put_receipts(fresh)
+        entry = next_entry(head, int(self._clock() * 1000), staging.changes)
+        await tx.append(entry)
+        self._commits += 1
+        if self._commits % 64 == 1:
+            await tx.forget_receipts(now, 1_000)
+        return entry, answers
+
+    def _apply(self, submission: _Submission, staging: Staging) -> Outcome | BiaojieError:
+        branch = staging.branch()
+        results: list[Receipt | BiaojieError] = []
+        failed = False
+        for operation in submission.operations:
+            try:
+                results.append(branch.apply(operation, submission.caller))
+            except BiaojieError as error:
+                failed = True
+                results.append(error)
+            except Exception:
+                log.exception("operation failed")
+                return Internal()
+        if failed and submission.mode == "all":
+            if len(results) == 1 and isinstance(results[0], BiaojieError):
+                return results[0]
+            return BatchRejected(results=tuple(results))
+        written = not submission.dry_run and bool(branch.changes)
+        if written:
+            staging.merge(branch)
+        return Outcome(tuple(results), branch.sequence if written else 0)
+
+
+def _pack(outcome: Outcome) -> bytes:
+    packed: bytes = msgpack.packb(
+        [
+            outcome.sequence,
+            [
+                [r.code, r.detail.en, r.detail.zh]
+                if isinstance(r, BiaojieError)
+                else [r.identifier, r.action.value, str(r.status), r.version, r.sequence]
+                for r in outcome.results
+            ],
+        ]
+    )
+    return packed
+
+
+def _unpack(reply: bytes) -> Outcome:
+    sequence, rows = msgpack.unpackb(reply)
+    return Outcome(
+        tuple(
+            ERRORS[row[0]](row[1], row[2])
+            if len(row) == 3
+            else Receipt(row[0], Action(row[1]), row[2], row[3], row[4])
+            for row in rows
+        ),
+        sequence,
+        replayed=True,
+    )

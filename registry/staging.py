@@ -1,0 +1,213 @@
+"""What one commit sees and changes, between the transaction that loads it and the one write.
+
+`load` reads every subject that the operations touch in a few statements, `apply` decides one
+operation against what the ones before it left, `write` stores the sum. A submission works on
+a `branch()`, merged only if the submission as a whole is accepted.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from biaojie.account import ApiKey, Prefix
+from biaojie.change import Action, Change, Receipt
+from biaojie.identifier import Key, fold_prefix
+from biaojie.record import Record
+
+from .admission import (
+    Caller,
+    decide_change_prefix,
+    decide_home,
+    decide_issue,
+    decide_record,
+    decide_revoke,
+)
+from .changelog import ZERO, record_digest, text_digest
+from .operations import (
+    ChangePrefix,
+    HomePrefix,
+    IssueKey,
+    Operation,
+    RecordOperation,
+    RevokeKey,
+)
+from .store import Found, Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Node settings that decisions depend on."""
+
+    case_sensitive: bool = False
+    strict_slash: bool = False
+
+
+RULES_DEFAULT = Rules()
+
+
+@dataclass(slots=True)
+class Staging:
+    """`sequence` is the entry this commit will be, `now` its time in epoch seconds."""
+
+    rules: Rules
+    sequence: int
+    now: int
+    found: ChainMap[Key, Found] = field(default_factory=ChainMap)
+    prefixes: ChainMap[str, Prefix | None] = field(default_factory=ChainMap)
+    keys: ChainMap[str, ApiKey | None] = field(default_factory=ChainMap)
+    new_keys: dict[bytes, ApiKey] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+
+    @classmethod
+    async def load(
+        cls,
+        tx: Transaction,
+        operations: Iterable[Operation],
+        rules: Rules,
+        sequence: int,
+        now: int,
+    ) -> Staging:
+        records: dict[Key, None] = {}
+        prefixes: dict[str, None] = {}
+        keys: dict[str, None] = {}
+        for operation in operations:
+            match operation:
+                case HomePrefix() | ChangePrefix():
+                    prefixes[fold_prefix(operation.name)] = None
+                case IssueKey() | RevokeKey():
+                    keys[operation.id] = None
+                case _:
+                    records[operation.identifier.key(case_sensitive=rules.case_sensitive)] = None
+        found = await tx.look_up(list(records)) if records else []
+        homed = await tx.find_prefixes(list(prefixes)) if prefixes else {}
+        issued = await tx.find_keys_by_id(list(keys)) if keys else {}
+        return cls(
+            rules,
+            sequence,
+            now,
+            ChainMap({}, dict(zip(records, found, strict=True))),
+            ChainMap({}, {name: homed.get(name) for name in prefixes}),
+            ChainMap({}, {key_id: issued.get(key_id) for key_id in keys}),
+        )
+
+    def branch(self) -> Staging:
+        return Staging(
+            self.rules,
+            self.sequence,
+            self.now,
+            self.found.new_child(),
+            self.prefixes.new_child(),
+            self.keys.new_child(),
+        )
+
+    def merge(self, branch: Staging) -> None:
+        self.found.maps[0].update(branch.found.maps[0])
+        self.prefixes.maps[0].update(branch.prefixes.maps[0])
+        self.keys.maps[0].update(branch.keys.maps[0])
+        self.new_keys |= branch.new_keys
+        self.changes += branch.changes
+
+    # Deciding ---------------------------------------------------------------------------
+
+    def apply(self, operation: Operation, caller: Caller) -> Receipt:
+        """Decide one operation and stage what it does; raises the operation's error."""
+        match operation:
+            case HomePrefix() | ChangePrefix():
+                return self._apply_prefix(operation, caller)
+            case IssueKey() | RevokeKey():
+                return self._apply_key(operation, caller)
+            case _:
+                return self._apply_record(operation, caller)
+
+    def _apply_record(self, operation: RecordOperation, caller: Caller) -> Receipt:
+        key = operation.identifier.key(case_sensitive=self.rules.case_sensitive)
+        found = self.found[key]
+        decision = decide_record(
+            operation, caller, found, self.now, strict_slash=self.rules.strict_slash
+        )
+        record = decision.record
+        if record is None:
+            assert found.record is not None
+            self.found[key] = Found(found.prefix, None)
+            old = found.record
+            return self._note(
+                decision.action, str(old.identifier), "purged", old.version + 1, caller, ZERO
+            )
+        self.found[key] = Found(found.prefix, replace(record, sequence=self.sequence))
+        return self._note(
+            decision.action,
+            str(record.identifier),
+            record.status,
+            record.version,
+            caller,
+            record_digest(record),
+        )
+
+    def _apply_prefix(self, operation: HomePrefix | ChangePrefix, caller: Caller) -> Receipt:
+        folded = fold_prefix(operation.name)
+        current = self.prefixes[folded]
+        if isinstance(operation, HomePrefix):
+            action = Action.HOME_PREFIX
+            prefix = decide_home(operation, caller, current, self.now)
+        else:
+            action = Action.CHANGE_PREFIX
+            prefix = decide_change_prefix(operation, caller, current)
+        self.prefixes[folded] = replace(prefix, sequence=self.sequence)
+        digest = text_digest(prefix.name, prefix.tenant, prefix.status, prefix.version)
+        return self._note(action, prefix.name, prefix.status, prefix.version, caller, digest)
+
+    def _apply_key(self, operation: IssueKey | RevokeKey, caller: Caller) -> Receipt:
+        if isinstance(operation, IssueKey):
+            # Within the very first commit the log counts as empty only for its first change.
+            log_is_empty = self.sequence == 1 and not self.changes
+            key = decide_issue(operation, caller, log_is_empty, self.now)
+            self.new_keys[operation.digest] = key
+            action, status, version = Action.ISSUE_KEY, "valid", 1
+        else:
+            key = decide_revoke(operation, caller, self.keys[operation.id], self.now)
+            action, status, version = Action.REVOKE_KEY, "revoked", 2
+        self.keys[key.id] = key
+        digest = text_digest(key.id, key.tenant, key.role, key.revoked)
+        return self._note(action, key.id, status, version, caller, digest)
+
+    def _note(
+        self,
+        action: Action,
+        subject: str,
+        status: str,
+        version: int,
+        caller: Caller,
+        digest: bytes,
+    ) -> Receipt:
+        self.changes.append(Change(action, subject, version, caller.key_id, digest))
+        return Receipt(subject, action, str(status), version, self.sequence)
+
+    # Writing ----------------------------------------------------------------------------
+
+    async def write(self, tx: Transaction) -> None:
+        """Store everything staged; the log entry is the caller's to append."""
+        prefixes = [prefix for prefix in self.prefixes.maps[0].values() if prefix is not None]
+        if prefixes:
+            await tx.put_prefixes(prefixes)
+        records: dict[Key, Record] = {}
+        purged: list[Key] = []
+        for key, found in self.found.maps[0].items():
+            if found.record is None:
+                purged.append(key)
+            else:
+                records[key] = found.record
+        if records:
+            await tx.put_records(records)
+        if purged:
+            await tx.purge_records(purged)
+        if self.new_keys:
+            await tx.put_keys(self.new_keys)
+        revoked = {
+            key.id: key.revoked
+            for key in self.keys.maps[0].values()
+            if key is not None and key.revoked
+        }
+        if revoked:
+            await tx.revoke_keys(revoked)
