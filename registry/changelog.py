@@ -133,12 +133,19 @@ def pack_changes(changes: Sequence[Change]) -> bytes:
 def unpack_changes(packed: bytes) -> tuple[Change, ...]:
     """Raises ValueError on anything `pack_changes` did not write."""
     try:
-        return tuple(
+        changes = tuple(
             Change(Action(action), subject, version, actor, digest)
             for action, subject, version, actor, digest in msgpack.unpackb(packed)
         )
     except Exception as error:
         raise ValueError(f"not packed changes: {error}") from error
+    for change in changes:
+        kinds = (type(change.subject), type(change.version), type(change.actor))
+        if kinds != (str, int, str) or type(change.digest) is not bytes:
+            raise ValueError("not packed changes: a field has the wrong type")
+    if pack_changes(changes) != packed:
+        raise ValueError("not packed changes: the encoding is not the one that was written")
+    return changes
 
 
 class Verifier:
@@ -148,12 +155,12 @@ class Verifier:
         self.head = head
         self.faults: list[str] = []
 
-    def feed(self, entry: Entry) -> Iterator[str]:
-        """Yield the faults of this entry (also kept in `faults`)."""
+    def feed(self, entry: Entry) -> list[str]:
+        """The faults of this entry (also kept in `faults`)."""
         found = list(self._check(entry))
         self.faults += found
         self.head = (entry.sequence, entry.hash)
-        yield from found
+        return found
 
     def _check(self, entry: Entry) -> Iterator[str]:
         at = f"entry {entry.sequence}"
@@ -168,7 +175,7 @@ class Verifier:
         if entry_hash(entry) != entry.hash:
             yield f"{at}: its fields do not hash to its hash; it was edited"
 
-    def end(self, head: tuple[int, bytes], newest_record: int) -> Iterator[str]:
+    def end(self, head: tuple[int, bytes], newest_record: int) -> list[str]:
         """Compare the walked log with the store's head row and its newest record."""
         found = []
         if self.head != head:
@@ -182,4 +189,4 @@ class Verifier:
                 " it was truncated"
             )
         self.faults += found
-        yield from found
+        return found

@@ -34,7 +34,7 @@ class BiaojieError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, en: str = "", zh: str = "", /, request_id: str = "", **fields: Any) -> None:
-        self.detail = Text(en or self.title.en, zh or en or self.title.zh)
+        self.detail = Text(en or f"{self.title.en}.", zh or en or f"{self.title.zh}。")
         self.request_id = request_id
         self.fields: Mapping[str, Any] = fields
         super().__init__(self.detail.en)

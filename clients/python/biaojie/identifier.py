@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote
 
 from .errors import InvalidIdentifier
 from .limits import IDENTIFIER_CHARS_MAX, PREFIX_CHARS_MAX
 
 FULL_WIDTH_SLASH = "／"
 _LABEL = re.compile(r"[A-Za-z0-9_-]+")
-_ENCODED_SLASH = re.compile(r"%2f", re.IGNORECASE)
-_SCHEME = re.compile(r"(hdl:|https?://)", re.IGNORECASE)
+_SLASH = re.compile(f"[/{FULL_WIDTH_SLASH}]")
+_SCHEME = re.compile("(?:hdl[:：]|(https?[:：]//))", re.IGNORECASE)
+_PERCENT_PIECE = re.compile("%[0-9A-Fa-f]{2}|.", re.DOTALL)
 # Input methods for Chinese often leave full-width digits, letters and dots in what people paste.
-_HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {ord("。"): ord(".")}
+# Unicode decomposes no character into more than four, so nothing longer can come to fit.
+_DECOMPOSED_CHARS_MAX = 4 * IDENTIFIER_CHARS_MAX
+# The same written as %XX, four octets a character.
+_ENCODED_CHARS_MAX = 12 * _DECOMPOSED_CHARS_MAX
 
 
 class Key(NamedTuple):
@@ -30,13 +36,21 @@ class Key(NamedTuple):
     suffix: bytes
 
 
-def _bad(rule: str, position: int, en: str, zh: str) -> InvalidIdentifier:
-    return InvalidIdentifier(
-        f"{en} (position {position}, rule {rule}).",
-        f"{zh}（位置 {position}，规则 {rule}）。",
-        position=position,
-        rule=rule,
-    )
+class _Fault(NamedTuple):
+    """What is wrong; `position` counts characters from 0."""
+
+    rule: str
+    position: int
+    en: str
+    zh: str
+
+    def error(self) -> InvalidIdentifier:
+        return InvalidIdentifier(
+            f"{self.en} (position {self.position}, rule {self.rule}).",
+            f"{self.zh}（位置 {self.position}，规则 {self.rule}）。",
+            position=self.position,
+            rule=self.rule,
+        )
 
 
 def fold_prefix(prefix: str) -> str:
@@ -48,13 +62,20 @@ def check_prefix(prefix: str) -> str:
     """Return `prefix` if it is well-formed, else raise InvalidIdentifier.
 
     Labels of ASCII letters, digits, `-` and `_`, parted by single dots, at most 64
-    characters in all. Under the national country code 88 the second label has 3 to 5 digits
-    and the others are digits, at most 128 (VAA rules).
+    characters in all. Under the national country code 88 every label is made of digits and
+    the second has 3 to 5 (VAA rules).
     """
+    fault = _prefix_fault(prefix)
+    if fault:
+        raise fault.error()
+    return prefix
+
+
+def _prefix_fault(prefix: str) -> _Fault | None:
     if not prefix:
-        raise _bad("prefix-empty", 0, "The prefix is empty", "前缀为空")
+        return _Fault("prefix-empty", 0, "The prefix is empty", "前缀为空")
     if len(prefix) > PREFIX_CHARS_MAX:
-        raise _bad(
+        return _Fault(
             "prefix-length",
             PREFIX_CHARS_MAX,
             f"The prefix is longer than {PREFIX_CHARS_MAX} characters",
@@ -64,7 +85,7 @@ def check_prefix(prefix: str) -> str:
     labels = prefix.split(".")
     for number, label in enumerate(labels):
         if not label:
-            raise _bad(
+            return _Fault(
                 "prefix-label-empty",
                 position,
                 "The prefix has an empty label: no dot at either end, no two in a row",
@@ -73,29 +94,96 @@ def check_prefix(prefix: str) -> str:
         match = _LABEL.match(label)
         good = match.end() if match else 0
         if good < len(label):
-            raise _bad(
+            return _Fault(
                 "prefix-character",
                 position + good,
-                f"The prefix may not contain {label[good]!a}",
-                f"前缀不能包含字符 {label[good]!a}",
+                f"The prefix may not contain {_named(label[good])}",
+                f"前缀不能包含字符 {_named(label[good])}",
             )
         if labels[0] == "88" and number:
             if not label.isdigit():
-                raise _bad(
+                return _Fault(
                     "prefix-national-digits",
                     position,
                     "Under country code 88 every label is made of digits",
                     "国家代码 88 下各段只能为数字",
                 )
             if number == 1 and not 3 <= len(label) <= 5:
-                raise _bad(
+                return _Fault(
                     "prefix-national-industry",
                     position,
                     "Under country code 88 the second label has 3 to 5 digits",
                     "国家代码 88 下第二段应为 3 至 5 位数字",
                 )
         position += len(label) + 1
-    return prefix
+    return None
+
+
+def _suffix_fault(suffix: str, start: int) -> _Fault | None:
+    """The fault of a suffix that begins at `start`, as far as it shows before NFC."""
+    if not suffix:
+        return _Fault("suffix-empty", start, "The suffix is empty", "后缀为空")
+    if len(suffix) > _DECOMPOSED_CHARS_MAX:
+        return _too_long()
+    if not suffix.isprintable():
+        offset = next(n for n, character in enumerate(suffix) if not character.isprintable())
+        return _Fault(
+            "suffix-character",
+            start + offset,
+            f"The suffix may not contain {_named(suffix[offset])}",
+            f"后缀不能包含字符 {_named(suffix[offset])}",
+        )
+    if suffix[0] == " " or suffix[-1] == " ":
+        return _Fault(
+            "suffix-space",
+            start if suffix[0] == " " else start + len(suffix) - 1,
+            "The suffix may not begin or end with a space",
+            "后缀不能以空格开头或结尾",
+        )
+    return None
+
+
+def _too_long() -> _Fault:
+    return _Fault(
+        "identifier-length",
+        IDENTIFIER_CHARS_MAX,
+        f"The identifier is longer than {IDENTIFIER_CHARS_MAX} characters",
+        f"标识超过 {IDENTIFIER_CHARS_MAX} 个字符",
+    )
+
+
+def _named(character: str) -> str:
+    """`U+00E9 'é'`; characters that cannot be seen by number alone."""
+    number = f"U+{ord(character):04X}"
+    return f"{number} {character!r}" if character.isprintable() else number
+
+
+def _percent_decoded(text: str, start: int) -> tuple[str, Sequence[int]]:
+    """The decoded text, and for each of its characters (and its end) the offset it had.
+
+    `start` is where `text` begins in what the caller was given, for the error. A `%` that is
+    not followed by two hexadecimal digits stands for itself.
+    """
+    if "%" not in text:
+        return text, range(len(text) + 1)
+    octets = bytearray()
+    positions: list[int] = []
+    for piece in _PERCENT_PIECE.finditer(text):
+        part = piece.group()
+        raw = bytes.fromhex(part[1:]) if len(part) == 3 else part.encode("utf-8", "surrogatepass")
+        octets += raw
+        positions += [piece.start()] * len(raw)
+    try:
+        decoded = octets.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise _Fault(
+            "percent-encoding",
+            start + positions[error.start],
+            "Percent-encoding is not UTF-8",
+            "百分号编码不是 UTF-8",
+        ).error() from None
+    firsts = [at for octet, at in zip(octets, positions, strict=True) if octet & 0xC0 != 0x80]
+    return decoded, [*firsts, len(text)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,36 +198,15 @@ class Identifier:
     suffix: str
 
     def __post_init__(self) -> None:
-        check_prefix(self.prefix)
         start = len(self.prefix) + 1
-        if not self.suffix:
-            raise _bad("suffix-empty", start, "The suffix is empty", "后缀为空")
-        for offset, character in enumerate(self.suffix):
-            if not character.isprintable():
-                raise _bad(
-                    "suffix-character",
-                    start + offset,
-                    f"The suffix may not contain U+{ord(character):04X}",
-                    f"后缀不能包含字符 U+{ord(character):04X}",
-                )
-        # is_normalized is undefined on lone surrogates, hence after the printable check
+        fault = _prefix_fault(self.prefix) or _suffix_fault(self.suffix, start)
+        if fault:
+            raise fault.error()
+        # only now: is_normalized is undefined on lone surrogates
         if not unicodedata.is_normalized("NFC", self.suffix):
             object.__setattr__(self, "suffix", unicodedata.normalize("NFC", self.suffix))
-        if self.suffix[0] == " " or self.suffix[-1] == " ":
-            at = start if self.suffix[0] == " " else start + len(self.suffix) - 1
-            raise _bad(
-                "suffix-space",
-                at,
-                "The suffix may not begin or end with a space",
-                "后缀不能以空格开头或结尾",
-            )
         if start + len(self.suffix) > IDENTIFIER_CHARS_MAX:
-            raise _bad(
-                "identifier-length",
-                IDENTIFIER_CHARS_MAX,
-                f"The identifier is longer than {IDENTIFIER_CHARS_MAX} characters",
-                f"标识超过 {IDENTIFIER_CHARS_MAX} 个字符",
-            )
+            raise _too_long().error()
 
     def __str__(self) -> str:
         return f"{self.prefix}/{self.suffix}"
@@ -148,41 +215,47 @@ class Identifier:
     def parse(cls, text: str) -> Identifier:
         """Read an identifier in any form people paste.
 
-        `88.118.8/SN1` is taken letter by letter. `hdl:…`, `https://host/…` and text whose
-        slash is written `%2F` are percent-decoded; a URL's query and fragment are dropped.
-        A full-width slash, and full-width letters in the prefix, count as their ASCII forms.
+        `88.118.8/SN1` is taken letter by letter. `hdl:…`, `https://host/…` and text with a
+        `%` before its first slash (`88.118.8%2FSN1`) are percent-decoded; a URL's query and
+        fragment are dropped. A full-width slash, and full-width letters, digits and dots in
+        the prefix, count as their ASCII forms. Space around the text is ignored. The position
+        in an error counts in `text` as given.
         """
-        text = text.strip()
-        scheme = _SCHEME.match(text)
-        encoded = scheme is not None
+        body = text.strip()
+        start = text.find(body)
+        scheme = _SCHEME.match(body)
         if scheme:
-            text = text[scheme.end() :]
-            if scheme.group().lower() != "hdl:":
-                text = re.split(r"[?#]", text, maxsplit=1)[0]
-                _, slash, text = text.partition("/")
-                if not slash:
-                    raise _bad("slash-missing", len(text), "The URL has no path", "网址没有路径")
-        slashes = [at for at in (text.find("/"), text.find(FULL_WIDTH_SLASH)) if at >= 0]
-        found = _ENCODED_SLASH.search(text)
-        if found and (not slashes or found.start() < min(slashes)):
-            encoded = True
-        if encoded:
-            try:
-                text = unquote_to_bytes(text).decode()
-            except UnicodeError:
-                raise _bad(
-                    "percent-encoding", 0, "Percent-encoding is not UTF-8", "百分号编码不是 UTF-8"
-                ) from None
-            slashes = [at for at in (text.find("/"), text.find(FULL_WIDTH_SLASH)) if at >= 0]
-        if not slashes:
-            raise _bad(
+            start += scheme.end()
+            body = body[scheme.end() :]
+        if scheme and scheme[1]:
+            body = re.split(r"[?#]", body, maxsplit=1)[0]
+            host, slash, path = body.partition("/")
+            if not slash:
+                raise _Fault(
+                    "slash-missing", start + len(body), "The URL has no path", "网址没有路径"
+                ).error()
+            start += len(host) + 1
+            body = path
+        if len(body) > _ENCODED_CHARS_MAX:
+            raise _too_long().error()
+        positions: Sequence[int] = range(len(body) + 1)
+        if scheme or "%" in _SLASH.split(body, maxsplit=1)[0]:
+            body, positions = _percent_decoded(body, start)
+        slash_at = _SLASH.search(body)
+        if not slash_at:
+            raise _Fault(
                 "slash-missing",
-                len(text),
+                start + positions[-1],
                 "There is no slash between prefix and suffix",
                 "前缀与后缀之间缺少斜杠",
-            )
-        at = min(slashes)
-        return cls(text[:at].translate(_HALF_WIDTH), text[at + 1 :])
+            ).error()
+        prefix, suffix = body[: slash_at.start()].translate(_HALF_WIDTH), body[slash_at.end() :]
+        try:
+            return cls(prefix, suffix)
+        except InvalidIdentifier:
+            fault = _prefix_fault(prefix) or _suffix_fault(suffix, slash_at.end()) or _too_long()
+            position = start + positions[fault.position]
+            raise fault._replace(position=position).error() from None
 
     def key(self, *, case_sensitive: bool = False) -> Key:
         """The look-up key. `case_sensitive` concerns the suffix only; prefixes always fold."""
@@ -190,5 +263,9 @@ class Identifier:
         return Key(fold_prefix(self.prefix), suffix if case_sensitive else suffix.upper())
 
     def url_path(self) -> str:
-        """Percent-encoded path without a leading slash; the first slash stays literal."""
-        return f"{self.prefix}/{quote(self.suffix, safe='')}"
+        """Percent-encoded path without a leading slash; the first slash stays literal.
+
+        Save before the suffixes `.` and `..`, which every URL parser would walk away.
+        """
+        slash = "%2F" if self.suffix in {".", ".."} else "/"
+        return f"{self.prefix}{slash}{quote(self.suffix, safe='')}"

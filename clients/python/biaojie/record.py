@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import IntFlag, StrEnum
 
-from .errors import InvalidRecord
+from .errors import InvalidIdentifier, InvalidRecord
 from .identifier import Identifier
 from .limits import (
     INDEX_MAX,
@@ -37,13 +37,13 @@ class Permissions(IntFlag):
         return f"{self.value:04b}"
 
     @classmethod
-    def parse(cls, text: str) -> Permissions:
+    def parse(cls, text: str, path: str = "permissions") -> Permissions:
         """From four digits such as `1110`; raises InvalidRecord."""
         if len(text) != 4 or not set(text) <= {"0", "1"}:
             raise InvalidRecord(
-                f"Permissions are four digits 0 or 1, not {text!a}.",
-                f"权限应为四位 0 或 1，而不是 {text!a}。",
-                path="permissions",
+                f"{path}: must be four digits 0 or 1, not {text[:20]!r}.",
+                f"{path}：应为四位 0 或 1，而不是 {text[:20]!r}。",
+                path=path,
             )
         return cls(int(text, 2))
 
@@ -51,7 +51,14 @@ class Permissions(IntFlag):
 PERMISSIONS_DEFAULT = Permissions(0x0E)
 PERMISSIONS_SECRET = Permissions(0x0C)
 SECRET_TYPES = frozenset({"HS_SECKEY"})
-"""Types that must never be publicly readable."""
+"""Types that must never be publicly readable, folded."""
+
+_UPPER = {code: code - 32 for code in range(ord("a"), ord("z") + 1)}
+
+
+def fold_type(type_: str) -> str:
+    """The form value types are compared by: ASCII letters in upper case."""
+    return type_.translate(_UPPER)
 
 
 class Status(StrEnum):
@@ -69,7 +76,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A value elsewhere: identifier text and value index."""
+    """A value elsewhere: identifier as `prefix/suffix` and value index (0: the whole record)."""
 
     identifier: str
     index: int
@@ -118,6 +125,9 @@ class Value:
         if len(self.data) > VALUE_BYTES_MAX:
             raise bad("data", f"over {VALUE_BYTES_MAX} bytes.", f"超过 {VALUE_BYTES_MAX} 字节。")
         if not 0 <= self.ttl <= TTL_MAX_S:
+            if self.ttl_absolute:
+                last = "2038-01-19T03:14:07Z"
+                raise bad("ttl", f"must not be after {last}.", f"不能晚于 {last}。")
             raise bad("ttl", f"must be 0 to {TTL_MAX_S}.", f"应为 0 至 {TTL_MAX_S}。")
         if len(self.references) > REFERENCES_MAX:
             raise bad("references", f"over {REFERENCES_MAX}.", f"超过 {REFERENCES_MAX} 个。")
@@ -125,12 +135,12 @@ class Value:
             if not 0 <= reference.index <= INDEX_MAX:
                 raise bad(f"references[{number}].index", "out of range.", "超出范围。")
             try:
-                Identifier.parse(reference.identifier)
-            except Exception as error:
+                Identifier(*reference.identifier.partition("/")[::2])
+            except InvalidIdentifier as error:
                 raise bad(
                     f"references[{number}].identifier", "not an identifier.", "不是合法标识。"
                 ) from error
-        if self.type in SECRET_TYPES and self.permissions & Permissions.PUBLIC_READ:
+        if fold_type(self.type) in SECRET_TYPES and self.permissions & Permissions.PUBLIC_READ:
             raise bad(
                 "permissions",
                 f"a {self.type} may not be publicly readable; use 1100.",
@@ -200,8 +210,8 @@ class Record:
 
     def first(self, type_: str) -> Value | None:
         """The value of that type with the lowest index (types match ASCII case-insensitively)."""
-        folded = type_.lower()
-        return next((value for value in self.values if value.type.lower() == folded), None)
+        folded = fold_type(type_)
+        return next((value for value in self.values if fold_type(value.type) == folded), None)
 
     def ttl_s(self, now: float) -> int:
         """Seconds this record may be kept: the least of its values' TTLs, capped at two days."""

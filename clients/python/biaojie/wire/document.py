@@ -1,7 +1,8 @@
 """The JSON document codec: values of this library to and from plain JSON objects, sans I/O.
 
-`encode_*` gives dicts of JSON types; `decode_*` takes anything and gives a value or raises
-(InvalidRecord, InvalidIdentifier, MalformedAnswer). Times are ISO 8601 UTC text.
+`encode_*` gives dicts of JSON types; `decode_*` takes anything and gives a value or raises:
+InvalidRecord about what callers send, MalformedAnswer about what nodes answer. Times are
+ISO 8601 UTC text. Errors have their own file, problem.py; its names are here as well.
 The value object is the Handle JSON value (index, type, data, ttl, timestamp, permissions,
 references) with these liberties: UTF-8 data is plain text instead of {"format": "string"},
 and both are read.
@@ -10,16 +11,16 @@ and both are read.
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from ..account import ApiKey, Prefix, PrefixStatus, Role
 from ..change import Action, BatchResult, Change, Entry, Receipt, RowResult
-from ..errors import ERRORS, BiaojieError, InvalidRecord, MalformedAnswer
+from ..errors import BiaojieError, InvalidIdentifier, InvalidRecord, MalformedAnswer
 from ..identifier import Identifier
-from ..limits import TTL_DEFAULT_S
+from ..limits import REFERENCES_MAX, TTL_DEFAULT_S, VALUES_MAX
 from ..record import (
     PERMISSIONS_DEFAULT,
     PERMISSIONS_SECRET,
@@ -29,48 +30,13 @@ from ..record import (
     Reference,
     Status,
     Value,
+    fold_type,
 )
+from .problem import HTTP_STATUS as HTTP_STATUS
+from .problem import decode_error as decode_error
+from .problem import encode_error as encode_error
 
 Json = dict[str, Any]
-
-HTTP_STATUS: dict[str, int] = {
-    "invalid-identifier": 400,
-    "invalid-record": 400,
-    "invalid-request": 400,
-    "invalid-file": 400,
-    "unauthenticated": 401,
-    "forbidden": 403,
-    "prefix-suspended": 403,
-    "value-read-only": 403,
-    "not-found": 404,
-    "identifier-not-found": 404,
-    "prefix-not-here": 404,
-    "value-not-found": 404,
-    "method-not-allowed": 405,
-    "request-timeout": 408,
-    "identifier-taken": 409,
-    "prefix-taken": 409,
-    "record-frozen": 409,
-    "idempotency-running": 409,
-    "identifier-retired": 410,
-    "version-mismatch": 412,
-    "too-large": 413,
-    "unsupported-media-type": 415,
-    "idempotency-mismatch": 422,
-    "batch-rejected": 422,
-    "too-many-requests": 429,
-    "internal": 500,
-    "tampered-log": 500,
-    "malformed-answer": 502,
-    "unreachable": 502,
-    "over-capacity": 503,
-    "temporarily-unavailable": 503,
-    "deadline-exceeded": 504,
-    "storage-full": 507,
-}
-"""HTTP status of each error code."""
-assert HTTP_STATUS.keys() == ERRORS.keys(), HTTP_STATUS.keys() ^ ERRORS.keys()
-
 
 # Times ----------------------------------------------------------------------------------
 
@@ -85,9 +51,11 @@ def encode_time(epoch_s: float) -> str:
 
 
 def decode_time(text: object, path: str) -> int:
-    """Epoch seconds; text without an offset counts as UTC."""
+    """Epoch seconds, 0 to EPOCH_MAX; text without an offset counts as UTC."""
     try:
-        moment = datetime.fromisoformat(str(text))
+        if not isinstance(text, str):
+            raise ValueError
+        moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
         seconds = int(moment.timestamp())
@@ -97,7 +65,7 @@ def decode_time(text: object, path: str) -> int:
             f"{path}：不是 ISO 8601 时间，例如 2030-01-01T00:00:00Z。",
             path=path,
         ) from None
-    return max(seconds, 0)
+    return min(max(seconds, 0), EPOCH_MAX)
 
 
 # Values and records ---------------------------------------------------------------------
@@ -127,12 +95,20 @@ def _bad(path: str, en: str, zh: str) -> InvalidRecord:
     return InvalidRecord(f"{path}: {en}", f"{path}：{zh}", path=path)
 
 
+_KINDS = {str: ("text", "文本"), int: ("a whole number", "整数"), list: ("a list", "列表")}
+_WHOLE_MAX = 2**63 - 1
+
+
 def _field(
     document: Mapping[str, Any], name: str, kind: type, path: str, default: Any = None
 ) -> Any:
     got = document.get(name, default)
-    if not isinstance(got, kind) or (kind is int and isinstance(got, bool)):
-        raise _bad(f"{path}.{name}", f"must be {kind.__name__}.", f"类型应为 {kind.__name__}。")
+    at = f"{path}.{name}"
+    if not isinstance(got, kind) or isinstance(got, bool):
+        en, zh = _KINDS[kind]
+        raise _bad(at, f"must be {en}.", f"应为{zh}。")
+    if isinstance(got, int) and abs(got) > _WHOLE_MAX:
+        raise _bad(at, "is out of range.", "超出范围。")
     return got
 
 
@@ -151,7 +127,7 @@ def _octets(data: object, path: str) -> bytes:
             return bytes.fromhex(text)
     except UnicodeError:
         raise _bad(path, "has a lone surrogate.", "含有孤立代理字符。") from None
-    except (ValueError, binascii.Error):
+    except ValueError:
         raise _bad(path, f"is not {form}.", f"不是合法的 {form}。") from None
     raise _bad(path, "format must be string, base64 or hex.", "format 应为 string、base64 或 hex。")
 
@@ -168,17 +144,10 @@ def decode_value(document: object, path: str = "value") -> Value:
     absolute = isinstance(ttl, str)
     if absolute:
         ttl = decode_time(ttl, f"{path}.ttl")
-    elif not isinstance(ttl, int) or isinstance(ttl, bool):
+    elif not isinstance(ttl, int) or isinstance(ttl, bool) or abs(ttl) > _WHOLE_MAX:
         raise _bad(f"{path}.ttl", "must be seconds or a time.", "应为秒数或时间。")
-    usual = PERMISSIONS_SECRET if type_ in SECRET_TYPES else PERMISSIONS_DEFAULT
+    usual = PERMISSIONS_SECRET if fold_type(type_) in SECRET_TYPES else PERMISSIONS_DEFAULT
     permissions = _field(document, "permissions", str, path, str(usual))
-    references = []
-    for number, item in enumerate(_field(document, "references", list, path, [])):
-        at = f"{path}.references[{number}]"
-        if not isinstance(item, Mapping):
-            raise _bad(at, "must be an object.", "应为对象。")
-        name = "handle" if "handle" in item else "identifier"
-        references.append(Reference(_field(item, name, str, at), _field(item, "index", int, at, 0)))
     stamp = document.get("timestamp")
     return Value(
         index=_field(document, "index", int, path),
@@ -187,15 +156,77 @@ def decode_value(document: object, path: str = "value") -> Value:
         ttl=ttl,
         ttl_absolute=absolute,
         timestamp=0 if stamp is None else decode_time(stamp, f"{path}.timestamp"),
-        permissions=Permissions.parse(permissions),
-        references=tuple(references),
+        permissions=Permissions.parse(permissions, f"{path}.permissions"),
+        references=_references(document, path),
     )
+
+
+def _references(document: Mapping[str, Any], path: str) -> tuple[Reference, ...]:
+    listed = _field(document, "references", list, path, [])
+    if len(listed) > REFERENCES_MAX:
+        raise _bad(f"{path}.references", f"over {REFERENCES_MAX}.", f"超过 {REFERENCES_MAX} 个。")
+    references = []
+    for number, item in enumerate(listed):
+        at = f"{path}.references[{number}]"
+        if not isinstance(item, Mapping):
+            raise _bad(at, "must be an object.", "应为对象。")
+        name = "handle" if "handle" in item else "identifier"
+        try:
+            identifier = Identifier.parse(_field(item, name, str, at))
+        except InvalidIdentifier as error:
+            raise _bad(f"{at}.{name}", error.detail.en, error.detail.zh) from error
+        references.append(Reference(str(identifier), _field(item, "index", int, at, 0)))
+    return tuple(references)
 
 
 def decode_values(documents: object, path: str = "values") -> tuple[Value, ...]:
     if not isinstance(documents, list):
         raise _bad(path, "must be a list.", "应为列表。")
+    if len(documents) > VALUES_MAX:
+        raise _bad(path, f"over {VALUES_MAX} values.", f"超过 {VALUES_MAX} 个值。")
     return tuple(decode_value(item, f"{path}[{n}]") for n, item in enumerate(documents))
+
+
+# What follows decodes a node's answers. Whatever is wrong with one is MalformedAnswer.
+
+
+@contextmanager
+def _answer(en: str, zh: str) -> Iterator[None]:
+    try:
+        yield
+    except (BiaojieError, ValueError) as error:
+        why = error.detail if isinstance(error, BiaojieError) else (f"{error}", f"{error}")
+        raise MalformedAnswer(f"Not a {en}: {why[0][:200]}", f"不是{zh}：{why[1][:200]}") from error
+
+
+def _object(document: object) -> Mapping[str, Any]:
+    if not isinstance(document, Mapping):
+        raise _bad("answer", "must be an object.", "应为对象。")
+    return document
+
+
+def _text(document: Mapping[str, Any], name: str, default: str | None = None) -> str:
+    got: str = _field(document, name, str, "answer", default)
+    return got
+
+
+def _whole(document: Mapping[str, Any], name: str) -> int:
+    got: int = _field(document, name, int, "answer")
+    return got
+
+
+def _flag(document: Mapping[str, Any], name: str) -> bool:
+    got = document.get(name)
+    if not isinstance(got, bool):
+        raise _bad(f"answer.{name}", "must be true or false.", "应为 true 或 false。")
+    return got
+
+
+def _hash(document: Mapping[str, Any], name: str) -> bytes:
+    got = bytes.fromhex(_text(document, name))
+    if len(got) != 32:
+        raise _bad(f"answer.{name}", "must be 32 octets in hexadecimal.", "应为 32 字节十六进制。")
+    return got
 
 
 def encode_record(record: Record) -> Json:
@@ -213,21 +244,19 @@ def encode_record(record: Record) -> Json:
 
 def decode_record(document: object) -> Record:
     """A Record from a node's answer; raises MalformedAnswer on anything else."""
-    try:
-        assert isinstance(document, Mapping)
-        prefix, _, suffix = document["identifier"].partition("/")
+    with _answer("record", "记录"):
+        body = _object(document)
+        prefix, _, suffix = _text(body, "identifier").partition("/")
         return Record(
             identifier=Identifier(prefix, suffix),
-            values=decode_values(document["values"]),
-            status=Status(document["status"]),
-            template=document.get("template"),
-            version=int(document["version"]),
-            created=decode_time(document["created"], "created"),
-            modified=decode_time(document["modified"], "modified"),
-            sequence=int(document["sequence"]),
+            values=decode_values(body.get("values")),
+            status=Status(_text(body, "status")),
+            template=None if body.get("template") is None else _text(body, "template"),
+            version=_whole(body, "version"),
+            created=decode_time(body.get("created"), "created"),
+            modified=decode_time(body.get("modified"), "modified"),
+            sequence=_whole(body, "sequence"),
         )
-    except (BiaojieError, AssertionError, KeyError, TypeError, ValueError, AttributeError) as e:
-        raise MalformedAnswer(f"Not a record: {e!r}.", f"不是记录：{e!r}。") from e
 
 
 # Receipts and batches -------------------------------------------------------------------
@@ -244,17 +273,15 @@ def encode_receipt(receipt: Receipt) -> Json:
 
 
 def decode_receipt(document: object) -> Receipt:
-    try:
-        assert isinstance(document, Mapping)
+    with _answer("receipt", "回执"):
+        body = _object(document)
         return Receipt(
-            identifier=str(document["identifier"]),
-            action=Action(document["action"]),
-            status=str(document["status"]),
-            version=int(document["version"]),
-            sequence=int(document["sequence"]),
+            identifier=_text(body, "identifier"),
+            action=Action(_text(body, "action")),
+            status=_text(body, "status"),
+            version=_whole(body, "version"),
+            sequence=_whole(body, "sequence"),
         )
-    except (AssertionError, KeyError, TypeError, ValueError) as e:
-        raise MalformedAnswer(f"Not a receipt: {e!r}.", f"不是回执：{e!r}。") from e
 
 
 def encode_row(row: RowResult) -> Json:
@@ -281,27 +308,28 @@ def encode_batch(result: BatchResult) -> Json:
     }
 
 
-def decode_batch(document: object) -> BatchResult:
-    try:
-        assert isinstance(document, Mapping)
-        return BatchResult(
-            mode=str(document["mode"]),
-            dry_run=bool(document["dry_run"]),
-            sequence=int(document["sequence"]),
-            rows=tuple(
-                RowResult(
-                    row=int(row["row"]),
-                    identifier=str(row["identifier"]),
-                    receipt=decode_receipt(row) if row["ok"] else None,
-                    code=str(row.get("code", "")),
-                    en=str(row.get("detail", "")),
-                    zh=str(row.get("detail_zh", "")),
-                )
-                for row in document["rows"]
-            ),
+def decode_row(document: object) -> RowResult:
+    with _answer("row result", "行结果"):
+        body = _object(document)
+        return RowResult(
+            row=_whole(body, "row"),
+            identifier=_text(body, "identifier"),
+            receipt=decode_receipt(body) if _flag(body, "ok") else None,
+            code=_text(body, "code", ""),
+            en=_text(body, "detail", ""),
+            zh=_text(body, "detail_zh", ""),
         )
-    except (AssertionError, KeyError, TypeError, ValueError) as e:
-        raise MalformedAnswer(f"Not a batch result: {e!r}.", f"不是批量结果：{e!r}。") from e
+
+
+def decode_batch(document: object) -> BatchResult:
+    with _answer("batch result", "批量结果"):
+        body = _object(document)
+        return BatchResult(
+            mode=_text(body, "mode"),
+            dry_run=_flag(body, "dry_run"),
+            sequence=_whole(body, "sequence"),
+            rows=tuple(decode_row(row) for row in _field(body, "rows", list, "answer")),
+        )
 
 
 # Prefixes, keys, changes ----------------------------------------------------------------
@@ -319,18 +347,16 @@ def encode_prefix(prefix: Prefix) -> Json:
 
 
 def decode_prefix(document: object) -> Prefix:
-    try:
-        assert isinstance(document, Mapping)
+    with _answer("prefix", "前缀"):
+        body = _object(document)
         return Prefix(
-            name=str(document["prefix"]),
-            tenant=str(document["tenant"]),
-            status=PrefixStatus(document["status"]),
-            created=decode_time(document["created"], "created"),
-            version=int(document["version"]),
-            sequence=int(document["sequence"]),
+            name=_text(body, "prefix"),
+            tenant=_text(body, "tenant"),
+            status=PrefixStatus(_text(body, "status")),
+            created=decode_time(body.get("created"), "created"),
+            version=_whole(body, "version"),
+            sequence=_whole(body, "sequence"),
         )
-    except (BiaojieError, AssertionError, KeyError, TypeError, ValueError) as e:
-        raise MalformedAnswer(f"Not a prefix: {e!r}.", f"不是前缀：{e!r}。") from e
 
 
 def encode_key(key: ApiKey) -> Json:
@@ -345,19 +371,17 @@ def encode_key(key: ApiKey) -> Json:
 
 
 def decode_key(document: object) -> ApiKey:
-    try:
-        assert isinstance(document, Mapping)
-        revoked = document["revoked"]
+    with _answer("key", "密钥"):
+        body = _object(document)
+        revoked = body.get("revoked")
         return ApiKey(
-            id=str(document["id"]),
-            tenant=str(document["tenant"]),
-            role=Role(document["role"]),
-            label=str(document["label"]),
-            created=decode_time(document["created"], "created"),
+            id=_text(body, "id"),
+            tenant=_text(body, "tenant"),
+            role=Role(_text(body, "role")),
+            label=_text(body, "label"),
+            created=decode_time(body.get("created"), "created"),
             revoked=0 if revoked is None else decode_time(revoked, "revoked"),
         )
-    except (BiaojieError, AssertionError, KeyError, TypeError, ValueError) as e:
-        raise MalformedAnswer(f"Not a key: {e!r}.", f"不是密钥：{e!r}。") from e
 
 
 def encode_entry(entry: Entry) -> Json:
@@ -385,75 +409,27 @@ def encode_entry(entry: Entry) -> Json:
 
 
 def decode_entry(document: object) -> Entry:
-    try:
-        assert isinstance(document, Mapping)
+    with _answer("log entry", "日志条目"):
+        body = _object(document)
+        changes = [_object(item) for item in _field(body, "changes", list, "answer")]
         return Entry(
-            sequence=int(document["sequence"]),
-            time_ms=int(document["time_ms"]),
-            actor=str(document["actor"]),
-            action=str(document["action"]),
-            prefix=str(document["prefix"]),
-            count=int(document["count"]),
-            root=bytes.fromhex(document["root"]),
-            previous=bytes.fromhex(document["previous"]),
-            hash=bytes.fromhex(document["hash"]),
+            sequence=_whole(body, "sequence"),
+            time_ms=_whole(body, "time_ms"),
+            actor=_text(body, "actor"),
+            action=_text(body, "action"),
+            prefix=_text(body, "prefix"),
+            count=_whole(body, "count"),
+            root=_hash(body, "root"),
+            previous=_hash(body, "previous"),
+            hash=_hash(body, "hash"),
             changes=tuple(
                 Change(
-                    action=Action(item["action"]),
-                    subject=str(item["subject"]),
-                    version=int(item["version"]),
-                    actor=str(item["actor"]),
-                    digest=bytes.fromhex(item["digest"]),
+                    action=Action(_text(item, "action")),
+                    subject=_text(item, "subject"),
+                    version=_whole(item, "version"),
+                    actor=_text(item, "actor"),
+                    digest=_hash(item, "digest"),
                 )
-                for item in document["changes"]
+                for item in changes
             ),
         )
-    except (AssertionError, KeyError, TypeError, ValueError) as e:
-        raise MalformedAnswer(f"Not a log entry: {e!r}.", f"不是日志条目：{e!r}。") from e
-
-
-# Errors (RFC 9457 problem details) ------------------------------------------------------
-
-PROBLEM_TYPE = "urn:biaojie:error:"
-
-
-def encode_error(error: BiaojieError, *, chinese: bool = False) -> Json:
-    """Problem JSON. `title`, `detail` and `advice` follow the reader's language; the English
-    and Chinese detail are both present as `detail_en` and `detail_zh`."""
-    pick = 1 if chinese else 0
-    return {
-        **error.fields,
-        "type": PROBLEM_TYPE + error.code,
-        "title": error.title[pick],
-        "status": HTTP_STATUS[error.code],
-        "code": error.code,
-        "detail": error.detail[pick],
-        "detail_en": error.detail.en,
-        "detail_zh": error.detail.zh,
-        "advice": error.advice[pick],
-        "request_id": error.request_id,
-    }
-
-
-_PROBLEM_MEMBERS = frozenset(
-    ("type", "title", "status", "code", "detail", "detail_en", "detail_zh", "advice", "request_id")
-)
-
-
-def decode_error(document: object, status: int) -> BiaojieError:
-    """The error a problem document stands for; total, whatever the document is."""
-    if not isinstance(document, Mapping) or document.get("code") not in ERRORS:
-        return MalformedAnswer(
-            f"HTTP {status} without a problem document.", f"HTTP {status}，且没有错误说明。"
-        )
-    extra = {
-        str(name): item
-        for name, item in document.items()
-        if name not in _PROBLEM_MEMBERS and isinstance(name, str) and name.isidentifier()
-    }
-    return ERRORS[document["code"]](
-        str(document.get("detail_en", "")),
-        str(document.get("detail_zh", "")),
-        request_id=str(document.get("request_id", "")),
-        **extra,
-    )
