@@ -71,6 +71,10 @@ class ReadStore(Protocol):
         """The key whose secret has this SHA-256, revoked ones included."""
         ...
 
+    async def find_keys_by_id(self, ids: Sequence[str]) -> dict[str, ApiKey]:
+        """Keys by id; unknown ids are absent."""
+        ...
+
     async def list_keys(self, after: str | None, limit: int) -> list[ApiKey]:
         """In order of id, from the first > `after`."""
         ...

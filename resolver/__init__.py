@@ -1,0 +1,1 @@
+"""Serving: resolver core, steps, fronts. The composition root is `__main__`."""

@@ -1,0 +1,96 @@
+"""What a resolution is, and the chain of steps that makes one.
+
+`Resolver.resolve(key)` asks the first step; each step answers or asks the one after it. What
+travels here is public: values without the public-read bit are taken off before an answer
+enters the chain, so no cache can ever leak one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from biaojie.account import Prefix, PrefixStatus
+from biaojie.errors import (
+    BiaojieError,
+    IdentifierNotFound,
+    IdentifierRetired,
+    PrefixNotHere,
+    PrefixSuspended,
+)
+from biaojie.identifier import Key
+from biaojie.record import Record, Status
+
+
+class Source(StrEnum):
+    """Where an answer came from. `stale`: the registry cannot confirm it just now."""
+
+    CACHE = "cache"
+    STORE = "store"
+    STALE = "stale"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A public record, or the error class that stands for its absence.
+
+    `age_s` is how long ago it was read from the registry, `ttl_s` how long it may be kept.
+    """
+
+    record: Record | None
+    absence: type[BiaojieError] | None
+    source: Source
+    age_s: int
+    ttl_s: int
+
+    def found(self) -> Record:
+        """The record; raises the absence."""
+        if self.record is None:
+            assert self.absence is not None
+            raise self.absence()
+        return self.record
+
+
+def public_view(
+    prefix: Prefix | None, record: Record | None
+) -> tuple[Record | None, type[BiaojieError] | None]:
+    """What the public sees of what the registry holds: a record, or why there is none."""
+    if prefix is None:
+        return None, PrefixNotHere
+    if prefix.status is PrefixStatus.SUSPENDED:
+        return None, PrefixSuspended
+    if record is None or record.status is Status.DRAFT:
+        return None, IdentifierNotFound
+    if record.status is Status.RETIRED:
+        return None, IdentifierRetired
+    return record.public(), None
+
+
+Onward = Callable[[Key], Awaitable[Answer]]
+
+
+class Step(Protocol):
+    async def resolve(self, key: Key, onward: Onward) -> Answer:
+        """Answer for `key`, or return `await onward(key)`."""
+        ...
+
+
+async def _nobody(key: Key) -> Answer:
+    return Answer(None, PrefixNotHere, Source.STORE, 0, 0)
+
+
+class Resolver:
+    def __init__(self, steps: Sequence[Step]) -> None:
+        onward: Onward = _nobody
+        for step in reversed(steps):
+            onward = _link(step, onward)
+        self.resolve = onward
+
+
+def _link(step: Step, onward: Onward) -> Onward:
+    async def resolve(key: Key) -> Answer:
+        return await step.resolve(key, onward)
+
+    return resolve

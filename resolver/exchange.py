@@ -1,0 +1,83 @@
+"""The thin waist: every request of every front passes `serve` exactly once.
+
+decode → service → encode, within a deadline. Errors become protocol codes here, metrics and
+log lines are written here, and what we did not foresee shows the caller nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from biaojie.errors import BiaojieError, DeadlineExceeded, Internal
+
+from .observe import Observer
+
+D_contra = TypeVar("D_contra", contravariant=True)
+Q_co = TypeVar("Q_co")
+A_contra = TypeVar("A_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Codec(Protocol[D_contra, Q_co, A_contra, R_co]):
+    """One operation of one front. `encode_error` is total: it works on any data."""
+
+    front: str
+    operation: str
+
+    def decode(self, data: D_contra) -> Q_co: ...
+
+    def encode(self, data: D_contra, answer: A_contra) -> R_co: ...
+
+    def encode_error(self, data: D_contra, error: BiaojieError) -> R_co: ...
+
+
+async def serve(
+    codec: Codec[D_contra, Q_co, A_contra, R_co],
+    service: Callable[[Q_co], Awaitable[A_contra]],
+    data: D_contra,
+    *,
+    deadline_s: float,
+    observer: Observer,
+    request_id: str,
+    peer: str,
+) -> R_co:
+    started = time.perf_counter()
+    outcome = "ok"
+    fault: BaseException | None = None
+    try:
+        async with asyncio.timeout(deadline_s):
+            answer = await service(codec.decode(data))
+        reply = codec.encode(data, answer)
+    except BiaojieError as error:
+        outcome = error.code
+        fault = error if isinstance(error, Internal) else None
+        reply = _refuse(codec, data, error, request_id)
+    except TimeoutError:
+        outcome = DeadlineExceeded.code
+        reply = _refuse(codec, data, DeadlineExceeded(), request_id)
+    except Exception as error:
+        outcome, fault = Internal.code, error
+        reply = _refuse(codec, data, Internal(), request_id)
+    observer.answered(
+        codec.front,
+        codec.operation,
+        outcome,
+        time.perf_counter() - started,
+        request_id=request_id,
+        peer=peer,
+        fault=fault,
+    )
+    return reply
+
+
+def _refuse(codec: Codec[D_contra, Q_co, A_contra, R_co], data: D_contra, error: BiaojieError, request_id: str) -> R_co:
+    error.request_id = request_id
+    return codec.encode_error(data, error)
+
+
+def new_request_id() -> str:
+    return secrets.token_hex(8)

@@ -1,0 +1,178 @@
+"""What the node says of itself: metrics for Prometheus, structured logs.
+
+Metrics belong to a node object, not to the process, so that several nodes in one process
+never mix. Nothing here ever sees a key: log events name key ids only.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+log = structlog.get_logger("biaojie.request")
+
+
+class Observer:
+    """Counts and logs. `slow_s` is from when on a good request is worth a log line."""
+
+    def __init__(self, *, slow_s: float = 1.0, truncate_addresses: bool = True) -> None:
+        self.slow_s = slow_s
+        self.truncate_addresses = truncate_addresses
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "biaojie_requests",
+            "Requests answered, by front, operation and outcome (ok or the error code).",
+            ("front", "operation", "outcome"),
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "biaojie_request_seconds",
+            "Seconds from the whole request to the reply, by front, operation and outcome.",
+            ("front", "operation", "outcome"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._store_seconds = Histogram(
+            "biaojie_store_seconds",
+            "Seconds of one call to the registry store.",
+            ("call", "outcome"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._look_up_keys = Histogram(
+            "biaojie_look_up_keys",
+            "Names gathered into one look-up.",
+            buckets=_COUNTS,
+            registry=self.registry,
+        )
+        self._commit_operations = Histogram(
+            "biaojie_commit_operations",
+            "Operations in one group commit.",
+            buckets=_COUNTS,
+            registry=self.registry,
+        )
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def page(self) -> bytes:
+        """All metrics in the Prometheus text format."""
+        return generate_latest(self.registry)
+
+    def watch(self, gauges: Callable[[], Mapping[str, float]], counters: bool = False) -> None:
+        """Read numbers at scrape time: name → value, names without the `biaojie_` in front."""
+        self.registry.register(_Readings(gauges, counters))
+
+    # What the parts report --------------------------------------------------------------
+
+    def looked_up(self, keys: int, seconds: float, ok: bool) -> None:
+        self._look_up_keys.observe(keys)
+        self._store_seconds.labels("look-up", "ok" if ok else "failed").observe(seconds)
+
+    def committed(self, operations: int, seconds: float, ok: bool) -> None:
+        self._commit_operations.observe(operations)
+        self._store_seconds.labels("commit", "ok" if ok else "failed").observe(seconds)
+
+    def answered(
+        self,
+        front: str,
+        operation: str,
+        outcome: str,
+        seconds: float,
+        *,
+        request_id: str,
+        peer: str,
+        fault: BaseException | None = None,
+    ) -> None:
+        """One request is done. `outcome` is ok or the error code; bad ones get a log line."""
+        self._requests.labels(front, operation, outcome).inc()
+        self._seconds.labels(front, operation, outcome).observe(seconds)
+        slow = seconds >= self.slow_s
+        if outcome == "ok" and not slow:
+            return
+        event: dict[str, Any] = {
+            "front": front,
+            "operation": operation,
+            "outcome": outcome,
+            "ms": round(seconds * 1000, 1),
+            "request_id": request_id,
+            "peer": self.address(peer),
+        }
+        if fault is not None:
+            log.error("request failed", **event, exc_info=fault)
+        elif outcome == "ok":
+            log.warning("request slow", **event)
+        else:
+            log.info("request refused", **event)
+
+    def address(self, peer: str) -> str:
+        """The address as it may be logged: cut to /24 or /48 unless the operator wants all."""
+        if not self.truncate_addresses or not peer:
+            return peer
+        try:
+            address = ipaddress.ip_address(peer.partition("%")[0])
+        except ValueError:
+            return ""
+        keep = 24 if address.version == 4 else 48
+        return str(ipaddress.ip_network(f"{address}/{keep}", strict=False).network_address)
+
+
+class _Readings:
+    def __init__(self, read: Callable[[], Mapping[str, float]], counters: bool) -> None:
+        self._read = read
+        self._family: Callable[[str, str], Metric] = (
+            CounterMetricFamily if counters else GaugeMetricFamily
+        )
+
+    def collect(self) -> Iterator[Metric]:
+        for name, value in self._read().items():
+            family = self._family("biaojie_" + name, name.replace("_", " ").capitalize() + ".")
+            family.add_metric([], value)  # type: ignore[attr-defined]
+            yield family
+
+
+def configure_logging(level: str, form: str) -> None:
+    """JSON lines (or readable ones with `form` console) on stderr, for us and our libraries."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    last: list[Any] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if form == "json"
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.getLogger("aiohttp.access").disabled = True
+    for noisy in ("sqlalchemy.pool", "alembic", "asyncio", "aiosqlite"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

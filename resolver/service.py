@@ -1,0 +1,333 @@
+"""What the node does, in the words of the domain. Every front calls this and nothing below.
+
+Reads by the public go through the resolver's steps; reads by callers with rights go straight
+to the registry. Writes go to the registrar. Rights are decided by `registry.admission` alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from biaojie.account import ApiKey, Prefix, Role
+from biaojie.change import Action, Entry
+from biaojie.errors import (
+    BiaojieError,
+    IdentifierNotFound,
+    IdentifierRetired,
+    NotFound,
+    OverCapacity,
+    PrefixNotHere,
+    TemporarilyUnavailable,
+    TooManyRequests,
+    Unauthenticated,
+)
+from biaojie.identifier import Identifier, fold_prefix
+from biaojie.record import Record, Status
+from registry.accounts import KEY_PATTERN, digest, new_key
+from registry.admission import PUBLIC, Caller, Right, allows, authorize
+from registry.changelog import subject_prefix
+from registry.operations import Operation
+from registry.registrar import Idempotency, Mode, Outcome, Registrar
+from registry.store import Store
+
+from .core import Answer, Resolver, Source
+from .steps.local import LocalStep
+from .tail import Tail
+
+KEY_TRUSTED_S = 2.0
+"""How long a key is taken as valid without asking the registry again (promised: ≤ 5 s)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is asked: all values, or those whose index is listed or whose type matches.
+
+    A type ending in "." matches all its subtypes and the bare type (Handle rule).
+    `authoritative` bypasses every cache.
+    """
+
+    identifier: Identifier
+    indexes: tuple[int, ...] = ()
+    types: tuple[str, ...] = ()
+    authoritative: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """The values asked for. `private` when the view holds what the public may not see."""
+
+    record: Record
+    source: Source
+    age_s: int
+    ttl_s: int
+    private: bool
+
+
+def select(record: Record, query: Query) -> Record:
+    """Only the values the query asks for."""
+    if not query.indexes and not query.types:
+        return record
+    types = [type_.lower() for type_ in query.types]
+
+    def wanted(index: int, type_: str) -> bool:
+        folded = type_.lower()
+        return index in query.indexes or any(
+            folded == t or (t.endswith(".") and (folded.startswith(t) or folded == t[:-1]))
+            for t in types
+        )
+
+    return replace(record, values=tuple(v for v in record.values if wanted(v.index, v.type)))
+
+
+class Service:
+    def __init__(
+        self,
+        store: Store,
+        registrar: Registrar,
+        resolver: Resolver,
+        local: LocalStep,
+        tail: Tail,
+        *,
+        case_sensitive: bool = False,
+        watchers_max: int = 256,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._registrar = registrar
+        self._resolver = resolver
+        self._local = local
+        self._tail = tail
+        self._case_sensitive = case_sensitive
+        self._watchers_max = watchers_max
+        self._watchers = 0
+        self._clock = clock
+        self._keys: OrderedDict[bytes, tuple[ApiKey, float]] = OrderedDict()
+        self._guesses = Guesses()
+
+    # Who asks ---------------------------------------------------------------------------
+
+    async def authenticate(self, key: str | None, peer: str) -> Caller:
+        """The caller a key stands for; PUBLIC without one.
+
+        Raises Unauthenticated for a key that is malformed, unknown or revoked, and
+        TooManyRequests once a peer has guessed too often.
+        """
+        if key is None:
+            return PUBLIC
+        hashed = digest(key)
+        kept = self._keys.get(hashed)
+        now = time.monotonic()
+        if kept is not None and now < kept[1]:
+            return _caller(kept[0])
+        self._guesses.check(peer, now)
+        known = await self._store.find_key(hashed) if KEY_PATTERN.fullmatch(key) else None
+        if known is None or known.revoked:
+            self._guesses.missed(peer, now)
+            raise Unauthenticated(
+                "The key is not valid here: unknown or revoked.",
+                "该密钥在本节点无效：未知或已吊销。",
+            )
+        self._keys[hashed] = (known, now + KEY_TRUSTED_S)
+        while len(self._keys) > 10_000:
+            self._keys.popitem(last=False)
+        return _caller(known)
+
+    def forget(self, entry: Entry) -> None:
+        """A commit: forget the keys it revoked."""
+        revoked = {c.subject for c in entry.changes if c.action is Action.REVOKE_KEY}
+        if revoked:
+            for hashed, (key, _) in list(self._keys.items()):
+                if key.id in revoked:
+                    del self._keys[hashed]
+
+    # Resolving --------------------------------------------------------------------------
+
+    async def resolve(self, query: Query, caller: Caller = PUBLIC) -> Resolution:
+        """The values asked for that this caller may read.
+
+        Raises IdentifierNotFound, IdentifierRetired, PrefixNotHere, PrefixSuspended,
+        TemporarilyUnavailable, OverCapacity.
+        """
+        key = query.identifier.key(case_sensitive=self._case_sensitive)
+        if caller.role is not None or query.authoritative:
+            try:
+                prefix, record = await self._local.fetch(key)
+            except (TemporarilyUnavailable, OverCapacity):
+                if query.authoritative:
+                    raise
+            else:
+                if prefix is not None and allows(caller, Right.READ_PRIVATE, prefix.tenant):
+                    if record is None:
+                        raise IdentifierNotFound()
+                    if record.status is Status.RETIRED:
+                        raise IdentifierRetired()
+                    view = select(record.readable(), query)
+                    return Resolution(view, Source.STORE, 0, record.ttl_s(self._clock()), True)
+                if query.authoritative:
+                    answer = self._local.answer(prefix, record)
+                    return self._resolution(answer, query)
+        return self._resolution(await self._resolver.resolve(key), query)
+
+    def _resolution(self, answer: Answer, query: Query) -> Resolution:
+        view = select(answer.found(), query)
+        return Resolution(view, answer.source, answer.age_s, answer.ttl_s, False)
+
+    async def resolve_many(
+        self, identifiers: Sequence[Identifier], caller: Caller
+    ) -> list[Resolution | BiaojieError]:
+        """One resolution or error each, in order."""
+        answers = await asyncio.gather(
+            *(self.resolve(Query(identifier), caller) for identifier in identifiers),
+            return_exceptions=True,
+        )
+        checked: list[Resolution | BiaojieError] = []
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, BiaojieError):
+                raise answer
+            checked.append(answer)
+        return checked
+
+    async def list_records(
+        self, caller: Caller, prefix: str, after: bytes | None, limit: int
+    ) -> list[Record]:
+        """Records under a prefix in the order of their folded suffix; needs rights on it."""
+        folded = fold_prefix(prefix)
+        homed = (await self._store.find_prefixes([folded])).get(folded)
+        authorize(caller, Right.READ_PRIVATE, homed.tenant if homed else caller.tenant)
+        if homed is None:
+            raise PrefixNotHere()
+        records = await self._store.list_records(folded, after, limit)
+        return [record.readable() for record in records]
+
+    def cursor(self, record: Record) -> bytes:
+        """Where the page that ends with `record` goes on."""
+        return record.identifier.key(case_sensitive=self._case_sensitive).suffix
+
+    # Writing ----------------------------------------------------------------------------
+
+    async def write(
+        self,
+        caller: Caller,
+        operations: Sequence[Operation],
+        *,
+        mode: Mode = "all",
+        dry_run: bool = False,
+        idempotency: Idempotency | None = None,
+    ) -> Outcome:
+        """See `Registrar.submit`. The public is refused before anything is queued."""
+        if caller.role is None:
+            raise Unauthenticated()
+        return await self._registrar.submit(
+            caller, operations, mode=mode, dry_run=dry_run, idempotency=idempotency
+        )
+
+    async def issue_key(
+        self, caller: Caller, tenant: str, role: Role, label: str
+    ) -> tuple[str, ApiKey]:
+        """A new key; its secret is in the answer and nowhere else."""
+        key, operation = new_key(tenant, role, label)
+        outcome = await self.write(caller, [operation])
+        outcome.single()
+        issued = await self._store.find_key(operation.digest)
+        assert issued is not None
+        return key, issued
+
+    # Prefixes, keys, changes --------------------------------------------------------------
+
+    async def find_prefix(self, caller: Caller, name: str) -> Prefix:
+        folded = fold_prefix(name)
+        prefix = (await self._store.find_prefixes([folded])).get(folded)
+        authorize(caller, Right.READ_PRIVATE, prefix.tenant if prefix else caller.tenant)
+        if prefix is None:
+            raise PrefixNotHere()
+        return prefix
+
+    async def list_prefixes(self, caller: Caller, after: str | None, limit: int) -> list[Prefix]:
+        """All prefixes for an admin, their tenant's for others."""
+        authorize(caller, Right.READ_PRIVATE, caller.tenant)
+        tenant = None if caller.role is Role.ADMIN else caller.tenant
+        return await self._store.list_prefixes(after, limit, tenant)
+
+    async def list_keys(self, caller: Caller, after: str | None, limit: int) -> list[ApiKey]:
+        authorize(caller, Right.MANAGE, None)
+        return await self._store.list_keys(after, limit)
+
+    async def find_key(self, caller: Caller, key_id: str) -> ApiKey:
+        authorize(caller, Right.MANAGE, None)
+        found = await self._store.find_keys_by_id([key_id])
+        if key_id not in found:
+            raise NotFound(f"There is no key {key_id}.", f"没有密钥 {key_id}。")
+        return found[key_id]
+
+    async def list_changes(
+        self, caller: Caller, after: int, limit: int, wait_s: float
+    ) -> tuple[list[Entry], int]:
+        """Log entries after a sequence, and the sequence to go on from.
+
+        Waits up to `wait_s` for news. An admin sees whole entries; others only the changes
+        of their tenant's prefixes, and no entry without one.
+        """
+        authorize(caller, Right.READ_CHANGES, caller.tenant)
+        if wait_s > 0:
+            if self._watchers >= self._watchers_max:
+                raise OverCapacity()
+            self._watchers += 1
+            try:
+                await self._tail.wait(after, wait_s)
+            finally:
+                self._watchers -= 1
+        entries = await self._store.list_changes(after, limit)
+        onward = entries[-1].sequence if entries else after
+        if caller.role is Role.ADMIN:
+            return entries, onward
+        return await self._visible(caller, entries), onward
+
+    async def _visible(self, caller: Caller, entries: list[Entry]) -> list[Entry]:
+        names = {fold_prefix(subject_prefix(c)) for entry in entries for c in entry.changes}
+        names.discard("")
+        homed = await self._store.find_prefixes(sorted(names)) if names else {}
+        own = {name for name, prefix in homed.items() if prefix.tenant == caller.tenant}
+        visible = []
+        for entry in entries:
+            changes = tuple(c for c in entry.changes if fold_prefix(subject_prefix(c)) in own)
+            if changes:
+                visible.append(replace(entry, changes=changes))
+        return visible
+
+
+def _caller(key: ApiKey) -> Caller:
+    return Caller(key.id, key.tenant, key.role)
+
+
+class Guesses:
+    """Slows down those who try keys: after 5 misses a peer waits, twice as long each time."""
+
+    FREE = 5
+    WAIT_MAX_S = 300.0
+
+    def __init__(self, peers_max: int = 10_000) -> None:
+        self._peers: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._peers_max = peers_max
+
+    def check(self, peer: str, now: float) -> None:
+        until = self._peers.get(peer, (0, 0.0))[1]
+        if now < until:
+            raise TooManyRequests(
+                "Too many invalid keys from this address.",
+                "该地址多次使用无效密钥。",
+                retry_after_s=int(until - now) + 1,
+            )
+
+    def missed(self, peer: str, now: float) -> None:
+        misses, until = self._peers.pop(peer, (0, 0.0))
+        if now > until + self.WAIT_MAX_S:
+            misses = 0  # long quiet: start again
+        misses += 1
+        wait = min(2.0 ** (misses - self.FREE), self.WAIT_MAX_S) if misses > self.FREE else 0.0
+        self._peers[peer] = (misses, now + wait)
+        while len(self._peers) > self._peers_max:
+            self._peers.popitem(last=False)

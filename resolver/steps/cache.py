@@ -1,0 +1,201 @@
+"""The cache as a step: fresh answers, short-lived absences, one flight per name, serve-stale.
+
+An entry dies by its TTL and at once when its identifier changes (`forget`). When the registry
+cannot be asked, an entry that is dead only by age is still answered, marked stale, for
+`stale_s` (RFC 8767); an absence never is: a name we do not hold is "temporarily unavailable"
+then, never "not found".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from biaojie.change import Action, Entry
+from biaojie.errors import (
+    BiaojieError,
+    DeadlineExceeded,
+    Internal,
+    OverCapacity,
+    TemporarilyUnavailable,
+)
+from biaojie.identifier import Identifier, Key, fold_prefix
+from biaojie.record import Record
+
+from ..core import Answer, Onward, Source
+from ..health import Health
+from .s3fifo import S3Fifo
+
+_RECORD_BYTES = 600  # objects around an empty record, measured with tracemalloc
+_VALUE_BYTES = 220
+STALE_TTL_S = 30  # RFC 8767 §4: how long others may keep a stale answer
+
+
+@dataclass(slots=True)
+class Cached:
+    """One cached record. `alive` is cleared when the identifier changes, for all who share it."""
+
+    record: Record
+    fetched: float
+    expires: float
+    size: int
+    ttl_s: int
+    hits: int = 0
+    alive: bool = True
+
+
+@dataclass(slots=True)
+class _Absent:
+    absence: type[BiaojieError]
+    fetched: float
+
+
+@dataclass(eq=False, slots=True)
+class _Flight:
+    task: asyncio.Task[Answer]
+    current: bool = True  # cleared when the identifier changed after the flight began
+
+
+class CacheStep:
+    """`absent_max` bounds remembered absences by count, `bytes_max` records by bytes."""
+
+    def __init__(
+        self,
+        health: Health,
+        *,
+        bytes_max: int = 256 * 2**20,
+        ttl_max_s: float = 3_600,
+        absent_ttl_s: float = 5,
+        absent_max: int = 100_000,
+        stale_s: float = 3 * 86_400,
+        case_sensitive: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._health = health
+        self._ttl_max_s = ttl_max_s
+        self._absent_ttl_s = absent_ttl_s
+        self._absent_max = absent_max
+        self._stale_s = stale_s
+        self._case_sensitive = case_sensitive
+        self._clock = clock
+        self.cached: S3Fifo[Key, Cached] = S3Fifo(bytes_max)
+        self.absent: OrderedDict[Key, _Absent] = OrderedDict()
+        self._flights: dict[Key, _Flight] = {}
+        self.counts = {"hit": 0, "stale": 0, "absent-hit": 0, "miss": 0, "joined": 0}
+
+    async def resolve(self, key: Key, onward: Onward) -> Answer:
+        now = self._clock()
+        entry = self.cached.entries.get(key)
+        if entry is not None:
+            if self._health.down:
+                if now < entry.fetched + self._stale_s:
+                    return self._stale(entry, now)
+            elif now < entry.expires:
+                return self._hit(entry, now)
+        elif not self._health.down:
+            absent = self.absent.get(key)
+            if absent is not None and now < absent.fetched + self._absent_ttl_s:
+                self.counts["absent-hit"] += 1
+                return Answer(None, absent.absence, Source.CACHE, int(now - absent.fetched), 0)
+        try:
+            return await self._fly(key, onward)
+        except (TemporarilyUnavailable, DeadlineExceeded, OverCapacity, Internal):
+            # Looked up again: the entry may have been changed or dropped while we waited.
+            entry = self.cached.entries.get(key)
+            now = self._clock()
+            if entry is None or now >= entry.fetched + self._stale_s:
+                raise
+            return self._stale(entry, now)
+
+    def _hit(self, entry: Cached, now: float) -> Answer:
+        entry.hits += 1
+        self.counts["hit"] += 1
+        age = int(now - entry.fetched)
+        return Answer(entry.record, None, Source.CACHE, age, max(entry.ttl_s - age, 0))
+
+    def _stale(self, entry: Cached, now: float) -> Answer:
+        entry.hits += 1
+        self.counts["stale"] += 1
+        left = max(int(entry.expires - now), 0)
+        return Answer(
+            entry.record, None, Source.STALE, int(now - entry.fetched), min(left, STALE_TTL_S)
+        )
+
+    async def _fly(self, key: Key, onward: Onward) -> Answer:
+        flight = self._flights.get(key)
+        if flight is None:
+            self.counts["miss"] += 1
+            flight = _Flight(asyncio.ensure_future(onward(key)))
+            self._flights[key] = flight
+            flight.task.add_done_callback(lambda task: self._landed(key, flight, task))
+        else:
+            self.counts["joined"] += 1
+        # Shielded: one caller running out of time must not end the flight for the others.
+        return await asyncio.shield(flight.task)
+
+    def _landed(self, key: Key, flight: _Flight, task: asyncio.Task[Answer]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        if task.cancelled() or task.exception() is not None or not flight.current:
+            return
+        answer = task.result()
+        now = self._clock()
+        if answer.record is None:
+            assert answer.absence is not None
+            self._drop(key)
+            self.absent[key] = _Absent(answer.absence, now)
+            self.absent.move_to_end(key)
+            while len(self.absent) > self._absent_max:
+                self.absent.popitem(last=False)
+            return
+        self.absent.pop(key, None)
+        self._drop(key)
+        record = answer.record
+        size = _RECORD_BYTES + len(key.suffix)
+        size += sum(_VALUE_BYTES + len(v.data) + len(v.type) for v in record.values)
+        kept = min(answer.ttl_s, self._ttl_max_s)
+        self.cached.put(key, Cached(record, now, now + kept, size, answer.ttl_s))
+
+    def _drop(self, key: Key) -> None:
+        entry = self.cached.drop(key)
+        if entry is not None:
+            entry.alive = False
+
+    # Invalidation -----------------------------------------------------------------------
+
+    def forget(self, entry: Entry) -> None:
+        """Drop everything that a commit changed."""
+        for change in entry.changes:
+            if change.action in (Action.ISSUE_KEY, Action.REVOKE_KEY):
+                continue
+            if change.action in (Action.HOME_PREFIX, Action.CHANGE_PREFIX):
+                self._forget_prefix(fold_prefix(change.subject))
+                continue
+            prefix, _, suffix = change.subject.partition("/")
+            self._forget_key(Identifier(prefix, suffix).key(case_sensitive=self._case_sensitive))
+
+    def _forget_key(self, key: Key) -> None:
+        self._drop(key)
+        self.absent.pop(key, None)
+        flight = self._flights.pop(key, None)
+        if flight is not None:
+            flight.current = False
+
+    def _forget_prefix(self, prefix: str) -> None:
+        # Rare, and the caches are bounded: a scan is cheaper than an index kept on every write.
+        for keys in (list(self.cached), list(self.absent), list(self._flights)):
+            for key in keys:
+                if key.prefix == prefix:
+                    self._forget_key(key)
+
+    def clear(self) -> None:
+        """Drop everything: used when changes may have been missed."""
+        for key in list(self.cached):
+            self._drop(key)
+        self.absent.clear()
+        for flight in self._flights.values():
+            flight.current = False
+        self._flights.clear()
