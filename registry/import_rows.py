@@ -1,0 +1,332 @@
+"""How the cells of a row become an identifier and its values, or a list of faults.
+
+Pure: nothing is read or sent here. Every fault of a row is found, not only the first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from biaojie.errors import InvalidFile, InvalidIdentifier, InvalidRecord, Text
+from biaojie.identifier import Identifier, check_prefix
+from biaojie.limits import RECORD_BYTES_MAX, VALUE_BYTES_MAX
+from biaojie.record import (
+    PERMISSIONS_DEFAULT,
+    PERMISSIONS_SECRET,
+    SECRET_TYPES,
+    Permissions,
+    Status,
+    Value,
+    check_values,
+)
+from biaojie.wire.document import decode_values
+
+from .import_csv import Broken, Cells
+
+FAULT_COLUMNS = ("_line", "_column", "_code", "_reason", "_text")
+"""What the error file adds to the user's columns."""
+EXPORT_COLUMNS = ("identifier", "status", "template", "version", "created", "modified")
+"""The first columns of our own CSV export, which is understood as such."""
+MORE = "_more"
+"""The column of our own CSV export for values that plain text cannot carry, as JSON."""
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_NUMBERED = re.compile(r"(.+)\[([1-9][0-9]{0,9})\]", re.DOTALL)
+_WHITE = re.compile(r"\s+")
+
+
+@dataclass(frozen=True, slots=True)
+class RowMapping:
+    """What the user says about a file.
+
+    With `suffix`, a pattern such as `PVM-{name}`, identifiers are made of `prefix` and the
+    pattern with each `{column}` replaced by that column's text, runs of white space as `-`.
+    Without it, a column named `identifier` holds whole identifiers. `status` and `template`
+    are given to every row (a file of our own CSV export brings its own).
+    """
+
+    prefix: str = ""
+    suffix: str = ""
+    status: Status = Status.ACTIVE
+    template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row that can be registered. `cells` are the user's, for the error file."""
+
+    line: int
+    cells: tuple[str, ...]
+    identifier: Identifier
+    values: tuple[Value, ...]
+    status: Status = Status.ACTIVE
+    template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault of one row; `column` is empty where no column is to blame."""
+
+    line: int
+    column: str
+    code: str
+    en: str
+    zh: str
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row with faults. `cells` is empty if it could not be split; then `text` is the row."""
+
+    line: int
+    cells: tuple[str, ...]
+    faults: tuple[Fault, ...]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    at: int
+    title: str
+    index: int
+    type: str
+    permissions: Permissions
+
+
+class RowReader:
+    """Reads rows under one header. Raises InvalidFile or InvalidIdentifier before any row."""
+
+    def __init__(self, header: Sequence[str], mapping: RowMapping) -> None:
+        self.header = tuple(header)
+        self.mapping = mapping
+        self._at = {title: at for at, title in enumerate(header)}
+        self._parts: list[str | int] = []
+        if mapping.suffix or mapping.prefix:
+            check_prefix(mapping.prefix)
+            self._parts = self._pattern(mapping.suffix)
+            self._places = list(dict.fromkeys(p for p in self._parts if isinstance(p, int)))
+        elif "identifier" in self._at:
+            self._places = [self._at["identifier"]]
+        else:
+            raise _unusable(
+                "There is no column named identifier; give --prefix and --suffix, a pattern of"
+                f" columns such as 'SN-{{{header[0]}}}'. Columns: {', '.join(header)}",
+                "缺少名为 identifier 的列；请给出 --prefix 与 --suffix（列名组成的模式，例如"
+                f" 'SN-{{{header[0]}}}'）。现有列：{'、'.join(header)}",
+            )
+        self._exported = not mapping.suffix and self.header[:6] == EXPORT_COLUMNS
+        self._columns = tuple(self._value_columns())
+
+    def _pattern(self, pattern: str) -> list[str | int]:
+        """Literal texts and column places, in turn: odd items are places."""
+        split: list[str | int] = [*_PLACEHOLDER.split(pattern)]
+        if len(split) == 1:
+            raise _unusable(
+                f"The suffix pattern {pattern!r} names no column; write one in braces, such as"
+                f" {{{self.header[0]}}}",
+                f"后缀模式 {pattern!r} 未引用任何列；请用花括号写出列名，例如 {{{self.header[0]}}}",
+            )
+        for number in range(1, len(split), 2):
+            name = str(split[number])
+            if name not in self._at:
+                raise _unusable(
+                    f"The suffix pattern names a column {name!r} that is not there. Columns:"
+                    f" {', '.join(self.header)}",
+                    f"后缀模式引用的列 {name!r} 不存在。现有列：{'、'.join(self.header)}",
+                )
+            split[number] = self._at[name]
+        return split
+
+    def _value_columns(self) -> list[_Column]:
+        apart = set(EXPORT_COLUMNS) if self._exported else set()
+        if not self.mapping.suffix:
+            apart.add("identifier")
+        columns: list[_Column] = []
+        taken: dict[int, str] = {}
+        for at, title in enumerate(self.header):
+            if title in apart or title.startswith("_"):
+                continue
+            numbered = _NUMBERED.fullmatch(title) if self._exported else None
+            type_, index = title, len(columns) + 1
+            if numbered:
+                type_, index = numbered[1], int(numbered[2])
+            permissions = PERMISSIONS_SECRET if type_ in SECRET_TYPES else PERMISSIONS_DEFAULT
+            try:
+                Value(index, type_, b"", permissions=permissions).check(title)
+            except InvalidRecord as error:
+                raise InvalidFile(
+                    f"Line 1: {error.detail.en}", f"第 1 行：{error.detail.zh}", line=1
+                ) from None
+            if taken.setdefault(index, title) != title:
+                raise _unusable(
+                    f"Columns {taken[index]} and {title} have the same value index {index}",
+                    f"列 {taken[index]} 与列 {title} 的值索引同为 {index}",
+                )
+            columns.append(_Column(at, title, index, type_, permissions))
+        return columns
+
+    def read(self, split: Cells | Broken) -> Row | BadRow:
+        if isinstance(split, Broken):
+            fault = Fault(
+                split.line,
+                split.column,
+                InvalidRecord.code,
+                f"{split.reason.en}.",
+                f"{split.reason.zh}。",
+            )
+            return BadRow(split.line, (), (fault,), split.text)
+        faults: list[Fault] = []
+        values = self._values(split, faults)
+        identifier = self._identifier(split, faults)
+        status, template = self.mapping.status, self.mapping.template
+        if self._exported:
+            status = self._status(split, faults)
+            template = split.cells[2] or None
+            if template and (why := _cell_fault(template)):
+                faults.append(_fault(split.line, "template", why))
+        if faults or identifier is None:
+            return BadRow(split.line, split.cells, tuple(faults))
+        return Row(split.line, split.cells, identifier, values, status, template)
+
+    def _values(self, split: Cells, faults: list[Fault]) -> tuple[Value, ...]:
+        cells, line = split.cells, split.line
+        values: list[Value] = []
+        octets = 0
+        for column in self._columns:
+            cell = cells[column.at]
+            if not cell:
+                continue
+            why = _cell_fault(cell)
+            if why:
+                faults.append(_fault(line, column.title, why))
+                continue
+            data = cell.encode()
+            octets += len(data)
+            values.append(Value(column.index, column.type, data, permissions=column.permissions))
+        if octets > RECORD_BYTES_MAX:
+            faults.append(
+                _fault(
+                    line,
+                    "",
+                    Text(
+                        f"All cells together are over {RECORD_BYTES_MAX} bytes",
+                        f"各单元格合计超过 {RECORD_BYTES_MAX} 字节",
+                    ),
+                )
+            )
+        if self._exported and MORE in self._at and cells[self._at[MORE]]:
+            try:
+                values += decode_values(json.loads(cells[self._at[MORE]]), MORE)
+                return check_values(values)
+            except InvalidRecord as error:
+                faults.append(Fault(line, MORE, error.code, *error.detail))
+            except (ValueError, RecursionError):
+                faults.append(_fault(line, MORE, Text("This is not JSON", "不是合法的 JSON")))
+        return tuple(values)
+
+    def _identifier(self, split: Cells, faults: list[Fault]) -> Identifier | None:
+        for at in self._places:
+            self._check_naming(split, at, faults)
+        columns = {self.header[at] for at in self._places}
+        if any(fault.column in columns for fault in faults):
+            return None
+        cells = split.cells
+        text = cells[self._places[0]]
+        try:
+            if not self.mapping.suffix:
+                return Identifier.parse(text)
+            text = "".join(
+                part if isinstance(part, str) else _WHITE.sub("-", cells[part])
+                for part in self._parts
+            )
+            return Identifier(self.mapping.prefix, text)
+        except InvalidIdentifier as error:
+            shown = printable(text)
+            faults.append(
+                Fault(
+                    split.line,
+                    self.naming,
+                    error.code,
+                    f"{shown}: {error.detail.en}",
+                    f"{shown}：{error.detail.zh}",
+                )
+            )
+            return None
+
+    @property
+    def naming(self) -> str:
+        """The columns that identifiers are made of."""
+        return ", ".join(self.header[at] for at in self._places)
+
+    def _check_naming(self, split: Cells, at: int, faults: list[Fault]) -> None:
+        """What the identifier is made of may hold no line break: those come from stray quotes,
+        which swallow rows, far more often than from people."""
+        cell = split.cells[at]
+        why = None
+        if not cell:
+            why = Text("The identifier is made of this cell, and it is empty", "标识所用单元格为空")
+        elif "\n" in cell or "\r" in cell:
+            why = Text(
+                "The identifier is made of this cell, and it holds a line break (the row runs from"
+                f" line {split.line} to {split.last_line}; perhaps a quote is not closed)",
+                f"标识所用单元格含有换行（该行从第 {split.line} 行到第 {split.last_line} 行；"
+                "可能有引号未闭合）",
+            )
+        elif all(at != column.at for column in self._columns):
+            why = _cell_fault(cell)  # else it is a value too, and was looked at as one
+        if why:
+            faults.append(_fault(split.line, self.header[at], why))
+
+    def _status(self, split: Cells, faults: list[Fault]) -> Status:
+        cell = split.cells[1]
+        if cell in (Status.DRAFT, Status.ACTIVE, Status.FROZEN):
+            return Status(cell)
+        faults.append(
+            _fault(
+                split.line,
+                "status",
+                Text(
+                    "A row is registered as draft, active or frozen, not " + printable(cell),
+                    f"登记状态应为 draft、active 或 frozen，而不是“{printable(cell)}”",
+                ),
+            )
+        )
+        return Status.ACTIVE
+
+
+def printable(text: str) -> str:
+    """At most 80 characters of outside text, safe to show on a terminal."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:80])
+    return shown if len(text) <= 80 else shown + "…"
+
+
+def _cell_fault(cell: str) -> Text | None:
+    """What keeps a cell's text from being a value."""
+    if "\0" in cell:
+        return Text("The cell holds a NUL character", "单元格含有 NUL 字符")
+    if len(cell) > VALUE_BYTES_MAX // 4:
+        octets = len(cell.encode("utf-8", "surrogateescape"))
+        if octets > VALUE_BYTES_MAX:
+            return Text(
+                f"The cell is {octets} bytes long, at most {VALUE_BYTES_MAX}",
+                f"单元格长 {octets} 字节，最多 {VALUE_BYTES_MAX} 字节",
+            )
+    if not cell.isascii():
+        try:
+            cell.encode()
+        except UnicodeError:
+            return Text(
+                "The cell holds bytes that are not UTF-8; perhaps they are GBK",
+                "单元格含有非 UTF-8 字节，可能是 GBK 编码",
+            )
+    return None
+
+
+def _fault(line: int, column: str, why: Text) -> Fault:
+    return Fault(line, column, InvalidRecord.code, f"{why.en}.", f"{why.zh}。")
+
+
+def _unusable(en: str, zh: str) -> InvalidFile:
+    return InvalidFile(f"{en}.", f"{zh}。")

@@ -1,0 +1,403 @@
+"""Importing a CSV file: rows to a registry in chunks, bad rows to an error file.
+
+Knows no transport: `submit` sends a chunk, over the network or straight to the registrar.
+What holds at any moment, also after kill -9: a row is registered once, counted once and, if it
+is bad, written to the error file once, by running the same import again until it ends.
+Memory is bounded by a chunk, never by the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from biaojie.change import RowResult
+from biaojie.errors import (
+    ERRORS,
+    Forbidden,
+    IdentifierRetired,
+    IdentifierTaken,
+    InvalidFile,
+    InvalidIdentifier,
+    MalformedAnswer,
+    PrefixNotHere,
+    PrefixSuspended,
+    TooLarge,
+)
+from biaojie.limits import BATCH_ROWS_MAX
+
+from .import_csv import CsvFile
+from .import_rows import BadRow, Fault, Row, RowMapping, RowReader
+from .import_state import (
+    ErrorFile,
+    ImportState,
+    SeenIdentifiers,
+    fingerprint,
+    free_path,
+    lock,
+    new_job,
+)
+
+__all__ = ["ImportProgress", "ImportReport", "Row", "RowMapping", "Submit", "import_csv"]
+
+Mode = Literal["valid-rows", "all"]
+CHUNK_ROWS = 500
+CHUNK_BYTES_MAX = 2_097_152
+"""Roughly what a chunk may weigh as JSON, apart from one long row."""
+FAULTS_SHOWN = 20
+_ABOUT_PREFIX = {Forbidden.code, PrefixNotHere.code, PrefixSuspended.code}
+_ABOUT_IDENTIFIER = _ABOUT_PREFIX | {
+    InvalidIdentifier.code,
+    IdentifierTaken.code,
+    IdentifierRetired.code,
+}
+
+
+class Submit(Protocol):
+    async def __call__(
+        self, rows: Sequence[Row], key: str, *, dry_run: bool
+    ) -> Sequence[RowResult]:
+        """Register the rows that can be (mode valid-rows); one result per row, in order.
+
+        `key` is the chunk's idempotency key: a chunk that comes a second time under its key
+        gets the results of the first. A dry run only says what would happen; its key is empty.
+        Raises what concerns the chunk as a whole, TooLarge to be given it in halves.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImportProgress:
+    """`checking` is true while nothing is being written (dry run, first pass of mode all)."""
+
+    checking: bool
+    bytes_done: int
+    bytes_total: int
+    rows: int
+    good: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """What came of an import, earlier runs of a resumed one included.
+
+    `rows` = `good` + `failed`. `written` is what is in the registry: 0 after a dry run, and in
+    mode `all` when any row was bad. `codes` counts faults by code; `faults` are the first of
+    this run, all of them are in `error_file` (None: no bad row).
+    """
+
+    rows: int
+    good: int
+    failed: int
+    written: int
+    codes: dict[str, int]
+    faults: tuple[Fault, ...]
+    error_file: Path | None
+    dry_run: bool
+    resumed: bool
+
+
+@dataclass(slots=True)
+class _Count:
+    """Of one pass over the file."""
+
+    rows: int = 0
+    good: int = 0
+    failed: int = 0
+    codes: dict[str, int] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+
+async def import_csv(
+    path: str | os.PathLike[str],
+    mapping: RowMapping,
+    submit: Submit,
+    *,
+    mode: Mode = "valid-rows",
+    dry_run: bool = False,
+    state_file: Path | None = None,
+    error_file: Path | None = None,
+    restart: bool = False,
+    chunk_rows: int = CHUNK_ROWS,
+    target: str = "",
+    case_sensitive: bool = False,
+    progress: Callable[[ImportProgress], None] = lambda progress: None,
+) -> ImportReport:
+    """Register the rows of a UTF-8 CSV file whose first row names the columns.
+
+    Each cell that is not empty becomes a value: its type is the column's name, its index the
+    column's number (identifier column and columns named `_…` not counted), its data the text.
+    Mode `valid-rows` writes every good row. Mode `all` checks the whole file first and writes
+    only if no row is bad; it does not hide the rows from others until the last is written, and
+    a row that someone else registers in between is reported, not undone.
+
+    State is kept in `state_file` (default: the file's name + `.import-state.json`) until the
+    import ends; bad rows go to `error_file` (default: `NAME.errors.csv`, never overwriting).
+    `target` names the registry written to: a resumed import must go to the same one.
+    `case_sensitive` is the node's setting, needed only to find duplicates in a dry run.
+    Raises InvalidFile, InvalidIdentifier (the prefix) and what `submit` raises; running it
+    again goes on after the last acknowledged chunk.
+    """
+    if not 1 <= chunk_rows <= BATCH_ROWS_MAX:
+        raise InvalidFile(
+            f"A chunk has 1 to {BATCH_ROWS_MAX} rows, not {chunk_rows}.",
+            f"每批应为 1 至 {BATCH_ROWS_MAX} 行，而不是 {chunk_rows}。",
+        )
+    source = Path(path)
+    state_file = state_file or source.with_name(source.name + ".import-state.json")
+    error_file = error_file or source.with_name(source.stem + ".errors.csv")
+    with _open(source) as file:
+        lock(file.file)
+        reader = RowReader(file.header, mapping)
+        state = None
+        if not dry_run:
+            state = _begun(file, state_file, _plan(mapping, mode, target), restart=restart)
+        if dry_run or (mode == "all" and state is None):
+            errors = free_path(error_file)
+            count = await _check(
+                file, reader, submit, chunk_rows, errors, progress, case_sensitive=case_sensitive
+            )
+            if dry_run or count.failed:
+                return _report(count, errors, dry_run=dry_run, written=0)
+            file.seek(*file.start)
+        resumed = state is not None
+        if state is None:
+            state = ImportState(
+                job=new_job(),
+                source=fingerprint(file.file),
+                plan=_plan(mapping, mode, target),
+                chunk_rows=chunk_rows,
+                error_file=str(free_path(error_file)),
+                offset=file.start[0],
+                line=file.start[1],
+            )
+            state.save(state_file)
+        count = await _write(file, reader, submit, state, state_file, progress)
+        state_file.unlink()
+    return _report(
+        count, Path(state.error_file), dry_run=False, written=count.good, resumed=resumed
+    )
+
+
+async def _check(
+    file: CsvFile,
+    reader: RowReader,
+    submit: Submit,
+    chunk_rows: int,
+    error_file: Path,
+    progress: Callable[[ImportProgress], None],
+    *,
+    case_sensitive: bool,
+) -> _Count:
+    """A pass that writes nothing to the registry."""
+    count = _Count()
+    seen = SeenIdentifiers(case_sensitive=case_sensitive)
+    with ErrorFile(error_file, file.titles, bom=file.bom) as errors:
+        try:
+            for window in _windows(file, reader, chunk_rows):
+                results = await _send(submit, _rows(window), "", dry_run=True)
+                errors.add(_settle(window, results, reader, count, seen))
+                progress(_progress(file, count, checking=True))
+        finally:
+            seen.close()
+    return count
+
+
+async def _write(
+    file: CsvFile,
+    reader: RowReader,
+    submit: Submit,
+    state: ImportState,
+    state_file: Path,
+    progress: Callable[[ImportProgress], None],
+) -> _Count:
+    """The pass that registers, from where `state` stands. The order is what makes it safe to
+    stop anywhere: chunk acknowledged, bad rows on disk, state on disk."""
+    count = _Count(state.rows, state.written, state.failed, state.codes)
+    file.seek(state.offset, state.line)
+    with ErrorFile(
+        Path(state.error_file), file.titles, bom=file.bom, kept_bytes=state.error_bytes
+    ) as errors:
+        for window in _windows(file, reader, state.chunk_rows):
+            rows = _rows(window)
+            results = await _send(submit, rows, f"import-{state.job}-{state.chunk}", dry_run=False)
+            hopeless = _hopeless(results) if reader.mapping.suffix else None
+            if hopeless:
+                # Nothing of the chunk was written; under a new key the node will judge it anew.
+                state.job = new_job()
+                state.save(state_file)
+                raise ERRORS[hopeless.code](hopeless.en, hopeless.zh)
+            state.error_bytes = errors.add(_settle(window, results, reader, count, None))
+            state.rows, state.written, state.failed = count.rows, count.good, count.failed
+            state.offset, state.line = file.offset, file.line
+            state.chunk += 1
+            state.save(state_file)
+            progress(_progress(file, count, checking=False))
+    return count
+
+
+def _windows(file: CsvFile, reader: RowReader, rows_max: int) -> Iterator[list[Row | BadRow]]:
+    """Runs of neighbouring rows. Where they are cut depends only on the file, the place they
+    start from and `rows_max`: a chunk sent again is the same chunk."""
+    window: list[Row | BadRow] = []
+    weight, before = 0, file.offset
+    for split in file:
+        item = reader.read(split)
+        window.append(item)
+        weight += file.offset - before + 100 * len(item.cells)
+        before = file.offset
+        if len(window) >= rows_max or weight >= CHUNK_BYTES_MAX:
+            yield window
+            window, weight = [], 0
+    if window:
+        yield window
+
+
+def _rows(window: Sequence[Row | BadRow]) -> list[Row]:
+    return [item for item in window if isinstance(item, Row)]
+
+
+async def _send(
+    submit: Submit, rows: Sequence[Row], key: str, *, dry_run: bool
+) -> Sequence[RowResult]:
+    """One result per row. A chunk that the node finds too large goes in halves, whose keys
+    follow from the chunk's; a single row that is too large is a bad row."""
+    if not rows:
+        return ()
+    try:
+        results = await submit(rows, key, dry_run=dry_run)
+    except TooLarge as error:
+        if len(rows) == 1:
+            name = str(rows[0].identifier)
+            return (RowResult(0, name, None, error.code, error.detail.en, error.detail.zh),)
+        middle = len(rows) // 2
+        left = await _send(submit, rows[:middle], key and f"{key}a", dry_run=dry_run)
+        right = await _send(submit, rows[middle:], key and f"{key}b", dry_run=dry_run)
+        return (*left, *right)
+    if len(results) != len(rows):
+        raise MalformedAnswer(
+            f"{len(results)} results for {len(rows)} rows.",
+            f"{len(rows)} 行却返回 {len(results)} 个结果。",
+        )
+    return results
+
+
+def _hopeless(results: Sequence[RowResult]) -> RowResult | None:
+    """A refusal that meets every row of a chunk, because it concerns their common prefix."""
+    codes = {result.code for result in results if not result.ok}
+    if results and not any(result.ok for result in results) and len(codes) == 1:
+        return results[0] if codes <= _ABOUT_PREFIX else None
+    return None
+
+
+def _settle(
+    window: Sequence[Row | BadRow],
+    results: Sequence[RowResult],
+    reader: RowReader,
+    count: _Count,
+    seen: SeenIdentifiers | None,
+) -> list[BadRow]:
+    """Count a window and return its bad rows in the order of the file."""
+    bad: list[BadRow] = []
+    answers = iter(results)
+    for item in window:
+        count.rows += 1
+        failure = item if isinstance(item, BadRow) else _refused(item, next(answers), reader, seen)
+        if failure is None:
+            count.good += 1
+            continue
+        count.failed += 1
+        bad.append(failure)
+        for fault in failure.faults:
+            count.codes[fault.code] = count.codes.get(fault.code, 0) + 1
+            if len(count.faults) < FAULTS_SHOWN:
+                count.faults.append(fault)
+    return bad
+
+
+def _refused(
+    row: Row, result: RowResult, reader: RowReader, seen: SeenIdentifiers | None
+) -> BadRow | None:
+    if not result.ok:
+        column = reader.naming if result.code in _ABOUT_IDENTIFIER else ""
+        fault = Fault(row.line, column, result.code, result.en, result.zh)
+    else:
+        earlier = seen.add(row.identifier, row.line) if seen else 0
+        if not earlier:
+            return None
+        fault = Fault(
+            row.line,
+            reader.naming,
+            IdentifierTaken.code,
+            f"Line {earlier} of this file has the same identifier.",
+            f"与本文件第 {earlier} 行的标识相同。",
+        )
+    return BadRow(row.line, row.cells, (fault,))
+
+
+# Beginning and ending -------------------------------------------------------------------
+
+
+def _open(path: Path) -> CsvFile:
+    try:
+        return CsvFile(path)
+    except OSError as error:
+        raise InvalidFile(
+            f"{path} cannot be read: {error.strerror}.", f"无法读取 {path}：{error.strerror}。"
+        ) from None
+
+
+def _plan(mapping: RowMapping, mode: Mode, target: str) -> str:
+    plan = json.dumps([asdict(mapping), mode, target], sort_keys=True)
+    return hashlib.sha256(plan.encode()).hexdigest()
+
+
+def _begun(file: CsvFile, path: Path, plan: str, *, restart: bool) -> ImportState | None:
+    """The state of an import of this file that was stopped; None to begin anew."""
+    if restart:
+        return None
+    state = ImportState.load(path)
+    if state is None:
+        return None
+    if state.source != fingerprint(file.file):
+        what = ("The file has changed", "文件内容已改变")
+    elif state.plan != plan:
+        what = (
+            "Prefix, suffix, status, template, mode or node differ",
+            "前缀、后缀、状态、模板、模式或节点与上次不同",
+        )
+    else:
+        return state
+    raise InvalidFile(
+        f"{what[0]} since this import was stopped at line {state.line} ({state.written} rows"
+        " written). Put it back as it was, or begin anew with --restart: rows that are written"
+        " will then be reported as taken.",
+        f"自上次在第 {state.line} 行停止（已写入 {state.written} 行）以来，{what[1]}。"
+        "请恢复原样，或用 --restart 重新开始（已写入的行届时会报告为已被注册）。",
+    )
+
+
+def _progress(file: CsvFile, count: _Count, *, checking: bool) -> ImportProgress:
+    return ImportProgress(checking, file.offset, file.size, count.rows, count.good, count.failed)
+
+
+def _report(
+    count: _Count, error_file: Path, *, dry_run: bool, written: int, resumed: bool = False
+) -> ImportReport:
+    return ImportReport(
+        rows=count.rows,
+        good=count.good,
+        failed=count.failed,
+        written=written,
+        codes=dict(count.codes),
+        faults=tuple(count.faults),
+        error_file=error_file if count.failed else None,
+        dry_run=dry_run,
+        resumed=resumed,
+    )
