@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .account import ApiKey, Prefix, PrefixStatus, Role
+from .calls import IssuedKey, Resolved, Row
 from .change import Action, BatchResult, Change, Entry, Receipt, RowResult
 from .errors import BiaojieError
 from .identifier import Identifier, Key
 from .record import Permissions, Record, Reference, Status, Value
 
 if TYPE_CHECKING:
-    from .client import Client, Resolved, Row
+    from .client import Client
     from .sync import SyncClient
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "Client",
     "Entry",
     "Identifier",
+    "IssuedKey",
     "Key",
     "Permissions",
     "Prefix",
@@ -43,7 +45,7 @@ __all__ = [
     "SyncClient",
     "Value",
 ]
-_LAZY = {"Client": "client", "Resolved": "client", "Row": "client", "SyncClient": "sync"}
+_LAZY = {"Client": "client", "SyncClient": "sync"}
 
 
 def __getattr__(name: str) -> Any:

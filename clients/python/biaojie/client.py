@@ -1,0 +1,387 @@
+"""The async client: every method of a node, typed, with a deadline and safe retries.
+
+Here are the conveniences; what a call is on the wire belongs to the transport behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+from .accept import Chunks, identifier_of, numbers_of, status_of, texts_of, values_of
+from .administration import Keys, Prefixes
+from .calls import IssuedKey, Mint, Mode, Operation, Resolved, Row, Values
+from .change import Action, Entry, Receipt, RowResult
+from .errors import BiaojieError, InvalidIdentifier, InvalidRequest
+from .identifier import Identifier, check_prefix
+from .limits import BATCH_ROWS_MAX, PAGE_ROWS_MAX, RESOLVE_MANY_MAX
+from .record import Record, Status
+from .retry import Backoff, keyed
+from .streams import change_pages, each, pages, parse_name, resolve_chunk, write_chunk
+from .transport import Options, Transport, open_transport
+
+__all__ = ["Client", "IssuedKey", "Keys", "Prefixes", "Resolved", "Row"]
+
+
+class Client:
+    """A node's client, for one event loop. Close it, or use it as `async with Client(url)`.
+
+    `url` is `http://host:port` or `https://host[:port]`; `key` is sent with each request.
+    `timeout_s` is the whole time a call may take, retries included; each method takes
+    another. `retries` is how often a safe call is tried again. `tls` replaces the trust
+    store, for a node with a private certificate authority.
+
+    Methods raise the classes of `biaojie.errors`: what the node answered, or Unreachable,
+    DeadlineExceeded or MalformedAnswer. After an Unreachable or DeadlineExceeded write,
+    `error.fields["idempotency_key"]` is the key to repeat it with (`idempotency_key=`): it
+    then happens once, whether or not the first attempt had got through.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        timeout_s: float = 10.0,
+        *,
+        retries: int = 3,
+        connections_max: int = 64,
+        reply_octets_max: int = 64 * 1_048_576,
+        tls: ssl.SSLContext | None = None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        if timeout_s <= 0 or retries < 0 or connections_max < 1 or reply_octets_max < 1:
+            raise InvalidRequest(
+                "retries is 0 or more; timeout_s, connections_max, reply_octets_max more than 0.",
+                "timeout_s、connections_max、reply_octets_max 应大于 0，retries 不小于 0。",
+            )
+        self._timeout_s = timeout_s
+        self._connections_max = connections_max
+        self._transport: Transport = open_transport(
+            url,
+            Options(
+                key=key,
+                connections_max=connections_max,
+                reply_octets_max=reply_octets_max,
+                backoff=backoff or Backoff(retries=retries),
+                tls=tls,
+            ),
+        )
+        self.prefixes = Prefixes(self._transport, timeout_s)
+        self.keys = Keys(self._transport, timeout_s)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._transport.address}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections. Calling it again does nothing."""
+        await self._transport.close()
+
+    @property
+    def url(self) -> str:
+        """The node's address."""
+        return self._transport.address
+
+    @property
+    def connections_max(self) -> int:
+        """Most connections open at a time; calls beyond them wait, within their timeout."""
+        return self._connections_max
+
+    # Look-ups ---------------------------------------------------------------------------
+
+    async def resolve(
+        self,
+        identifier: str | Identifier,
+        *,
+        index: int | Iterable[int] = (),
+        types: str | Iterable[str] = (),
+        authoritative: bool = False,
+        timeout_s: float | None = None,
+    ) -> Resolved:
+        """The record of an identifier, in any form people paste (`hdl:…`, a URL, …).
+
+        `index` and `types` choose among its values. `authoritative` bypasses every cache.
+        Raises IdentifierNotFound, IdentifierRetired, PrefixNotHere, PrefixSuspended,
+        TemporarilyUnavailable.
+        """
+        return await self._transport.resolve(
+            identifier_of(identifier),
+            index=numbers_of(index),
+            types=texts_of(types),
+            authoritative=authoritative,
+            timeout_s=timeout_s or self._timeout_s,
+        )
+
+    async def resolve_many(
+        self,
+        identifiers: Iterable[str | Identifier] | AsyncIterable[str | Identifier],
+        *,
+        chunk_names: int = RESOLVE_MANY_MAX,
+        concurrency: int = 4,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[Resolved | BiaojieError, None]:
+        """For each name, in order, a Resolved or the error it met (with field `identifier`).
+
+        Any number of names: they are read `chunk_names` at a time and at most `concurrency`
+        chunks are under way. `timeout_s` is for each chunk. A fault of the exchange itself
+        (the node cannot be reached, the key is refused) is raised and ends the iteration.
+        """
+        check_chunks(chunk_names, concurrency)
+        running: deque[asyncio.Task[list[Resolved | BiaojieError]]] = deque()
+        names: list[Identifier | InvalidIdentifier] = []
+
+        def start() -> None:
+            asked = resolve_chunk(self._transport, tuple(names), timeout_s or self._timeout_s)
+            running.append(asyncio.create_task(asked))
+            names.clear()
+
+        try:
+            async for name in each(identifiers):
+                names.append(parse_name(name))
+                if len(names) == chunk_names:
+                    start()
+                    if len(running) == concurrency:
+                        for answer in await running.popleft():
+                            yield answer
+            if names:
+                start()
+            while running:
+                for answer in await running.popleft():
+                    yield answer
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def records(
+        self, prefix: str, *, page_rows: int = PAGE_ROWS_MAX, timeout_s: float | None = None
+    ) -> AsyncGenerator[Record, None]:
+        """All records under a prefix in order of suffix, tombstones included (status retired).
+
+        Needs a key with rights on the prefix. `timeout_s` is for each page.
+        """
+        async for page in self._record_pages(prefix, page_rows=page_rows, timeout_s=timeout_s):
+            for record in page:
+                yield record
+
+    def _record_pages(
+        self, prefix: str, *, page_rows: int = PAGE_ROWS_MAX, timeout_s: float | None = None
+    ) -> AsyncGenerator[Sequence[Record], None]:
+        check_prefix(prefix)
+        return pages(
+            lambda after: self._transport.list_records(
+                prefix, after=after, limit=page_rows, timeout_s=timeout_s or self._timeout_s
+            )
+        )
+
+    async def changes(
+        self,
+        after: int = 0,
+        *,
+        follow: bool = True,
+        page_rows: int = 100,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[Entry, None]:
+        """Entries of the change log after that sequence, each once and in order.
+
+        With `follow` it goes on for ever: it waits for new entries by long-poll and carries on
+        after restarts and network faults; without, it ends at the head of the log. To resume
+        later, keep the `sequence` of the last entry you have dealt with.
+        """
+        async for page in self._change_pages(
+            after, follow=follow, page_rows=page_rows, timeout_s=timeout_s
+        ):
+            for entry in page:
+                yield entry
+
+    def _change_pages(
+        self,
+        after: int = 0,
+        *,
+        follow: bool = True,
+        page_rows: int = 100,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[Sequence[Entry], None]:
+        return change_pages(
+            self._transport,
+            after,
+            follow=follow,
+            page_rows=page_rows,
+            timeout_s=timeout_s or self._timeout_s,
+        )
+
+    # Writes -----------------------------------------------------------------------------
+
+    async def register(
+        self,
+        identifier: str | Identifier,
+        values: Values,
+        *,
+        status: Status | str | None = None,
+        template: str | None = None,
+        overwrite: bool = False,
+        if_version: int | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Receipt:
+        """Register an identifier; raises IdentifierTaken if it already is.
+
+        `values` are Value objects, JSON-style objects, or {type: text}. With `overwrite` all
+        values are replaced if it exists, and with `if_version` only if it is of that version
+        (else VersionMismatch).
+        """
+        if if_version is not None and not overwrite:
+            raise InvalidRequest(
+                "if_version needs overwrite=True: what does not exist has no version.",
+                "if_version 需要 overwrite=True：不存在的记录没有版本。",
+            )
+        return await self._write(
+            Operation(
+                Action.PUT if overwrite else Action.CREATE,
+                identifier_of(identifier),
+                values_of(values),
+                status=status_of(status),
+                template=template,
+                if_version=if_version,
+            ),
+            idempotency_key,
+            timeout_s,
+        )
+
+    async def mint(
+        self,
+        prefix: str,
+        values: Values,
+        suffix_start: str = "",
+        *,
+        status: Status | str | None = None,
+        template: str | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Receipt:
+        """Register under a suffix the node makes up; the receipt has the identifier."""
+        mint = Mint(
+            check_prefix(prefix), suffix_start, values_of(values), status_of(status), template
+        )
+        with keyed(idempotency_key) as key:
+            return await self._transport.mint(mint, key=key, timeout_s=timeout_s or self._timeout_s)
+
+    async def register_many(
+        self,
+        rows: Iterable[Row] | AsyncIterable[Row],
+        mode: Mode = "valid-rows",
+        dry_run: bool = False,
+        *,
+        job: str | None = None,
+        chunk_rows: int = BATCH_ROWS_MAX,
+        timeout_s: float = 60.0,
+    ) -> AsyncGenerator[RowResult, None]:
+        """Write any number of rows; yields a RowResult for each, in order, counted from 1.
+
+        Rows are read and sent by chunks, one at a time. Mode `valid-rows` writes the good
+        rows and reports the bad. Mode `all` writes a chunk whole or not at all: at the first
+        bad row BatchRejected is raised, whose field `rows` lists the bad rows of that chunk;
+        chunks before it stay written. `dry_run` decides everything and writes nothing.
+
+        `job` names the work, so that it can be repeated after a crash: give the same name,
+        rows, mode and `chunk_rows`, and chunks that are already written are answered from
+        memory (the node keeps it for two days). Other rows need another name.
+        """
+        chunks = Chunks(chunk_rows)
+
+        async for row in each(rows):
+            for chunk in chunks.add(row):
+                for result in await write_chunk(
+                    self._transport, chunk, mode=mode, dry_run=dry_run, job=job, timeout_s=timeout_s
+                ):
+                    yield result
+        for chunk in chunks.rest():
+            for result in await write_chunk(
+                self._transport, chunk, mode=mode, dry_run=dry_run, job=job, timeout_s=timeout_s
+            ):
+                yield result
+
+    async def modify(
+        self,
+        identifier: str | Identifier,
+        set: Values = (),
+        remove: int | Iterable[int] = (),
+        *,
+        status: Status | str | None = None,
+        template: str | None = None,
+        if_version: int | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Receipt:
+        """Add or replace values by index (`set`), remove others, change status or template.
+
+        What is not given stays. The values in `set` need their indexes, so {type: text} is
+        refused here.
+        """
+        return await self._write(
+            Operation(
+                Action.MODIFY,
+                identifier_of(identifier),
+                values_of(set, numbered=False),
+                numbers_of(remove),
+                status_of(status),
+                template,
+                if_version,
+            ),
+            idempotency_key,
+            timeout_s,
+        )
+
+    async def retire(
+        self,
+        identifier: str | Identifier,
+        *,
+        if_version: int | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Receipt:
+        """Leave a tombstone: it resolves no more and is never given out again."""
+        operation = Operation(Action.RETIRE, identifier_of(identifier), if_version=if_version)
+        return await self._write(operation, idempotency_key, timeout_s)
+
+    async def purge(
+        self,
+        identifier: str | Identifier,
+        *,
+        if_version: int | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Receipt:
+        """Remove a record for good (admin keys only); only the change log remembers it."""
+        operation = Operation(Action.PURGE, identifier_of(identifier), if_version=if_version)
+        return await self._write(operation, idempotency_key, timeout_s)
+
+    async def _write(
+        self, operation: Operation, idempotency_key: str | None, timeout_s: float | None
+    ) -> Receipt:
+        with keyed(idempotency_key) as key:
+            return await self._transport.write(
+                operation, key=key, timeout_s=timeout_s or self._timeout_s
+            )
+
+
+def check_chunks(chunk_names: int, concurrency: int) -> None:
+    if not 1 <= chunk_names <= RESOLVE_MANY_MAX or not 1 <= concurrency <= 64:
+        raise InvalidRequest(
+            f"chunk_names is 1 to {RESOLVE_MANY_MAX}, concurrency 1 to 64.",
+            f"chunk_names 应为 1 至 {RESOLVE_MANY_MAX}，concurrency 应为 1 至 64。",
+        )

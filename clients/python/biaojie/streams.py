@@ -1,0 +1,179 @@
+"""Streams over a transport: many names, many rows, all pages, the change log.
+
+Everything here reads ahead by a stated number of chunks and no more. Page-level and
+chunk-level, so that the async and the sync face share it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Sequence,
+)
+from dataclasses import replace
+from typing import TypeVar
+
+from .accept import Chunk, chunk_key, identifier_of
+from .calls import Mode, Operation, Page, Resolved
+from .change import Entry, RowResult
+from .errors import BatchRejected, BiaojieError, InvalidIdentifier, MalformedAnswer
+from .identifier import Identifier
+from .retry import Backoff, keyed
+from .transport import Transport
+from .wire.document import encode_row
+
+T = TypeVar("T")
+log = logging.getLogger("biaojie.client")
+FOLLOW_WAIT_S = 25.0
+"""How long a long-poll for changes stays open; proxies tend to hang up at 30 s or 60 s."""
+_FOLLOW_BACKOFF = Backoff(base_s=0.25, cap_s=15.0)
+_QUIET_S = 1.0
+
+
+async def each(source: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    """The items of either kind of iterable."""
+    if isinstance(source, AsyncIterable):
+        async for item in source:
+            yield item
+    else:
+        for item in source:
+            yield item
+
+
+# Many names -----------------------------------------------------------------------------
+
+
+def parse_name(name: str | Identifier) -> Identifier | InvalidIdentifier:
+    """A name that is wrong in itself is answered here and not sent."""
+    try:
+        return identifier_of(name)
+    except InvalidIdentifier as error:
+        return type(error)(*error.detail, **{**error.fields, "identifier": str(name)})
+
+
+async def resolve_chunk(
+    transport: Transport, names: Sequence[Identifier | InvalidIdentifier], timeout_s: float
+) -> list[Resolved | BiaojieError]:
+    """One answer per name, in order."""
+    asked = [name for name in names if isinstance(name, Identifier)]
+    answers = iter(await transport.resolve_batch(asked, timeout_s=timeout_s) if asked else ())
+    return [next(answers) if isinstance(name, Identifier) else name for name in names]
+
+
+# Many rows ------------------------------------------------------------------------------
+
+
+async def write_chunk(
+    transport: Transport,
+    chunk: Chunk,
+    *,
+    mode: Mode,
+    dry_run: bool,
+    job: str | None,
+    timeout_s: float,
+) -> list[RowResult]:
+    """One result per row, numbered as the chunk is. Raises BatchRejected in mode `all`."""
+    wrong = [row for row in chunk.rows if isinstance(row, RowResult)]
+    if mode == "all" and wrong:
+        raise BatchRejected(rows=[encode_row(row) for row in wrong])
+    numbered = [
+        (number, row)
+        for number, row in enumerate(chunk.rows, chunk.first_row)
+        if isinstance(row, Operation)
+    ]
+    given = None if job is None else chunk_key(job, chunk, mode, dry_run)
+    results: dict[int, RowResult] = {row.row: row for row in wrong}
+    if numbered:
+        try:
+            with keyed(given) as key:
+                batch = await transport.write_batch(
+                    [row for _, row in numbered],
+                    mode=mode,
+                    dry_run=dry_run,
+                    key=key,
+                    timeout_s=timeout_s,
+                )
+        except BatchRejected as error:
+            raise _renumbered(error, chunk.first_row) from None
+        for (number, _), result in zip(numbered, batch.rows, strict=True):
+            results[number] = replace(result, row=number)
+    return [results[number] for number in sorted(results)]
+
+
+def _renumbered(error: BatchRejected, first_row: int) -> BatchRejected:
+    """The node counts the rows of one batch from 1; callers count those of the stream."""
+    rows = [
+        {**row, "row": row["row"] + first_row - 1}
+        if isinstance(row, dict) and isinstance(row.get("row"), int)
+        else row
+        for row in error.fields.get("rows", ())
+    ]
+    error.fields = {**error.fields, "rows": rows}
+    return error
+
+
+# Pages ----------------------------------------------------------------------------------
+
+
+async def pages(
+    fetch: Callable[[str | None], Awaitable[Page[T]]],
+) -> AsyncGenerator[Sequence[T], None]:
+    """All pages, one request each, none ahead of the reader."""
+    after: str | None = None
+    while True:
+        page = await fetch(after)
+        yield page.items
+        if page.next is None:
+            return
+        if page.next == after:
+            raise MalformedAnswer("The cursor does not move.", "分页游标没有前进。")
+        after = page.next
+
+
+async def change_pages(
+    transport: Transport, after: int, *, follow: bool, page_rows: int, timeout_s: float
+) -> AsyncGenerator[Sequence[Entry], None]:
+    """Log entries after a sequence, each once and in order.
+
+    With `follow` it waits for more for ever and outlives every fault that may pass; without,
+    it ends at the head of the log.
+    """
+    loop = asyncio.get_running_loop()
+    failures = 0
+    while True:
+        started = loop.time()
+        try:
+            entries, following = await transport.list_changes(
+                after,
+                limit=page_rows,
+                wait_s=FOLLOW_WAIT_S if follow else 0,
+                timeout_s=timeout_s,
+            )
+        except BiaojieError as error:
+            if not (follow and error.retryable):
+                raise
+            failures += 1
+            delay_s = _FOLLOW_BACKOFF.delay_s(failures, error.fields.get("retry_after_s"))
+            log.warning("following changes after %d: %s, again in %.1f s", after, error, delay_s)
+            await asyncio.sleep(delay_s)
+            continue
+        failures = 0
+        before = after
+        for entry in entries:
+            if not after < entry.sequence <= following:
+                raise MalformedAnswer("The log is out of order.", "变更日志顺序错误。")
+            after = entry.sequence
+        after = following
+        if entries:
+            yield entries
+        elif not follow and after == before:
+            return
+        elif follow and after == before and loop.time() - started < _QUIET_S:
+            await asyncio.sleep(_QUIET_S)  # a node that does not wait is not asked in a circle

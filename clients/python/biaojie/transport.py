@@ -1,0 +1,157 @@
+"""The seam between the client and a wire protocol.
+
+A Transport carries one exchange per method: it knows addresses, connections, deadlines and
+safe retries, and nothing of streams, pages or what callers may write. Every method ends
+within its `timeout_s` and raises the classes of `errors`: the node's own error, or
+Unreachable, DeadlineExceeded, MalformedAnswer when there was no answer to be had.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from .account import ApiKey, Prefix, PrefixStatus, Role
+from .calls import IssuedKey, Mint, Mode, Operation, Page, Resolved
+from .change import BatchResult, Entry, Receipt
+from .errors import BiaojieError, InvalidRequest
+from .identifier import Identifier
+from .record import Record
+from .retry import Backoff
+
+# The library is silent unless the program that uses it asks for its log.
+logging.getLogger("biaojie").addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What every transport can be told.
+
+    `connections_max` bounds the open connections, `connect_timeout_s` the making of one,
+    `idle_s` how long an unused one is kept (less than the 75 s after which a node hangs up),
+    `reply_octets_max` what is read of one reply. `tls` replaces the system's trust store.
+    """
+
+    key: str | None = field(default=None, repr=False)
+    connections_max: int = 64
+    connect_timeout_s: float = 5.0
+    idle_s: float = 30.0
+    reply_octets_max: int = 64 * 1_048_576
+    backoff: Backoff = field(default_factory=Backoff)
+    tls: ssl.SSLContext | None = None
+
+
+class Transport(Protocol):
+    """`key` is the idempotency key of a write: repeated with it, a write happens once."""
+
+    @property
+    def address(self) -> str:
+        """Where the node is, for people to read; without secrets."""
+        ...
+
+    async def resolve(
+        self,
+        identifier: Identifier,
+        *,
+        index: Sequence[int],
+        types: Sequence[str],
+        authoritative: bool,
+        timeout_s: float,
+    ) -> Resolved: ...
+
+    async def resolve_batch(
+        self, identifiers: Sequence[Identifier], *, timeout_s: float
+    ) -> list[Resolved | BiaojieError]:
+        """One answer per identifier, in order; at most `limits.RESOLVE_MANY_MAX`."""
+        ...
+
+    async def write(self, operation: Operation, *, key: str, timeout_s: float) -> Receipt: ...
+
+    async def mint(self, mint: Mint, *, key: str, timeout_s: float) -> Receipt: ...
+
+    async def write_batch(
+        self,
+        operations: Sequence[Operation],
+        *,
+        mode: Mode,
+        dry_run: bool,
+        key: str,
+        timeout_s: float,
+    ) -> BatchResult:
+        """One result per operation, in order; at most `limits.BATCH_ROWS_MAX`."""
+        ...
+
+    async def list_records(
+        self, prefix: str, *, after: str | None, limit: int, timeout_s: float
+    ) -> Page[Record]: ...
+
+    async def list_prefixes(
+        self, *, after: str | None, limit: int, timeout_s: float
+    ) -> Page[Prefix]: ...
+
+    async def find_prefix(self, name: str, *, timeout_s: float) -> Prefix: ...
+
+    async def home_prefix(
+        self, name: str, tenant: str, *, key: str, timeout_s: float
+    ) -> Prefix: ...
+
+    async def change_prefix(
+        self,
+        name: str,
+        *,
+        tenant: str | None,
+        status: PrefixStatus | None,
+        key: str,
+        timeout_s: float,
+    ) -> Prefix: ...
+
+    async def list_keys(
+        self, *, after: str | None, limit: int, timeout_s: float
+    ) -> Page[ApiKey]: ...
+
+    async def issue_key(
+        self, role: Role, tenant: str, label: str, *, timeout_s: float
+    ) -> IssuedKey:
+        """Never retried: a repeated call would issue a second key."""
+        ...
+
+    async def revoke_key(self, id_: str, *, key: str, timeout_s: float) -> ApiKey: ...
+
+    async def list_changes(
+        self, after: int, *, limit: int, wait_s: float, timeout_s: float
+    ) -> tuple[tuple[Entry, ...], int]:
+        """Entries after that sequence, and the sequence to pass next (never less).
+
+        With none to give the node waits `wait_s` for one. The whole takes at most
+        `wait_s + timeout_s`.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+SCHEMES = ("http", "https")
+"""What `open_transport` can speak."""
+
+
+def open_transport(url: str, options: Options) -> Transport:
+    """The transport for an address; raises InvalidRequest for one that none can speak.
+
+    Nothing is connected yet, and no event loop is needed.
+    """
+    scheme = urlsplit(url).scheme.lower() if "://" in url else ""
+    if scheme in SCHEMES:
+        from .http_transport import HttpTransport
+
+        return HttpTransport(url, options)
+    known = ", ".join(f"{name}://" for name in SCHEMES)
+    shown = f"{scheme}://" if scheme else "nothing"
+    raise InvalidRequest(
+        f"A node's address begins with {known}; this one begins with {shown}.",
+        f"节点地址应以 {known} 开头，而不是 {scheme + '://' if scheme else '空'}。",
+        scheme=scheme,
+    )
