@@ -1,0 +1,212 @@
+"""A store in memory: for tests, and as the limit in benches. Nothing survives the process.
+
+A transaction writes to an overlay that is merged in one step without awaiting, so readers see
+all of it or none; an asyncio.Lock makes transactions serial.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from biaojie.account import ApiKey, Prefix
+from biaojie.change import Entry
+from biaojie.errors import TemporarilyUnavailable
+from biaojie.identifier import Key, fold_prefix
+from biaojie.record import Record
+
+from .changelog import ZERO
+from .store import Found, ReceiptKey, StoredReceipt
+
+_FEW = 64
+"""From this many new names on, sorting a prefix once is cheaper than inserting one by one."""
+
+
+@dataclass(slots=True)
+class _State:
+    """Tables by key. In an overlay, None in `records` or `receipts` stands for "removed"."""
+
+    prefixes: dict[str, Prefix] = field(default_factory=dict)
+    records: dict[Key, Record | None] = field(default_factory=dict)
+    keys: dict[str, ApiKey] = field(default_factory=dict)
+    key_ids: dict[bytes, str] = field(default_factory=dict)
+    receipts: dict[ReceiptKey, StoredReceipt | None] = field(default_factory=dict)
+    log: list[Entry] = field(default_factory=list)
+
+
+def _head(log: Sequence[Entry]) -> tuple[int, bytes]:
+    return (log[-1].sequence, log[-1].hash) if log else (0, ZERO)
+
+
+class MemoryTransaction:
+    def __init__(self, base: _State) -> None:
+        self._base = base
+        self.overlay = _State()
+
+    def _prefix(self, name: str) -> Prefix | None:
+        return self.overlay.prefixes.get(name) or self._base.prefixes.get(name)
+
+    def _record(self, key: Key) -> Record | None:
+        if key in self.overlay.records:
+            return self.overlay.records[key]
+        return self._base.records.get(key)
+
+    async def look_up(self, keys: Sequence[Key]) -> list[Found]:
+        return [Found(self._prefix(key.prefix), self._record(key)) for key in keys]
+
+    async def find_prefixes(self, names: Sequence[str]) -> dict[str, Prefix]:
+        return {name: prefix for name in names if (prefix := self._prefix(name)) is not None}
+
+    async def find_keys_by_id(self, ids: Sequence[str]) -> dict[str, ApiKey]:
+        found = {id_: self.overlay.keys.get(id_) or self._base.keys.get(id_) for id_ in ids}
+        return {id_: key for id_, key in found.items() if key is not None}
+
+    async def find_receipts(
+        self, keys: Sequence[ReceiptKey], now: int
+    ) -> dict[ReceiptKey, StoredReceipt]:
+        found = {}
+        for key in keys:
+            receipt = self.overlay.receipts.get(key, self._base.receipts.get(key))
+            if receipt is not None and receipt.expires >= now:
+                found[key] = receipt
+        return found
+
+    async def head(self) -> tuple[int, bytes]:
+        return _head(self.overlay.log or self._base.log)
+
+    async def put_prefixes(self, prefixes: Iterable[Prefix]) -> None:
+        self.overlay.prefixes.update({fold_prefix(p.name): p for p in prefixes})
+
+    async def put_records(self, records: Mapping[Key, Record]) -> None:
+        for key in records:
+            assert self._prefix(key.prefix) is not None, f"prefix {key.prefix} is not homed"
+        self.overlay.records.update(records)
+
+    async def purge_records(self, keys: Iterable[Key]) -> None:
+        self.overlay.records.update(dict.fromkeys(keys))
+
+    async def put_keys(self, keys: Mapping[bytes, ApiKey]) -> None:
+        self.overlay.keys.update({key.id: key for key in keys.values()})
+        self.overlay.key_ids.update({digest: key.id for digest, key in keys.items()})
+
+    async def revoke_keys(self, revoked: Mapping[str, int]) -> None:
+        for id_, key in (await self.find_keys_by_id(list(revoked))).items():
+            self.overlay.keys[id_] = replace(key, revoked=revoked[id_])
+
+    async def put_receipts(self, receipts: Mapping[ReceiptKey, StoredReceipt]) -> None:
+        self.overlay.receipts.update(receipts)
+
+    async def forget_receipts(self, now: int, limit: int) -> None:
+        seen = {**self._base.receipts, **self.overlay.receipts}
+        expired = [key for key, kept in seen.items() if kept is not None and kept.expires < now]
+        self.overlay.receipts.update(dict.fromkeys(expired[:limit]))
+
+    async def append(self, entry: Entry) -> None:
+        at = (await self.head())[0]
+        assert entry.sequence == at + 1, f"entry {entry.sequence} after {at}"
+        self.overlay.log.append(entry)
+
+
+class MemoryStore:
+    """`wait_s` bounds the wait for other transactions."""
+
+    def __init__(self, wait_s: float = 5.0) -> None:
+        self._state = _State()
+        self._suffixes: dict[str, list[bytes]] = {}
+        self._lock = asyncio.Lock()
+        self._wait_s = wait_s
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[MemoryTransaction]:
+        try:
+            await asyncio.wait_for(self._lock.acquire(), self._wait_s)
+        except TimeoutError:
+            raise TemporarilyUnavailable(
+                "Other writes kept the registry busy.", "注册库一直忙于其他写入。"
+            ) from None
+        try:
+            transaction = MemoryTransaction(self._state)
+            yield transaction
+            self._merge(transaction.overlay)
+        finally:
+            self._lock.release()
+
+    def _merge(self, overlay: _State) -> None:
+        state = self._state
+        added: dict[str, list[bytes]] = {}
+        for key, record in overlay.records.items():
+            known = key in state.records
+            if record is not None:
+                state.records[key] = record
+                if not known:
+                    added.setdefault(key.prefix, []).append(key.suffix)
+            elif known:
+                del state.records[key]
+                suffixes = self._suffixes[key.prefix]
+                del suffixes[bisect_left(suffixes, key.suffix)]
+        for prefix, new in added.items():
+            suffixes = self._suffixes.setdefault(prefix, [])
+            if len(new) < _FEW:
+                for suffix in new:
+                    insort(suffixes, suffix)
+            else:
+                suffixes += new
+                suffixes.sort()
+        for receipt_key, receipt in overlay.receipts.items():
+            if receipt is None:
+                state.receipts.pop(receipt_key, None)
+            else:
+                state.receipts[receipt_key] = receipt
+        state.prefixes.update(overlay.prefixes)
+        state.keys.update(overlay.keys)
+        state.key_ids.update(overlay.key_ids)
+        state.log.extend(overlay.log)
+
+    async def look_up(self, keys: Sequence[Key]) -> list[Found]:
+        state = self._state
+        return [Found(state.prefixes.get(k.prefix), state.records.get(k)) for k in keys]
+
+    async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
+        suffixes = self._suffixes.get(prefix, [])
+        start = 0 if after is None else bisect_right(suffixes, after)
+        found = (self._state.records[Key(prefix, s)] for s in suffixes[start : start + limit])
+        return [record for record in found if record is not None]
+
+    async def find_prefixes(self, names: Sequence[str]) -> dict[str, Prefix]:
+        return {n: self._state.prefixes[n] for n in names if n in self._state.prefixes}
+
+    async def list_prefixes(
+        self, after: str | None, limit: int, tenant: str | None = None
+    ) -> list[Prefix]:
+        return [
+            prefix
+            for name, prefix in sorted(self._state.prefixes.items())
+            if name > (after or "") and tenant in (None, prefix.tenant)
+        ][:limit]
+
+    async def find_key(self, digest: bytes) -> ApiKey | None:
+        id_ = self._state.key_ids.get(digest)
+        return None if id_ is None else self._state.keys[id_]
+
+    async def find_keys_by_id(self, ids: Sequence[str]) -> dict[str, ApiKey]:
+        return {id_: self._state.keys[id_] for id_ in ids if id_ in self._state.keys}
+
+    async def list_keys(self, after: str | None, limit: int) -> list[ApiKey]:
+        return [k for id_, k in sorted(self._state.keys.items()) if id_ > (after or "")][:limit]
+
+    async def list_changes(self, after: int, limit: int) -> list[Entry]:
+        return self._state.log[max(after, 0) :][:limit]
+
+    async def head(self) -> tuple[int, bytes]:
+        return _head(self._state.log)
+
+    async def newest_record_sequence(self) -> int:
+        state = self._state
+        carried = [r.sequence for r in state.records.values() if r is not None]
+        return max([*carried, *(p.sequence for p in state.prefixes.values())], default=0)
+
+    async def close(self) -> None:
+        """Nothing to give back."""

@@ -1,0 +1,95 @@
+"""The stored form of a record: everything that has no column of its own. Pure.
+
+msgpack [created, modified − created, values] or [created, modified − created, values, extras].
+A value is [index, type, data] or [index, type, data, extras]. Extras are maps of small
+integers and hold only what differs from the default, so the common record pays nothing for
+the rare fields. The numbers below are permanent; a new field takes a new number.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from biaojie.identifier import Identifier, Key
+from biaojie.limits import TTL_DEFAULT_S
+from biaojie.record import PERMISSIONS_DEFAULT, Permissions, Record, Reference, Status, Value
+
+_SUFFIX, _PREFIX = 1, 2
+_TTL, _TTL_ABSOLUTE, _TIMESTAMP, _PERMISSIONS, _REFERENCES = 1, 2, 3, 4, 5
+
+
+def _encode_value(value: Value, modified: int) -> list[Any]:
+    extras: dict[int, Any] = {}
+    if value.ttl != TTL_DEFAULT_S:
+        extras[_TTL] = value.ttl
+    if value.ttl_absolute:
+        extras[_TTL_ABSOLUTE] = True
+    if value.timestamp != modified:
+        extras[_TIMESTAMP] = value.timestamp
+    if value.permissions != PERMISSIONS_DEFAULT:
+        extras[_PERMISSIONS] = value.permissions.value
+    if value.references:
+        extras[_REFERENCES] = [[r.identifier, r.index] for r in value.references]
+    plain = [value.index, value.type, value.data]
+    return [*plain, extras] if extras else plain
+
+
+def encode_blob(record: Record, key: Key) -> bytes:
+    """What `decode_blob` needs besides the columns. `key` is the key the record is kept under."""
+    extras: dict[int, str] = {}
+    if record.identifier.suffix.encode() != key.suffix:
+        extras[_SUFFIX] = record.identifier.suffix
+    if record.identifier.prefix != key.prefix:
+        extras[_PREFIX] = record.identifier.prefix
+    values = [_encode_value(value, record.modified) for value in record.values]
+    plain = [record.created, record.modified - record.created, values]
+    packed: bytes = msgpack.packb([*plain, extras] if extras else plain)
+    return packed
+
+
+def _decode_value(
+    modified: int, index: int, type_: str, data: bytes, extras: dict[int, Any] | None = None
+) -> Value:
+    if extras is None:
+        return Value(index, type_, data, timestamp=modified)
+    permissions = extras.get(_PERMISSIONS)
+    return Value(
+        index,
+        type_,
+        data,
+        extras.get(_TTL, TTL_DEFAULT_S),
+        extras.get(_TTL_ABSOLUTE, False),
+        extras.get(_TIMESTAMP, modified),
+        PERMISSIONS_DEFAULT if permissions is None else Permissions(permissions),
+        tuple(Reference(text, number) for text, number in extras.get(_REFERENCES, ())),
+    )
+
+
+def _identifier(prefix: str, suffix: str) -> Identifier:
+    # It was checked when it was registered. Checking again on every read would cost more than
+    # the rest of the decoding, and would hide old records whenever a rule is tightened.
+    identifier = object.__new__(Identifier)
+    object.__setattr__(identifier, "prefix", prefix)
+    object.__setattr__(identifier, "suffix", suffix)
+    return identifier
+
+
+def decode_blob(
+    blob: bytes, key: Key, status: Status, version: int, sequence: int, template: str | None
+) -> Record:
+    """The record kept under `key`. Raises ValueError or TypeError on a damaged blob."""
+    created, age, values, *rest = msgpack.unpackb(blob, strict_map_key=False)
+    modified = created + age
+    extras = rest[0] if rest else {}
+    return Record(
+        _identifier(extras.get(_PREFIX, key.prefix), extras.get(_SUFFIX) or key.suffix.decode()),
+        tuple([_decode_value(modified, *value) for value in values]),
+        status,
+        template,
+        version,
+        created,
+        modified,
+        sequence,
+    )

@@ -1,0 +1,246 @@
+"""Reading: rows into values. The functions work on any connection, inside a transaction or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, func, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from biaojie.account import ApiKey, Prefix, Role
+from biaojie.change import Entry
+from biaojie.errors import TamperedLog
+from biaojie.identifier import Key
+from biaojie.record import Record
+
+from ..changelog import unpack_changes
+from ..store import Found, ReceiptKey, StoredReceipt
+from .blob import decode_blob
+from .tables import (
+    PREFIX_STATUS_OF,
+    STATUS_OF,
+    api_keys,
+    chain_head,
+    changelog,
+    prefixes,
+    receipts,
+    records,
+)
+
+LOOK_UP_MAX = 4_096
+SCAN_ROWS = 10_000
+
+_PREFIX = (
+    prefixes.c.id,
+    prefixes.c.spelling,
+    prefixes.c.tenant,
+    prefixes.c.status,
+    prefixes.c.created,
+    prefixes.c.version,
+    prefixes.c.sequence,
+)
+_ENTRY = (
+    changelog.c.sequence,
+    changelog.c.time_ms,
+    changelog.c.actor,
+    changelog.c.action,
+    changelog.c.prefix,
+    changelog.c.count,
+    changelog.c.root,
+    changelog.c.previous,
+    changelog.c.hash,
+    changelog.c.changes,
+)
+
+# By hand, because it is the hot path and its first part differs by database: the keys come as
+# two arrays on PostgreSQL, as rows of VALUES on SQLite. `n` numbers the keys from 0.
+_LOOK_UP = """
+WITH wanted (n, prefix, suffix) AS ({wanted})
+SELECT w.n, p.id, p.spelling, p.tenant, p.status, p.created, p.version, p.sequence,
+       r.status, r.version, r.sequence, r.template, r.blob
+FROM wanted w
+LEFT JOIN prefixes p ON p.name = w.prefix
+LEFT JOIN records r ON r.prefix_id = p.id AND r.suffix = w.suffix
+"""
+_WANTED_POSTGRESQL = """
+SELECT u.n - 1, u.prefix, u.suffix
+FROM unnest($1::text[], $2::bytea[]) WITH ORDINALITY AS u (prefix, suffix, n)
+"""
+# Sizes are powers of two, so that few statements serve every number of keys.
+_LOOK_UP_SQLITE = {
+    size: _LOOK_UP.format(wanted="VALUES " + ",".join(f"({n},?,?)" for n in range(size)))
+    for size in (1 << bit for bit in range(LOOK_UP_MAX.bit_length()))
+}
+_LOOK_UP_POSTGRESQL = _LOOK_UP.format(wanted=_WANTED_POSTGRESQL)
+
+
+def look_up_statement(dialect: str, keys: Sequence[Key]) -> tuple[str, tuple[Any, ...]]:
+    """The statement that finds `keys` (1 to 4,096) and its parameters."""
+    if dialect == "postgresql":
+        return _LOOK_UP_POSTGRESQL, ([k.prefix for k in keys], [k.suffix for k in keys])
+    size = 1 << (len(keys) - 1).bit_length()
+    parameters: list[str | bytes | None] = [part for key in keys for part in key]
+    parameters += [None, None] * (size - len(keys))
+    return _LOOK_UP_SQLITE[size], tuple(parameters)
+
+
+def _prefix(row: Sequence[Any]) -> Prefix:
+    """From the columns of `_PREFIX`."""
+    _, spelling, tenant, status, created, version, sequence = row
+    return Prefix(spelling, tenant, PREFIX_STATUS_OF[status], created, version, sequence)
+
+
+def _record(key: Key, row: Sequence[Any]) -> Record:
+    """From status, version, sequence, template, blob."""
+    status, version, sequence, template, blob = row
+    return decode_blob(blob, key, STATUS_OF[status], version, sequence, template)
+
+
+def _without_row(prefix: Prefix | None) -> Found:
+    """The answer for a name that has no row: the one place where another layer can know it."""
+    return Found(prefix, None)
+
+
+async def look_up(connection: AsyncConnection, keys: Sequence[Key]) -> list[Found]:
+    if not keys:
+        return []
+    assert len(keys) <= LOOK_UP_MAX
+    statement, parameters = look_up_statement(connection.dialect.name, keys)
+    result = await connection.exec_driver_sql(statement, parameters)
+    rows: Sequence[Sequence[Any]] = result.all()
+    seen: dict[int, Prefix] = {}
+    found = [_without_row(None)] * len(keys)
+    for row in rows:
+        n, prefix_id = row[0], row[1]
+        if prefix_id is None:
+            continue
+        prefix = seen.get(prefix_id)
+        if prefix is None:
+            prefix = seen[prefix_id] = _prefix(row[1:8])
+        found[n] = (
+            _without_row(prefix) if row[8] is None else Found(prefix, _record(keys[n], row[8:]))
+        )
+    return found
+
+
+async def list_records(
+    connection: AsyncConnection, prefix: str, after: bytes | None, limit: int
+) -> list[Record]:
+    r = records.c
+    statement = (
+        select(r.suffix, r.status, r.version, r.sequence, r.template, r.blob)
+        .where(
+            r.prefix_id == select(prefixes.c.id).where(prefixes.c.name == prefix).scalar_subquery(),
+            r.suffix > (after or b""),
+        )
+        .order_by(r.suffix)
+        .limit(limit)
+    )
+    rows = (await connection.execute(statement)).all()
+    return [_record(Key(prefix, row[0]), row[1:]) for row in rows]
+
+
+async def prefix_ids(connection: AsyncConnection, names: Sequence[str]) -> dict[str, int]:
+    statement = select(prefixes.c.name, prefixes.c.id).where(prefixes.c.name.in_(names))
+    rows = (await connection.execute(statement)).all()
+    return {row[0]: row[1] for row in rows}
+
+
+async def find_prefixes(connection: AsyncConnection, names: Sequence[str]) -> dict[str, Prefix]:
+    statement = select(prefixes.c.name, *_PREFIX).where(prefixes.c.name.in_(names))
+    return {row[0]: _prefix(row[1:]) for row in (await connection.execute(statement)).all()}
+
+
+async def list_prefixes(
+    connection: AsyncConnection, after: str | None, limit: int, tenant: str | None
+) -> list[Prefix]:
+    statement = (
+        select(*_PREFIX)
+        .where(prefixes.c.name > (after or ""))
+        .order_by(prefixes.c.name)
+        .limit(limit)
+    )
+    if tenant is not None:
+        statement = statement.where(prefixes.c.tenant == tenant)
+    return [_prefix(row) for row in (await connection.execute(statement)).all()]
+
+
+def _api_key(row: Row[Any]) -> ApiKey:
+    return ApiKey(row.id, row.tenant, Role(row.role), row.label, row.created, row.revoked)
+
+
+async def find_key(connection: AsyncConnection, digest: bytes) -> ApiKey | None:
+    statement = select(api_keys).where(api_keys.c.digest == digest)
+    row = (await connection.execute(statement)).one_or_none()
+    return None if row is None else _api_key(row)
+
+
+async def find_keys_by_id(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, ApiKey]:
+    statement = select(api_keys).where(api_keys.c.id.in_(ids))
+    return {row.id: _api_key(row) for row in (await connection.execute(statement)).all()}
+
+
+async def list_keys(connection: AsyncConnection, after: str | None, limit: int) -> list[ApiKey]:
+    statement = (
+        select(api_keys).where(api_keys.c.id > (after or "")).order_by(api_keys.c.id).limit(limit)
+    )
+    return [_api_key(row) for row in (await connection.execute(statement)).all()]
+
+
+def _entry(row: Sequence[Any]) -> Entry:
+    """From the columns of `_ENTRY`, which are the fields of Entry in order."""
+    *fields, packed = row
+    try:
+        changes = unpack_changes(packed)
+    except ValueError as error:
+        raise TamperedLog(
+            f"Entry {fields[0]} of the change log cannot be read; it was edited.",
+            f"变更日志第 {fields[0]} 条无法读取，已被改动。",
+            sequence=fields[0],
+        ) from error
+    return Entry(*fields, changes)
+
+
+async def list_changes(connection: AsyncConnection, after: int, limit: int) -> list[Entry]:
+    at = changelog.c.sequence
+    statement = select(*_ENTRY).where(at > after).order_by(at).limit(limit)
+    return [_entry(row) for row in (await connection.execute(statement)).all()]
+
+
+async def head(connection: AsyncConnection) -> tuple[int, bytes]:
+    statement = select(chain_head.c.sequence, chain_head.c.hash)
+    sequence, hash_ = (await connection.execute(statement)).one()
+    return sequence, hash_
+
+
+async def find_receipts(
+    connection: AsyncConnection, keys: Sequence[ReceiptKey], now: int
+) -> dict[ReceiptKey, StoredReceipt]:
+    r = receipts.c
+    statement = select(receipts).where(tuple_(r.actor, r.key).in_(keys), r.expires >= now)
+    return {
+        ReceiptKey(row.actor, row.key): StoredReceipt(row.fingerprint, row.reply, row.expires)
+        for row in (await connection.execute(statement)).all()
+    }
+
+
+async def newest_prefix_sequence(connection: AsyncConnection) -> int:
+    statement = select(func.coalesce(func.max(prefixes.c.sequence), 0))
+    return int((await connection.execute(statement)).scalar_one())
+
+
+async def scan_sequences(
+    connection: AsyncConnection, after: tuple[int, bytes]
+) -> tuple[int, tuple[int, bytes] | None]:
+    """The greatest sequence in the next run of records, and the last key unless it was the end."""
+    r = records.c
+    statement = (
+        select(r.prefix_id, r.suffix, r.sequence)
+        .where(tuple_(r.prefix_id, r.suffix) > tuple_(*after))
+        .order_by(r.prefix_id, r.suffix)
+        .limit(SCAN_ROWS)
+    )
+    rows = (await connection.execute(statement)).all()
+    greatest = max((row[2] for row in rows), default=0)
+    return greatest, (rows[-1][0], rows[-1][1]) if len(rows) == SCAN_ROWS else None

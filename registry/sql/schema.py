@@ -1,0 +1,107 @@
+"""Bringing a database to the newest schema, and refusing one that is not fit to serve."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from biaojie.errors import BiaojieError, Text
+
+from .engine import Limits, Pools, read_url
+
+
+class UnfitDatabase(BiaojieError):
+    """Only met when a node starts, never by a caller."""
+
+    code = "unfit-database"
+    title = Text("The database is not fit to serve", "数据库不满足服务条件")
+    advice = Text("Correct it as described, then start again.", "请按说明改正后重新启动。")
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", "registry.sql:migrations")
+    return config
+
+
+def newest_schema() -> str:
+    """The revision this program was written for."""
+    newest = ScriptDirectory.from_config(_config()).get_current_head()
+    assert newest is not None
+    return newest
+
+
+def _upgrade(connection: Connection) -> None:
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+async def migrate(text: str, limits: Limits | None = None) -> None:
+    """Bring the database at this URL to the newest schema, making the SQLite file if need be.
+
+    Safe to run from many processes at once: they take turns, and all but the first find
+    nothing to do. Raises TemporarilyUnavailable if the turn does not come within a minute.
+    """
+    url = read_url(text)
+    if url.get_backend_name() == "sqlite":
+        assert url.database is not None
+        # 0600: records may hold secret values. SQLite gives its -wal and -shm files the same.
+        os.close(os.open(Path(url.database), os.O_CREAT | os.O_RDWR, 0o600))
+    pools = Pools(url, limits or Limits(write_s=60.0))
+    try:
+        async with pools.write() as connection:
+            await connection.run_sync(_upgrade)
+    finally:
+        await pools.close()
+
+
+async def check_schema(connection: AsyncConnection) -> None:
+    """Raise UnfitDatabase unless the database has the schema this program was written for."""
+    current = await connection.run_sync(
+        lambda sync: MigrationContext.configure(sync).get_current_revision()
+    )
+    newest = newest_schema()
+    if current != newest:
+        raise UnfitDatabase(
+            f"Its schema is {current or 'empty'}, this program needs {newest}:"
+            " run `biaojie migrate`.",
+            f"其结构版本为 {current or '空'}，本程序需要 {newest}：请运行 `biaojie migrate`。",
+            schema=current,
+            needed=newest,
+        )
+
+
+async def check_durability(connection: AsyncConnection) -> None:
+    """Raise UnfitDatabase if an acknowledged commit could be lost with the power."""
+    if connection.dialect.name == "sqlite":
+        mode = (await connection.exec_driver_sql("PRAGMA journal_mode")).scalar_one()
+        if mode != "wal":
+            raise UnfitDatabase(
+                f"SQLite's journal mode is {mode} here; it must be on a disk that allows WAL.",
+                f"SQLite 日志模式为 {mode}；数据库文件须位于支持 WAL 的磁盘。",
+                setting="journal_mode",
+            )
+        return
+    for name in ("fsync", "synchronous_commit"):
+        value = (await connection.exec_driver_sql(f"SHOW {name}")).scalar_one()
+        if value == "off":
+            raise UnfitDatabase(
+                f"PostgreSQL runs with {name}=off: an acknowledged registration could be lost."
+                " Set it to on, or allow unsafe durability for a test bed.",
+                f"PostgreSQL 设置了 {name}=off：已确认的注册可能丢失。"
+                "请改为 on；仅测试环境可允许不安全的持久性。",
+                setting=name,
+            )
+
+
+def file_of(url: URL) -> Path | None:
+    """The SQLite file of a URL, None for a server."""
+    return Path(url.database or "") if url.get_backend_name() == "sqlite" else None

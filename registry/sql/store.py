@@ -1,0 +1,71 @@
+"""The store on SQLite or PostgreSQL: a method is one bounded read or one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+
+from biaojie.account import ApiKey, Prefix
+from biaojie.change import Entry
+from biaojie.identifier import Key
+from biaojie.record import Record
+
+from ..store import Found
+from . import reader
+from .engine import Pools
+from .writer import SqlTransaction
+
+
+class SqlStore:
+    """See registry.store.Store. Made by `open_store`."""
+
+    def __init__(self, pools: Pools) -> None:
+        self._pools = pools
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[SqlTransaction]:
+        """Raises TemporarilyUnavailable with `outcome="unknown"` when the commit may have held."""
+        async with self._pools.write() as connection:
+            yield SqlTransaction(connection)
+
+    async def look_up(self, keys: Sequence[Key]) -> list[Found]:
+        return await self._pools.read(lambda c: reader.look_up(c, keys))
+
+    async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
+        return await self._pools.read(lambda c: reader.list_records(c, prefix, after, limit))
+
+    async def find_prefixes(self, names: Sequence[str]) -> dict[str, Prefix]:
+        return await self._pools.read(lambda c: reader.find_prefixes(c, names))
+
+    async def list_prefixes(
+        self, after: str | None, limit: int, tenant: str | None = None
+    ) -> list[Prefix]:
+        return await self._pools.read(lambda c: reader.list_prefixes(c, after, limit, tenant))
+
+    async def find_key(self, digest: bytes) -> ApiKey | None:
+        return await self._pools.read(lambda c: reader.find_key(c, digest))
+
+    async def find_keys_by_id(self, ids: Sequence[str]) -> dict[str, ApiKey]:
+        return await self._pools.read(lambda c: reader.find_keys_by_id(c, ids))
+
+    async def list_keys(self, after: str | None, limit: int) -> list[ApiKey]:
+        return await self._pools.read(lambda c: reader.list_keys(c, after, limit))
+
+    async def list_changes(self, after: int, limit: int) -> list[Entry]:
+        return await self._pools.read(lambda c: reader.list_changes(c, after, limit))
+
+    async def head(self) -> tuple[int, bytes]:
+        return await self._pools.read(reader.head)
+
+    async def newest_record_sequence(self) -> int:
+        """Reads every record, in short runs: its time grows with the registry."""
+        newest = await self._pools.read(reader.newest_prefix_sequence)
+        at: tuple[int, bytes] | None = (0, b"")
+        while at is not None:
+            greatest, at = await self._pools.read(partial(reader.scan_sequences, after=at))
+            newest = max(newest, greatest)
+        return newest
+
+    async def close(self) -> None:
+        await self._pools.close()

@@ -1,0 +1,135 @@
+"""The tables, the same on SQLite and PostgreSQL, and what the numbers in them mean.
+
+A change here needs a migration; a test compares the two. Text that is ordered or compared has
+the collation "C" on PostgreSQL, so that order is octet order everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from biaojie.account import PrefixStatus
+from biaojie.record import Status
+
+STATUS_NUMBER = {Status.DRAFT: 0, Status.ACTIVE: 1, Status.FROZEN: 2, Status.RETIRED: 3}
+STATUS_OF = {number: status for status, number in STATUS_NUMBER.items()}
+PREFIX_STATUS_NUMBER = {PrefixStatus.ACTIVE: 1, PrefixStatus.SUSPENDED: 2}
+PREFIX_STATUS_OF = {number: status for status, number in PREFIX_STATUS_NUMBER.items()}
+assert len(STATUS_OF) == len(Status)
+assert len(PREFIX_STATUS_OF) == len(PrefixStatus)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+    }
+)
+
+
+def _exact() -> Text:
+    return Text().with_variant(Text(collation="C"), "postgresql")
+
+
+def _big() -> BigInteger:
+    # Only INTEGER PRIMARY KEY is SQLite's own row number; its integers have 64 bits anyway.
+    return BigInteger().with_variant(Integer, "sqlite")
+
+
+prefixes = Table(
+    "prefixes",
+    metadata,
+    Column("id", Integer, Identity(), primary_key=True),
+    Column("name", _exact(), nullable=False, unique=True),
+    Column("spelling", Text, nullable=False),
+    Column("tenant", _exact(), nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("created", _big(), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("sequence", _big(), nullable=False),
+)
+
+records = Table(
+    "records",
+    metadata,
+    Column("prefix_id", Integer, primary_key=True, autoincrement=False),
+    Column("suffix", LargeBinary, primary_key=True),
+    Column("status", SmallInteger, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("sequence", _big(), nullable=False),
+    Column("template", Text),
+    Column("blob", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", _exact(), primary_key=True),
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    Column("tenant", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("created", _big(), nullable=False),
+    Column("revoked", _big(), nullable=False),
+)
+
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("actor", _exact(), primary_key=True),
+    Column("key", _exact(), primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("reply", LargeBinary, nullable=False),
+    Column("expires", _big(), nullable=False),
+    Index(None, "expires"),
+    sqlite_with_rowid=False,
+)
+
+changelog = Table(
+    "changelog",
+    metadata,
+    Column("sequence", _big(), primary_key=True, autoincrement=False),
+    Column("time_ms", _big(), nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("prefix", Text, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    Column("previous", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("changes", LargeBinary, nullable=False),
+)
+
+chain_head = Table(
+    "chain_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("sequence", _big(), nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+)
+"""One row, id 1, made by the first migration."""
+
+
+def upsert(table: Table, dialect: str, *key: str) -> Any:
+    """INSERT … ON CONFLICT (key) DO UPDATE, setting every column that is given."""
+    insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect](table)
+    given = [c.name for c in table.columns if not (c.primary_key and c.identity)]
+    return insert.values(dict.fromkeys(given)).on_conflict_do_update(
+        index_elements=list(key),
+        set_={name: insert.excluded[name] for name in given if name not in key},
+    )
