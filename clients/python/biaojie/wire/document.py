@@ -32,9 +32,9 @@ from ..record import (
     Value,
     fold_type,
 )
-from .problem import HTTP_STATUS as HTTP_STATUS
-from .problem import decode_error as decode_error
-from .problem import encode_error as encode_error
+from .problem import HTTP_STATUS as HTTP_STATUS  # noqa: PLC0414
+from .problem import decode_error as decode_error  # noqa: PLC0414
+from .problem import encode_error as encode_error  # noqa: PLC0414
 
 Json = dict[str, Any]
 
