@@ -203,7 +203,22 @@ def _weigh(row: Row, number: int) -> tuple[Operation | RowResult, int]:
     return operation, octets
 
 
-def chunk_key(job: str, chunk: Chunk, mode: Mode, dry_run: bool) -> str:
+def chunk_key(job: str | None, chunk: Chunk, mode: Mode, dry_run: bool) -> str | None:
     """The idempotency key of one chunk of a named job: the same whenever the job is repeated."""
+    if job is None:
+        return None
     told = "\0".join((job, str(chunk.number), mode, str(dry_run)))
     return "job-" + hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:48]
+
+
+def chunk_of(rows: Iterable[Row]) -> Chunk:
+    """Rows that are to go together; raises InvalidRequest beyond `limits.BATCH_ROWS_MAX`."""
+    chunk = Chunk(0, 1)
+    for row in rows:
+        if len(chunk.rows) == BATCH_ROWS_MAX:
+            raise InvalidRequest(
+                f"A batch has at most {BATCH_ROWS_MAX} rows; register_many takes any number.",
+                f"一批最多 {BATCH_ROWS_MAX} 行；更多请使用 register_many。",
+            )
+        chunk.rows.append(_weigh(row, len(chunk.rows) + 1)[0])
+    return chunk

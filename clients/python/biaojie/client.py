@@ -12,7 +12,17 @@ from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
-from .accept import Chunks, identifier_of, numbers_of, status_of, texts_of, values_of
+from .accept import (
+    Chunk,
+    Chunks,
+    chunk_key,
+    chunk_of,
+    identifier_of,
+    numbers_of,
+    status_of,
+    texts_of,
+    values_of,
+)
 from .administration import Keys, Prefixes
 from .calls import IssuedKey, Mint, Mode, Operation, Resolved, Row, Values
 from .change import Action, Entry, Receipt, RowResult
@@ -302,18 +312,47 @@ class Client:
         memory (the node keeps it for two days). Other rows need another name.
         """
         chunks = Chunks(chunk_rows)
-
         async for row in each(rows):
             for chunk in chunks.add(row):
-                for result in await write_chunk(
-                    self._transport, chunk, mode=mode, dry_run=dry_run, job=job, timeout_s=timeout_s
-                ):
+                for result in await self._write_chunk(chunk, mode, dry_run, job, timeout_s):
                     yield result
         for chunk in chunks.rest():
-            for result in await write_chunk(
-                self._transport, chunk, mode=mode, dry_run=dry_run, job=job, timeout_s=timeout_s
-            ):
+            for result in await self._write_chunk(chunk, mode, dry_run, job, timeout_s):
                 yield result
+
+    async def _write_chunk(
+        self, chunk: Chunk, mode: Mode, dry_run: bool, job: str | None, timeout_s: float
+    ) -> Sequence[RowResult]:
+        return await write_chunk(
+            self._transport,
+            chunk,
+            mode=mode,
+            dry_run=dry_run,
+            key=chunk_key(job, chunk, mode, dry_run),
+            timeout_s=timeout_s,
+        )
+
+    async def register_batch(
+        self,
+        rows: Iterable[Row],
+        mode: Mode = "valid-rows",
+        dry_run: bool = False,
+        *,
+        idempotency_key: str | None = None,
+        timeout_s: float = 60.0,
+    ) -> Sequence[RowResult]:
+        """At most 2,000 rows in one request and one commit; otherwise as `register_many`.
+
+        With the same key and rows a second time, the node gives the first results again.
+        """
+        return await write_chunk(
+            self._transport,
+            chunk_of(rows),
+            mode=mode,
+            dry_run=dry_run,
+            key=idempotency_key,
+            timeout_s=timeout_s,
+        )
 
     async def modify(
         self,

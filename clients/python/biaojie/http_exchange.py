@@ -18,29 +18,22 @@ from urllib.parse import urlencode
 import aiohttp
 from yarl import URL
 
+from . import __version__
 from .errors import (
     BiaojieError,
     DeadlineExceeded,
     InvalidRequest,
     MalformedAnswer,
     TooLarge,
-    TooManyRequests,
     Unreachable,
 )
 from .transport import Options
-from .wire.document import Json, decode_error
+from .wire.document import Json
+from .wire.problem import decode_error
 
 log = logging.getLogger("biaojie.client")
-USER_AGENT = "biaojie-client"
+USER_AGENT = f"biaojie-client/{__version__}"
 _JSON_TYPES = frozenset(("application/json", "application/problem+json"))
-# What gateways in front of a node say on their own, without a problem document.
-_GATEWAY = {
-    413: TooLarge,
-    429: TooManyRequests,
-    502: Unreachable,
-    503: Unreachable,
-    504: Unreachable,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +263,8 @@ def _judge(response: aiohttp.ClientResponse, raw: bytes | None, most: int) -> Re
         error = MalformedAnswer(f"HTTP {status}: {fault}.", f"HTTP {status}：{fault}。")
     else:
         error = decode_error(got, status)
-        if isinstance(error, MalformedAnswer) and status in _GATEWAY:
-            error = _GATEWAY[status](f"A gateway said HTTP {status}.", f"网关返回 HTTP {status}。")
+        if status == 413 and isinstance(error, MalformedAnswer):  # a proxy's own limit
+            error = TooLarge(*error.detail)
     error.request_id = error.request_id or response.headers.get("X-Request-Id", "")[:128]
     wait = response.headers.get("Retry-After", "")
     retry_after_s = float(wait) if wait.isascii() and wait.isdigit() and len(wait) < 10 else None

@@ -6,7 +6,6 @@ How a call gets there and back belongs to `http_exchange`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote
 
@@ -62,11 +61,11 @@ class HttpTransport:
         reply = await self._http.send(
             Call("GET", f"/api/v1/identifiers/{identifier.url_path()}", timeout_s, query)
         )
-        age = reply.headers.get("Age", "")
         return Resolved(
             record=_decoded(document.decode_record, reply.document),
             source=reply.headers.get("Biaojie-Source", ""),
-            age_s=int(age) if age.isascii() and age.isdigit() and len(age) < 10 else 0,
+            # Since the node took it from its registry, and since a proxy took it from the node.
+            age_s=_whole(reply.headers.get("Biaojie-Age")) + _whole(reply.headers.get("Age")),
             etag=reply.headers.get("ETag", ""),
         )
 
@@ -85,8 +84,7 @@ class HttpTransport:
         if len(items) != len(identifiers):
             _malformed(f"{len(items)} answers for {len(identifiers)} names")
         return [
-            _decoded(partial(_resolved_item, str(asked)), item)
-            for item, asked in zip(items, identifiers, strict=True)
+            _resolved_item(item, str(asked)) for item, asked in zip(items, identifiers, strict=True)
         ]
 
     async def list_records(
@@ -316,9 +314,18 @@ def _items(got: object) -> list[Any]:
     return items
 
 
-def _resolved_item(asked: str, item: Json) -> Resolved | BiaojieError:
-    if "record" in item:
-        return Resolved(document.decode_record(item["record"]))
-    return ERRORS[item["code"]](
-        str(item.get("detail", "")), str(item.get("detail_zh", "")), identifier=asked
-    )
+def _resolved_item(item: Any, asked: str) -> Resolved | BiaojieError:
+    """One bad item is that name's error, and does not hide the others."""
+    try:
+        if "record" in item and item["record"] is not None:
+            return Resolved(_decoded(document.decode_record, item["record"]))
+        kind = ERRORS.get(item["code"], MalformedAnswer)
+        return kind(str(item.get("detail", "")), str(item.get("detail_zh", "")), identifier=asked)
+    except MalformedAnswer as error:
+        return MalformedAnswer(*error.detail, identifier=asked)
+    except (LookupError, TypeError, AttributeError):
+        return MalformedAnswer(identifier=asked)
+
+
+def _whole(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else 0

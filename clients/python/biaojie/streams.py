@@ -20,7 +20,7 @@ from collections.abc import (
 from dataclasses import replace
 from typing import TypeVar
 
-from .accept import Chunk, chunk_key, identifier_of
+from .accept import Chunk, identifier_of
 from .calls import Mode, Operation, Page, Resolved
 from .change import Entry, RowResult
 from .errors import BatchRejected, BiaojieError, InvalidIdentifier, MalformedAnswer
@@ -76,7 +76,7 @@ async def write_chunk(
     *,
     mode: Mode,
     dry_run: bool,
-    job: str | None,
+    key: str | None,
     timeout_s: float,
 ) -> list[RowResult]:
     """One result per row, numbered as the chunk is. Raises BatchRejected in mode `all`."""
@@ -88,16 +88,15 @@ async def write_chunk(
         for number, row in enumerate(chunk.rows, chunk.first_row)
         if isinstance(row, Operation)
     ]
-    given = None if job is None else chunk_key(job, chunk, mode, dry_run)
     results: dict[int, RowResult] = {row.row: row for row in wrong}
     if numbered:
         try:
-            with keyed(given) as key:
+            with keyed(key) as sent_key:
                 batch = await transport.write_batch(
                     [row for _, row in numbered],
                     mode=mode,
                     dry_run=dry_run,
-                    key=key,
+                    key=sent_key,
                     timeout_s=timeout_s,
                 )
         except BatchRejected as error:

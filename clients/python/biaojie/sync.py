@@ -1,8 +1,8 @@
 """The sync client: the same core on an event loop in a thread of its own.
 
-Every call hands a coroutine of the async client to that loop and waits. Iterables that a
-caller passes in are read in the caller's thread, so a generator may use what belongs to that
-thread (a database cursor, this very client).
+Every call hands a coroutine of the async client to that loop and waits. Streams of names and
+rows are read in the caller's thread, so a generator may use what belongs to that thread (a
+database cursor, this very client).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from functools import wraps
+from itertools import islice
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
-from .accept import Chunk, Chunks
+from .accept import Chunks
 from .administration import Keys, Prefixes
 from .calls import Mode, Resolved, Row
 from .change import RowResult
@@ -28,7 +29,7 @@ from .errors import BiaojieError, InvalidIdentifier
 from .identifier import Identifier
 from .limits import BATCH_ROWS_MAX, RESOLVE_MANY_MAX
 from .retry import Backoff
-from .streams import parse_name, resolve_chunk, write_chunk
+from .streams import parse_name, resolve_chunk
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -294,22 +295,30 @@ class SyncClient(_Face[Client]):
         timeout_s: float = 60.0,
     ) -> Iterator[RowResult]:
         """As `Client.register_many`; the rows are read in the caller's thread."""
-
-        def write(chunk: Chunk) -> list[RowResult]:
-            return self._thread.run(
-                write_chunk(
-                    self._behind._transport,
-                    chunk,
-                    mode=mode,
-                    dry_run=dry_run,
-                    job=job,
-                    timeout_s=timeout_s,
-                )
-            )
-
+        write = self._behind._write_chunk
         chunks = Chunks(chunk_rows)
         for row in rows:
             for chunk in chunks.add(row):
-                yield from write(chunk)
+                yield from self._thread.run(write(chunk, mode, dry_run, job, timeout_s))
         for chunk in chunks.rest():
-            yield from write(chunk)
+            yield from self._thread.run(write(chunk, mode, dry_run, job, timeout_s))
+
+    def register_batch(
+        self,
+        rows: Iterable[Row],
+        mode: Mode = "valid-rows",
+        dry_run: bool = False,
+        *,
+        idempotency_key: str | None = None,
+        timeout_s: float = 60.0,
+    ) -> Sequence[RowResult]:
+        """As `Client.register_batch`; the rows are read in the caller's thread."""
+        return self._thread.run(
+            self._behind.register_batch(
+                list(islice(rows, BATCH_ROWS_MAX + 1)),
+                mode,
+                dry_run,
+                idempotency_key=idempotency_key,
+                timeout_s=timeout_s,
+            )
+        )
