@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from biaojie.account import ApiKey, Prefix, Role
 from biaojie.change import Action, BatchResult, Change, Entry, Receipt, RowResult
-from biaojie.errors import BiaojieError
+from biaojie.errors import BiaojieError, InvalidRecord
 from biaojie.identifier import Identifier
 from biaojie.record import Record, Reference, Value, check_values
 from biaojie.wire import document
@@ -111,11 +112,12 @@ def _feed(decode: Any, wrong: Any) -> bool:
         elif decode is document.decode_values:
             check_values(decoded)
     except BiaojieError as error:
-        problem = document.encode_error(error)
-        assert len(error.detail.en) < 1_000
-        orjson.dumps(problem)  # a reply can always carry it
-        return True
-    return False
+        refusal = error
+    else:
+        return False
+    assert len(refusal.detail.en) < 1_000
+    orjson.dumps(document.encode_error(refusal))  # a reply can always carry it
+    return True
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -170,7 +172,5 @@ def test_any_error_document(anything: Any, status: int, code: str) -> None:
 
 @given(json_values)
 def test_any_time(anything: Any) -> None:
-    try:
+    with suppress(InvalidRecord):
         assert 0 <= document.decode_time(anything, "t") <= document.EPOCH_MAX
-    except BiaojieError as error:
-        assert error.fields["path"] == "t"

@@ -1,0 +1,154 @@
+"""Values ← pure codecs ← I/O ← programs ← roots: who may import whom, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+VALUES = "errors|limits|identifier|record|account|change"
+STDLIB = "|".join(sys.stdlib_module_names)
+IO = "asyncio|socket|ssl|selectors|select|http|urllib.request|subprocess|threading|multiprocessing"
+
+# yarl is the address type in aiohttp's own signatures and comes with it.
+# Files (by path without ".py") · what they may not import (by dotted name) · why.
+RULES = [
+    (r"biaojie/", rf"(?!({STDLIB}|msgpack|aiohttp|yarl|biaojie)\b)", "the library stands alone"),
+    (
+        r"biaojie/(?!http_|transport$|client$)",
+        "(aiohttp|yarl)",
+        "a codec or value needs no HTTP stack",
+    ),
+    (r"biaojie/", r"aiohttp\.(web|test_utils)", "the library serves nobody"),
+    (
+        rf"biaojie/({VALUES}|wire/\w+)$",
+        rf"({IO}|time|random|secrets|logging)",
+        "sans I/O, no clock",
+    ),
+    (rf"biaojie/({VALUES})$", rf"biaojie\.(?!({VALUES})\b)", "values rest on values"),
+    (r"biaojie/wire/", rf"biaojie\.(?!({VALUES}|wire)\b)", "codecs rest on values"),
+    (r"registry/", "resolver", "the registry knows no server"),
+    (
+        r"(?!registry/sql/)",
+        "(sqlalchemy|alembic|asyncpg|aiosqlite)",
+        "SQL stays in registry/sql",
+    ),
+    (r"(?!registry/sql/)(?!.*__main__$)", r"registry\.sql", "only roots choose a store"),
+    (r"(?!biaojie/)(?!resolver/front/http/)", "aiohttp", "the framework stays in its front"),
+    (
+        r"resolver/(?!front/)(?!.*__main__$)(?!commands/)",
+        r"resolver\.front",
+        "fronts are outermost",
+    ),
+    (r"", "(bench|tests)", "nothing rests on tests or benches"),
+]
+
+
+def imports(path: str, source: str) -> Iterator[str]:
+    """Dotted names that a file imports; `from a import b` counts as `a` and as `a.b`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = path.split("/")[: -node.level] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def faults(path: str, source: str) -> list[str]:
+    """What `source`, kept at `path` (`package/module`, without ".py"), may not import."""
+    return [
+        f"{path} imports {name}: {why}"
+        for name in sorted(set(imports(path, source)))
+        for where, forbidden, why in RULES
+        if re.match(where, path) and re.match(rf"{forbidden}(?:\b|$)", name)
+    ]
+
+
+def _sources() -> Iterator[tuple[str, str]]:
+    for base, package in ((".", "registry"), (".", "resolver"), ("clients/python", "biaojie")):
+        for file in sorted((ROOT / base / package).rglob("*.py")):
+            yield file.relative_to(ROOT / base).with_suffix("").as_posix(), file.read_text()
+
+
+def test_no_file_imports_what_it_may_not() -> None:
+    sources = dict(_sources())
+    assert {"biaojie/wire/document", "registry/changelog", "resolver/core"} <= sources.keys()
+    assert [fault for path, source in sources.items() for fault in faults(path, source)] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("biaojie/record", "import pydantic"),
+        ("biaojie/client", "from registry.store import Store"),
+        ("biaojie/sync", "import resolver"),
+        ("biaojie/http_transport", "from aiohttp import web"),
+        ("biaojie/retry", "import aiohttp"),
+        ("biaojie/wire/document", "def f():\n    from aiohttp import ClientSession"),
+        ("biaojie/wire/handle", "import asyncio"),
+        ("biaojie/wire/handle", "from socket import inet_aton"),
+        ("biaojie/wire/handle", "import time"),
+        ("biaojie/wire/dns", "import random"),
+        ("biaojie/wire/dns", "import logging.handlers"),
+        ("biaojie/wire/dns", "from ..client import Client"),
+        ("biaojie/identifier", "import time"),
+        ("biaojie/identifier", "from .wire import document"),
+        ("biaojie/identifier", "from . import client"),
+        ("registry/registrar", "from resolver.core import resolve"),
+        ("registry/registrar", "from .sql import open_store"),
+        ("registry/registrar", "from . import sql"),
+        ("registry/memory", "import sqlalchemy as sa"),
+        ("registry/memory", "from aiohttp import web"),
+        ("resolver/steps/local", "from registry.sql.store import SqlStore"),
+        ("resolver/steps/local", "from registry import sql"),
+        ("resolver/steps/local", "import asyncpg"),
+        ("resolver/commands/verify", "from registry.sql import open_store"),
+        ("resolver/exchange", "from aiohttp.web import Request"),
+        ("resolver/front/handle/server", "import aiohttp"),
+        ("resolver/core", "from .front.http import server"),
+        ("resolver/core", "from bench.load import run"),
+        ("resolver/__main__", "from tests import conftest"),
+    ],
+)
+def test_each_rule_can_fail(path: str, source: str) -> None:
+    assert faults(path, source)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("biaojie/http_transport", "import aiohttp, asyncio, time"),
+        ("biaojie/wire/native", "import msgpack, struct\nfrom ..record import Record"),
+        (
+            "biaojie/wire/document",
+            "from .problem import encode_error\nfrom urllib.parse import quote",
+        ),
+        ("biaojie/record", "from .identifier import Identifier"),
+        ("registry/sql/store", "import sqlalchemy, asyncpg\nfrom .tables import records"),
+        ("registry/__main__", "from registry.sql import open_store"),
+        (
+            "resolver/__main__",
+            "from registry.sql import open_store\nfrom .front.http import server",
+        ),
+        ("resolver/front/http/server", "from aiohttp import web\nfrom ...service import Service"),
+    ],
+)
+def test_what_the_rules_allow(path: str, source: str) -> None:
+    assert faults(path, source) == []
+
+
+@pytest.mark.parametrize("module", ["biaojie", "biaojie.wire.document", "biaojie.record"])
+def test_importing_a_codec_loads_no_http_stack(module: str) -> None:
+    code = f"import sys, {module}; print({{'aiohttp', 'asyncio', 'ssl'}} & sys.modules.keys())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout.strip() == "set()"
