@@ -118,6 +118,8 @@ class RowReader:
             )
         self._exported = not mapping.suffix and self.header[:6] == EXPORT_COLUMNS
         self._columns = tuple(self._value_columns())
+        self.row_bytes = 128 + sum(96 + len(column.type.encode()) for column in self._columns)
+        """What a row weighs as JSON besides its cells, at most."""
 
     def _pattern(self, pattern: str) -> list[str | int]:
         """Literal texts and column places, in turn: odd items are places."""

@@ -186,7 +186,7 @@ class ErrorFile:
         if not rows:
             return self._kept_bytes
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        writer = csv.writer(text)
         fresh = not self._kept_bytes
         if fresh:
             text.write("\ufeff" if self._bom else "")

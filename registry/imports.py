@@ -250,7 +250,7 @@ def _windows(file: CsvFile, reader: RowReader, rows_max: int) -> Iterator[list[R
     for split in file:
         item = reader.read(split)
         window.append(item)
-        weight += file.offset - before + 100 * len(item.cells)
+        weight += file.offset - before + reader.row_bytes
         before = file.offset
         if len(window) >= rows_max or weight >= CHUNK_BYTES_MAX:
             yield window
