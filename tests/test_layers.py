@@ -27,7 +27,7 @@ RULES = [
     ),
     (r"biaojie/", r"aiohttp\.(web|test_utils)", "the library serves nobody"),
     (
-        rf"biaojie/({VALUES}|wire/\w+)$",
+        rf"biaojie/({VALUES}|wire/.+)$",
         rf"({IO}|time|random|secrets|logging)",
         "sans I/O, no clock",
     ),
