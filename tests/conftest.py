@@ -1,8 +1,26 @@
-"""Settings of the whole suite. Hypothesis draws the same examples on every run."""
+"""Settings of the whole suite, and the databases any test may ask for.
+
+Hypothesis draws the same examples on every run. The databases are real, migrated, and fresh
+for each test:
+
+- `postgres`      the session's PostgreSQL server (tests.postgres.Postgres): .url(), .pid,
+                  .execute(), .create_database(). Never kill or freeze this one; make your own.
+- `postgres_url`  URL of an empty, migrated database on it, dropped after the test.
+- `sqlite_url`    URL of an empty, migrated SQLite file in the test's tmp_path.
+- `database_url`  either of the two: the test runs once on each.
+"""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
+
+from registry.sql import migrate
+from tests.postgres import Postgres, run_apart
 
 settings.register_profile(
     "biaojie",
@@ -13,3 +31,48 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("biaojie")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    server = Postgres()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def _migrated_template(postgres: Postgres) -> str:
+    name = postgres.create_database()
+    run_apart(migrate(postgres.url(name)))
+    return name
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres, _migrated_template: str) -> Iterator[str]:
+    name = postgres.create_database(_migrated_template)
+    yield postgres.url(name)
+    postgres.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def _migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("migrated") / "registry.db"
+    run_apart(migrate(f"sqlite:///{path}"))
+    return path
+
+
+@pytest.fixture
+def sqlite_url(_migrated_file: Path, tmp_path: Path) -> str:
+    path = tmp_path / "registry.db"
+    shutil.copy(_migrated_file, path)
+    return f"sqlite+aiosqlite:///{path}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    url: str = request.getfixturevalue(
+        {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
+    )
+    return url

@@ -160,7 +160,8 @@ def _sqlite(url: URL, limits: Limits, writes: bool) -> AsyncEngine:
     engine = create_async_engine(
         url,
         isolation_level=None if writes else "AUTOCOMMIT",
-        skip_autocommit_rollback=True,
+        # The writer says BEGIN itself, which SQLAlchemy takes for autocommit.
+        skip_autocommit_rollback=not writes,
         pool_size=1 if writes else limits.readers,
         max_overflow=0,
         pool_timeout=limits.write_s if writes else limits.read_s,

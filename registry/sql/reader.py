@@ -199,7 +199,7 @@ def _entry(row: Sequence[Any]) -> Entry:
             f"变更日志第 {fields[0]} 条无法读取，已被改动。",
             sequence=fields[0],
         ) from error
-    return Entry(*fields, changes)
+    return Entry(*[*fields, changes])
 
 
 async def list_changes(connection: AsyncConnection, after: int, limit: int) -> list[Entry]:
