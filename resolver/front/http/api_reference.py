@@ -1,8 +1,7 @@
 """An OpenAPI 3.1 document as the plain tables that the API page shows. Pure.
 
 Reads what the page needs and passes over the rest; whatever is missing or of another shape
-is left out, never an exception. Chinese words may stand beside English ones as
-`x-summary-zh` and `x-description-zh`.
+is left out, never an exception.
 """
 
 from __future__ import annotations
@@ -10,48 +9,27 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from biaojie.errors import ERRORS
+
+from .api_schemas import NOTHING, Field, Json, Piece, Schemas, anchor, listed, mapping, prose, words
 from .negotiation import Language
-from .texts import Translator, translator
+from .texts import translator
 
 METHODS = ("get", "post", "put", "patch", "delete")
-DEPTH_MAX = 8
-"""Nesting followed in schemas, so that one that holds itself comes to an end."""
 SERVER_DEFAULT = "http://127.0.0.1:8080"
 JSON_TYPE = "application/json"
-
-Json = Mapping[str, Any]
-_NOTHING: Json = {}
-
-
-@dataclass(frozen=True, slots=True)
-class TypePart:
-    """A piece of a type expression; `anchor` names the data type it leads to."""
-
-    text: str
-    anchor: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """A parameter, a header or a member of an object. `place` is empty for members."""
-
-    name: str
-    type: tuple[TypePart, ...]
-    required: bool
-    limits: tuple[str, ...]
-    about: str
-    place: str = ""
+PROBLEM_TYPE = "application/problem+json"
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
     media_type: str
-    type: tuple[TypePart, ...]
+    type: tuple[Piece, ...]
     fields: tuple[Field, ...]
     example: str
 
@@ -59,8 +37,16 @@ class Body:
 @dataclass(frozen=True, slots=True)
 class Response:
     status: str
-    about: str
-    type: tuple[TypePart, ...]
+    about: tuple[Piece, ...]
+    type: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An HTTP status and the error codes it can come with, none named if any may."""
+
+    status: str
+    codes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +57,20 @@ class Operation:
     method: str
     path: str
     summary: str
-    about: str
+    about: tuple[Piece, ...]
     deprecated: bool
     key: str
     parameters: tuple[Field, ...]
     body: Body | None
     responses: tuple[Response, ...]
+    failures: tuple[Failure, ...]
     curl: str
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     name: str
-    about: str
+    about: tuple[Piece, ...]
     anchor: str
     operations: tuple[Operation, ...]
 
@@ -92,8 +79,8 @@ class Group:
 class DataType:
     name: str
     anchor: str
-    about: str
-    type: tuple[TypePart, ...]
+    about: tuple[Piece, ...]
+    type: tuple[Piece, ...]
     fields: tuple[Field, ...]
 
 
@@ -101,163 +88,15 @@ class DataType:
 class Reference:
     title: str
     version: str
-    about: str
+    about: tuple[Piece, ...]
     server: str
     groups: tuple[Group, ...]
     data_types: tuple[DataType, ...]
 
 
-def _mapping(value: object) -> Json:
-    return value if isinstance(value, Mapping) else _NOTHING
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _anchor(kind: str, text: str) -> str:
-    return f"{kind}-" + re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-").lower()
-
-
-def _words(document: Json, name: str, language: Language) -> str:
-    chinese = document.get(f"x-{name}-zh") if language == "zh" else None
-    return str(chinese or document.get(name) or "").strip()
-
-
-def _range(t: Translator, low: object, high: object) -> str:
-    def shown(number: object) -> str:
-        return f"{number:,}" if isinstance(number, int | float) else str(number)
-
-    if low is not None and high is not None:
-        if low == high:
-            return t("limit_exactly", low=shown(low))
-        return t("limit_between", low=shown(low), high=shown(high))
-    if low is not None:
-        return t("limit_at_least", low=shown(low))
-    return t("limit_at_most", high=shown(high))
-
-
-class Schemas:
-    """The document's schemas, read in one language."""
-
-    def __init__(self, document: Json, language: Language) -> None:
-        self._document = document
-        self._language = language
-        self._t = translator(language)
-
-    def resolve(self, value: object) -> Json:
-        """Follow `$ref` inside the document; an unknown target is an empty object."""
-        found = _mapping(value)
-        for _ in range(DEPTH_MAX):
-            target = found.get("$ref")
-            if not isinstance(target, str):
-                return found
-            node: object = self._document
-            for step in target.removeprefix("#/").split("/"):
-                node = _mapping(node).get(step.replace("~1", "/").replace("~0", "~"))
-            found = _mapping(node)
-        return _NOTHING
-
-    def type_of(self, value: object, depth: int = 0) -> tuple[TypePart, ...]:
-        """A type expression such as `string | null` or `Value[]`."""
-        schema = _mapping(value)
-        name = str(schema.get("$ref", "")).rpartition("/")[2]
-        if name:
-            return (TypePart(name, _anchor("type", name)),)
-        if depth > DEPTH_MAX:
-            return (TypePart("…"),)
-        if "const" in schema:
-            return (TypePart(json.dumps(schema["const"], ensure_ascii=False)),)
-        if choices := _list(schema.get("enum")):
-            return (TypePart(" | ".join(json.dumps(c, ensure_ascii=False) for c in choices)),)
-        variants = _list(schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf"))
-        if variants:
-            joined: list[TypePart] = []
-            for variant in variants:
-                parts = self.type_of(variant, depth + 1)
-                if parts and not set(parts) <= set(joined):
-                    joined += [TypePart(" | "), *parts] if joined else parts
-            return tuple(joined)
-        kind = schema.get("type")
-        if isinstance(kind, list):
-            return (TypePart(" | ".join(map(str, kind))),)
-        if kind == "array":
-            inner = self.type_of(schema.get("items"), depth + 1)
-            several = any(" | " in part.text for part in inner)
-            return (TypePart("("), *inner, TypePart(")[]")) if several else (*inner, TypePart("[]"))
-        return (TypePart(str(kind)),) if kind else (TypePart("any"),)
-
-    def limits(self, value: object) -> tuple[str, ...]:
-        """What the value must keep to, in words, the variants of `anyOf` included."""
-        schema, t = _mapping(value), self._t
-        found: list[str] = []
-        for part in (schema, *map(_mapping, _list(schema.get("anyOf")))):
-            for low, high, key in (
-                ("minLength", "maxLength", "limit_chars"),
-                ("minItems", "maxItems", "limit_items"),
-                ("minimum", "maximum", "limit_value"),
-            ):
-                if low in part or high in part:
-                    found.append(t(key, range=_range(t, part.get(low), part.get(high))))
-            if "exclusiveMinimum" in part:
-                found.append(t("limit_above", low=part["exclusiveMinimum"]))
-            if "exclusiveMaximum" in part:
-                found.append(t("limit_below", high=part["exclusiveMaximum"]))
-            if "format" in part:
-                found.append(str(part["format"]))
-            if "pattern" in part:
-                found.append(f"{t('limit_pattern')} {part['pattern']}")
-        if schema.get("default") is not None:
-            shown = json.dumps(schema["default"], ensure_ascii=False)
-            found.append(f"{t('limit_default')} {shown}")
-        return tuple(dict.fromkeys(found))
-
-    def fields(self, value: object) -> tuple[Field, ...]:
-        schema = self.resolve(value)
-        required = _list(schema.get("required"))
-        return tuple(
-            Field(
-                name=str(name),
-                type=self.type_of(member),
-                required=name in required,
-                limits=self.limits(member),
-                about=_words(_mapping(member), "description", self._language),
-            )
-            for name, member in _mapping(schema.get("properties")).items()
-        )
-
-    def example(self, value: object, depth: int = 0) -> Any:
-        """An example the schema states, or one made from its types."""
-        schema = self.resolve(value)
-        if "example" in schema:
-            return schema["example"]
-        for name in ("examples", "enum"):
-            if stated := _list(schema.get(name)):
-                return stated[0]
-        for name in ("const", "default"):
-            if schema.get(name) is not None:
-                return schema[name]
-        if depth > DEPTH_MAX:
-            return None
-        for name in ("anyOf", "oneOf", "allOf"):
-            if variants := _list(schema.get(name)):
-                return self.example(variants[0], depth + 1)
-        kind = schema.get("type")
-        if isinstance(kind, list):
-            kind = kind[0] if kind else None
-        if kind == "object" or "properties" in schema:
-            members = _mapping(schema.get("properties"))
-            wanted = _list(schema.get("required")) or list(members)
-            return {k: self.example(members[k], depth + 1) for k in wanted if k in members}
-        if kind == "array":
-            return [self.example(schema.get("items"), depth + 1)]
-        made = {"string": "text", "integer": schema.get("minimum", 1), "number": 1.5}
-        return {**made, "boolean": True}.get(str(kind))
-
-
 def _parameters(schemas: Schemas, shared: object, own: object, language: Language) -> list[Json]:
     found: dict[tuple[object, object], Json] = {}
-    for item in (*_list(shared), *_list(own)):
+    for item in (*listed(shared), *listed(own)):
         parameter = schemas.resolve(item)
         found[parameter.get("in"), parameter.get("name")] = parameter
     return list(found.values())
@@ -272,25 +111,27 @@ def _parameter_field(schemas: Schemas, parameter: Json, language: Language) -> F
         type=schemas.type_of(schema),
         required=bool(parameter.get("required")),
         limits=schemas.limits(schema),
-        about=_words(parameter, "description", language)
-        or _words(_mapping(schema), "description", language),
+        about=prose(
+            words(parameter, "description", language)
+            or words(mapping(schema), "description", language)
+        ),
         place=translator(language)(f"api_in_{place}") if known else place,
     )
 
 
 def _json_media(schemas: Schemas, holder: object) -> tuple[str, Json]:
     """The media type to show, JSON before others, and its object."""
-    content = _mapping(schemas.resolve(holder).get("content"))
+    content = mapping(schemas.resolve(holder).get("content"))
     for name in (JSON_TYPE, *content):
         if name in content:
-            return str(name), _mapping(content[name])
-    return "", _NOTHING
+            return str(name), mapping(content[name])
+    return "", NOTHING
 
 
 def _stated_example(schemas: Schemas, media: Json) -> Any:
     if "example" in media:
         return media["example"]
-    for stated in _mapping(media.get("examples")).values():
+    for stated in mapping(media.get("examples")).values():
         return schemas.resolve(stated).get("value")
     return schemas.example(media.get("schema"))
 
@@ -305,11 +146,11 @@ def _body(schemas: Schemas, holder: object) -> Body | None:
 
 
 def _stated_value(parameter: Json) -> Any:
-    schema = _mapping(parameter.get("schema"))
+    schema = mapping(parameter.get("schema"))
     for holder in (parameter, schema):
         if "example" in holder:
             return holder["example"]
-    return next(iter(_list(schema.get("examples"))), None)
+    return next(iter(listed(schema.get("examples"))), None)
 
 
 def _curl(
@@ -338,8 +179,25 @@ def _curl(
     return " \\\n  ".join(lines)
 
 
+def _outcomes(
+    schemas: Schemas, operation: Json, language: Language
+) -> tuple[tuple[Response, ...], tuple[Failure, ...]]:
+    replies, failures = [], []
+    for status, holder in mapping(operation.get("responses")).items():
+        name, media = _json_media(schemas, holder)
+        english = words(schemas.resolve(holder), "description", "en")
+        if name == PROBLEM_TYPE:
+            codes = [code for code in re.findall("`([a-z-]+)`", english) if code in ERRORS]
+            failures.append(Failure(str(status), tuple(codes)))
+        else:
+            about = prose(words(schemas.resolve(holder), "description", language))
+            type_ = schemas.type_of(media["schema"]) if "schema" in media else ()
+            replies.append(Response(str(status), about, type_))
+    return tuple(replies), tuple(failures)
+
+
 def _key(document: Json, operation: Json) -> str:
-    wanted = _list(operation.get("security", document.get("security")))
+    wanted = listed(operation.get("security", document.get("security")))
     if not wanted:
         return ""
     return "optional" if any(not item for item in wanted) else "needed"
@@ -349,38 +207,32 @@ def _operations(
     document: Json, schemas: Schemas, server: str, language: Language
 ) -> Iterator[tuple[str, Operation]]:
     """(tag, operation) in the document's order."""
-    for path, item in _mapping(document.get("paths")).items():
+    for path, item in mapping(document.get("paths")).items():
         for method in METHODS:
-            operation = _mapping(_mapping(item).get(method))
+            operation = mapping(mapping(item).get(method))
             if not operation:
                 continue
             values = _parameters(
-                schemas, _mapping(item).get("parameters"), operation.get("parameters"), language
+                schemas, mapping(item).get("parameters"), operation.get("parameters"), language
             )
             body = _body(schemas, operation.get("requestBody"))
             key = _key(document, operation)
-            tag = next(iter(_list(operation.get("tags"))), "")
+            tag = next(iter(listed(operation.get("tags"))), "")
+            replies, failures = _outcomes(schemas, operation, language)
             yield (
                 str(tag),
                 Operation(
-                    anchor=_anchor("op", str(operation.get("operationId") or f"{method}{path}")),
+                    anchor=anchor("op", str(operation.get("operationId") or f"{method}{path}")),
                     method=method.upper(),
                     path=str(path),
-                    summary=_words(operation, "summary", language),
-                    about=_words(operation, "description", language),
+                    summary=words(operation, "summary", language),
+                    about=prose(words(operation, "description", language)),
                     deprecated=bool(operation.get("deprecated")),
                     key=key,
                     parameters=tuple(_parameter_field(schemas, v, language) for v in values),
                     body=body,
-                    responses=tuple(
-                        Response(
-                            str(status),
-                            _words(schemas.resolve(response), "description", language),
-                            schemas.type_of(media["schema"]) if "schema" in media else (),
-                        )
-                        for status, response in _mapping(operation.get("responses")).items()
-                        for media in (_json_media(schemas, response)[1],)
-                    ),
+                    responses=replies,
+                    failures=failures,
                     curl=_curl(server, method, str(path), values, body, key),
                 ),
             )
@@ -389,28 +241,28 @@ def _operations(
 def read(document: Json, language: Language) -> Reference:
     """Everything the API page shows of `document`, in the reader's language."""
     schemas = Schemas(document, language)
-    info = _mapping(document.get("info"))
+    info = mapping(document.get("info"))
     server = str(
-        next((_mapping(s).get("url") for s in _list(document.get("servers"))), "") or SERVER_DEFAULT
+        next((mapping(s).get("url") for s in listed(document.get("servers"))), "") or SERVER_DEFAULT
     )
     if server.startswith("/"):
         server = SERVER_DEFAULT + server.rstrip("/")
-    tags = {str(_mapping(tag).get("name")): _mapping(tag) for tag in _list(document.get("tags"))}
+    tags = {str(mapping(tag).get("name")): mapping(tag) for tag in listed(document.get("tags"))}
     grouped: dict[str, list[Operation]] = {name: [] for name in tags}
     for tag, operation in _operations(document, schemas, server, language):
         grouped.setdefault(tag, []).append(operation)
     t = translator(language)
-    components = _mapping(_mapping(document.get("components")).get("schemas"))
+    components = mapping(mapping(document.get("components")).get("schemas"))
     return Reference(
-        title=_words(info, "title", language),
+        title=words(info, "title", language),
         version=str(info.get("version", "")),
-        about=_words(info, "description", language),
+        about=prose(words(info, "description", language)),
         server=server,
         groups=tuple(
             Group(
-                name=_words(tags.get(name, _NOTHING), "name", language) or name or t("api_other"),
-                about=_words(tags.get(name, _NOTHING), "description", language),
-                anchor=_anchor("tag", name or "other"),
+                name=words(tags.get(name, NOTHING), "name", language) or name or t("api_other"),
+                about=prose(words(tags.get(name, NOTHING), "description", language)),
+                anchor=anchor("tag", name or "other"),
                 operations=tuple(operations),
             )
             for name, operations in grouped.items()
@@ -419,8 +271,8 @@ def read(document: Json, language: Language) -> Reference:
         data_types=tuple(
             DataType(
                 name=str(name),
-                anchor=_anchor("type", str(name)),
-                about=_words(_mapping(schema), "description", language),
+                anchor=anchor("type", str(name)),
+                about=prose(words(mapping(schema), "description", language)),
                 type=schemas.type_of(schema),
                 fields=schemas.fields(schema),
             )

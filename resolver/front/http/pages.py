@@ -7,6 +7,7 @@ scripts off under `CONTENT_SECURITY_POLICY`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +20,12 @@ from biaojie.errors import ERRORS, BiaojieError, InvalidIdentifier
 from biaojie.record import Record
 from biaojie.wire.problem import HTTP_STATUS
 
-from . import api_reference
+from . import api_reference, api_schemas
 from .negotiation import Language, language, wants_json
 from .qr import qr_svg
 from .record_view import Link, duration, identifier_link, show_record
 from .static_files import STATIC_NAMES, static_file, static_url
-from .texts import ERROR_STEPS, pick, translator
+from .texts import ERROR_HELP, ErrorHelp, pick, translator
 
 __all__ = [
     "CONTENT_SECURITY_POLICY",
@@ -177,23 +178,31 @@ def error_page(
     `retry_after_s` adds how long to wait.
     """
     t = translator(language)
-    steps = ERROR_STEPS.get(error.code, (error.advice,))
+    typed = _clean(identifier_text or "")[:TYPED_CHARS_MAX]
     title, detail = pick(error.title, language), pick(error.detail, language)
-    typed = _clean(identifier_text or "")
+    help_ = ERROR_HELP.get(error.code, ErrorHelp((), (error.advice,)))
+    sentences = [pick(text, language) for text in help_.about]
+    if detail.rstrip(".。") != title:
+        sentences.insert(0, detail)
+    steps = [pick(text, language) for text in help_.steps]
+    if retry_after_s is not None:
+        seconds = max(math.ceil(retry_after_s), 1)
+        steps.append(t("retry_after", duration=duration(seconds, t)))
+    elif error.retryable:
+        steps.append(t("retry_soon"))
     return _render(
         "error.html",
         language,
         node_name,
-        typed=typed[:TYPED_CHARS_MAX],
+        typed=typed,
         title=title,
-        detail="" if detail == title else detail,
-        steps=[pick(step, language) for step in steps],
+        sentences=sentences,
+        steps=steps,
         code=error.code,
         status=HTTP_STATUS[error.code],
         request_id=error.request_id,
-        mark=_mark(error, typed[:TYPED_CHARS_MAX]),
-        again=_search_url(typed) if typed and type(error).retryable else None,
-        wait=None if retry_after_s is None else duration(max(round(retry_after_s), 1), t),
+        mark=_mark(error, typed),
+        again=bool(typed) and error.retryable,
     )
 
 
@@ -213,7 +222,7 @@ def api_page(openapi: Mapping[str, Any], *, language: Language, node_name: str =
             ((HTTP_STATUS[code], code, cls) for code, cls in ERRORS.items()),
             key=lambda row: row[:2],
         ),
-        pick=lambda text: pick(text, language),
-        other=lambda text: pick(text, other),
+        say=lambda text: api_schemas.prose(pick(text, language)),
+        say_other=lambda text: api_schemas.prose(pick(text, other)),
         other_lang=translator(other)("html_lang"),
     )

@@ -19,7 +19,7 @@ from biaojie.wire.document import EPOCH_MAX, encode_time
 from .negotiation import Language
 from .texts import Translator, translator
 
-TEXT_CHARS_MAX = 4_096
+TEXT_CHARS_MAX = 2_000
 """Longer text values are cut on the page; the JSON has them whole."""
 HEX_OCTETS_MAX = 64
 _BEIJING = timezone(timedelta(hours=8))

@@ -1,7 +1,6 @@
 """The fixed files pages need: a style sheet and an icon, read once from the package.
 
-Their names are single path segments at the root of the site (`/style.css`): an identifier
-always has a slash, so no file can hide one.
+Nothing is looked up on disk by a name from outside, so no name can lead out of the table.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ def _read(name: str) -> tuple[bytes, str, str]:
 _FILES = MappingProxyType({name: _read(name) for name in _CONTENT_TYPES})
 
 STATIC_NAMES = tuple(_FILES)
-"""Every name `static_file` knows; serve each at `/<name>`."""
+"""Every name `static_file` knows; each is served at `/static/<name>`."""
 
 
 def static_file(name: str) -> tuple[bytes, str, str] | None:
@@ -34,4 +33,4 @@ def static_file(name: str) -> tuple[bytes, str, str] | None:
 
 def static_url(name: str) -> str:
     """Path with the version in the query, so that it may be cached for good."""
-    return f"/{name}?v={_FILES[name][2].strip(chr(34))}"
+    return f"/static/{name}?v={_FILES[name][2].strip(chr(34))}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from biaojie.errors import Text
 
@@ -79,7 +80,7 @@ TEXTS: dict[str, Text] = {
     "fact_status": Text("Status", "状态"),
     "fact_validity": Text("Validity", "有效期"),
     "fact_registered": Text("Registered", "注册时间"),
-    "fact_modified": Text("Last changed", "更新时间"),
+    "fact_modified": Text("Changed", "更新时间"),
     "fact_version": Text("Version", "版本"),
     "fact_template": Text("Template", "数据模板"),
     "valid_for": Text("{duration} from retrieval", "自获取起 {duration}"),
@@ -125,13 +126,11 @@ TEXTS: dict[str, Text] = {
     "time_zone": Text("UTC", "北京时间"),
     # Error pages
     "what_to_do": Text("What you can do", "您可以"),
-    "marked_here": Text("The fault is here", "错误位置"),
+    "marked_here": Text("the fault is here", "错误位置"),
     "asked_for": Text("You asked for", "查询内容"),
     "try_again": Text("Try again", "重试"),
-    "retry_after": Text(
-        "Please wait about {duration} before the next try.", "请在约 {duration} 后重试。"
-    ),
-    "end_of_text": Text("end of text", "文本末尾"),
+    "retry_soon": Text("Try again in a moment.", "稍后重试。"),
+    "retry_after": Text("Try again in about {duration}.", "约 {duration}后重试。"),
     "request_id": Text("Request id", "请求编号"),
     "error_code": Text("Error code", "错误代码"),
     # API page
@@ -160,6 +159,7 @@ TEXTS: dict[str, Text] = {
     "api_body": Text("Request body", "请求体"),
     "api_example": Text("Example", "示例"),
     "api_responses": Text("Responses", "响应"),
+    "api_other_failures": Text("As everywhere", "通用错误"),
     "api_fields": Text("Fields", "字段"),
     "api_name": Text("Name", "名称"),
     "api_in": Text("In", "位置"),
@@ -185,8 +185,8 @@ TEXTS: dict[str, Text] = {
     "api_advice": Text("What to do", "处理办法"),
     "api_retry": Text("may be retried", "可重试"),
     "api_deprecated": Text("deprecated", "已弃用"),
-    "limit_chars": Text("{range} characters", "{range} 个字符"),
-    "limit_items": Text("{range} items", "{range} 项"),
+    "limit_chars": Text("length: {range}", "长度：{range}"),
+    "limit_items": Text("items: {range}", "项数：{range}"),
     "limit_value": Text("{range}", "{range}"),
     "limit_between": Text("{low} to {high}", "{low} 至 {high}"),
     "limit_at_least": Text("at least {low}", "至少 {low}"),
@@ -198,73 +198,101 @@ TEXTS: dict[str, Text] = {
     "limit_default": Text("default", "默认"),
 }
 
-ERROR_STEPS: dict[str, tuple[Text, ...]] = {
-    "invalid-identifier": (
-        Text(
-            "Correct the marked place and look it up again.",
-            "改正标出的位置后重新查询。",
-        ),
-        Text(
-            "An identifier is a prefix, a slash and a suffix, e.g. 88.118.8/SN0001.",
-            "标识由前缀、斜杠和后缀组成，例如 88.118.8/SN0001。",
-        ),
-    ),
-    "identifier-not-found": (
-        Text(
-            "Check the spelling: 0 and O, 1 and l are easily mixed up.",
-            "核对拼写：0 与 O、1 与 l 容易混淆。",
-        ),
-        Text(
-            "If the code is printed on a product, ask its maker: it may not be registered yet.",
-            "若编码印在产品上，请联系生产企业：它可能尚未注册。",
+
+class ErrorHelp(NamedTuple):
+    """What a visitor with a browser should know and can do about an error."""
+
+    about: tuple[Text, ...]
+    steps: tuple[Text, ...]
+
+
+ERROR_HELP: dict[str, ErrorHelp] = {
+    "invalid-identifier": ErrorHelp(
+        (),
+        (
+            Text("Correct the marked place and look it up again.", "改正标出的位置后重新查询。"),
+            Text(
+                "An identifier is a prefix, a slash and a suffix, e.g. 88.118.8/SN0001.",
+                "标识由前缀、斜杠和后缀组成，例如 88.118.8/SN0001。",
+            ),
         ),
     ),
-    "identifier-retired": (
-        Text(
-            "Its owner has withdrawn it. It stays reserved and will never name anything else.",
-            "该标识已由其所有者注销，将永久保留，不会再分配给其他物品。",
-        ),
-        Text("Ask the owner whether there is a successor.", "可向其所有者询问是否有替代标识。"),
-    ),
-    "prefix-not-here": (
-        Text(
-            "Check the part before the slash.",
-            "核对斜杠前的前缀是否正确。",
-        ),
-        Text(
-            "If it is right, ask the node that is responsible for this prefix. "
-            "The identifier may well exist there.",
-            "若前缀无误，请向负责该前缀的节点查询；该标识可能已在那里注册。",
+    "identifier-not-found": ErrorHelp(
+        (),
+        (
+            Text(
+                "Check the spelling: 0 and O, 1 and l are easily mixed up.",
+                "核对拼写：0 与 O、1 与 l 容易混淆。",
+            ),
+            Text(
+                "If the code is printed on a product, ask its maker: it may not be registered yet.",
+                "若编码印在产品上，请联系生产企业：它可能尚未注册。",
+            ),
         ),
     ),
-    "prefix-suspended": (
-        Text(
-            "No identifier under this prefix can be looked up for the time being. "
-            "The records are kept.",
-            "该前缀下的标识目前均无法查询，原有记录仍然保留。",
+    "identifier-retired": ErrorHelp(
+        (
+            Text(
+                "Its owner has withdrawn it. It stays reserved and will never name anything else.",
+                "其所有者已将其注销。该标识永久保留，不会再分配给其他物品。",
+            ),
         ),
-        Text(
-            "Ask the operator of this node or the owner of the prefix.",
-            "请联系本节点运营方或前缀所有者。",
+        (Text("Ask the owner whether there is a successor.", "向其所有者询问是否有替代标识。"),),
+    ),
+    "prefix-not-here": ErrorHelp(
+        (
+            Text(
+                "Another node is responsible for it, and the identifier may well exist there.",
+                "该前缀由其他节点负责，标识可能已在那里注册。",
+            ),
+        ),
+        (
+            Text("Check the part before the slash.", "核对斜杠前的前缀是否正确。"),
+            Text(
+                "If it is right, ask the node that is responsible for the prefix.",
+                "若前缀无误，向负责该前缀的节点查询。",
+            ),
         ),
     ),
-    "temporarily-unavailable": (
-        Text(
-            "This does not mean that the identifier does not exist.",
-            "这并不表示该标识不存在。",
+    "prefix-suspended": ErrorHelp(
+        (
+            Text(
+                "Nothing under this prefix can be looked up for the time being. "
+                "The records are kept.",
+                "该前缀下的标识目前均无法查询，原有记录仍然保留。",
+            ),
         ),
-        Text("Try again in a moment.", "请稍后重试。"),
-    ),
-    "not-found": (
-        Text(
-            "Check the address, or look an identifier up above.", "请检查网址，或在上方查询标识。"
+        (
+            Text(
+                "Ask the operator of this node or the owner of the prefix.",
+                "联系本节点运营方或前缀所有者。",
+            ),
         ),
     ),
-    "too-many-requests": (Text("Wait a moment, then try again.", "请稍候再试。"),),
-    "over-capacity": (Text("Wait a moment, then try again.", "请稍候再试。"),),
-    "deadline-exceeded": (Text("Try again in a moment.", "请稍后重试。"),),
+    "temporarily-unavailable": ErrorHelp(
+        (
+            Text(
+                "This does not mean that the identifier does not exist.",
+                "这并不表示该标识不存在。",
+            ),
+        ),
+        (),
+    ),
+    "not-found": ErrorHelp(
+        (),
+        (
+            Text(
+                "Check the address, or look an identifier up above.",
+                "检查网址，或在上方查询标识。",
+            ),
+        ),
+    ),
+    "too-many-requests": ErrorHelp((), ()),
+    "over-capacity": ErrorHelp((), ()),
+    "deadline-exceeded": ErrorHelp((), ()),
 }
-"""What a reader with a browser can do, by error code. Other codes show the error's advice."""
+"""By error code; the others show the error's own advice. Errors that may be retried also get
+when to try again."""
 
 
 def _say(pick: int, name: str, /, **fields: object) -> str:

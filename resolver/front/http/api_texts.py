@@ -1,0 +1,133 @@
+"""Chinese for the words of the API description, beside the English ones. Pure data.
+
+The description is made of English texts beside the routes and models they speak of. What is
+not listed here appears in English; a unit test keeps the list complete.
+"""
+
+from __future__ import annotations
+
+from biaojie.errors import Text
+
+_TEXTS = (
+    # The whole and its parts
+    Text("biaojie identifier node", "biaojie 标识节点接口"),
+    Text(
+        "Registers and resolves industrial-internet identifiers such as `88.118.8/SN0001`. Errors "
+        "are RFC 9457 problem documents with permanent codes.",
+        "注册与解析工业互联网标识，例如 `88.118.8/SN0001`。"
+        "错误以 RFC 9457 格式返回，错误代码永不改变。",
+    ),
+    Text("identifiers", "标识"),
+    Text("prefixes", "前缀"),
+    Text("keys", "密钥"),
+    Text("changes", "变更日志"),
+    Text("node", "节点"),
+    Text("Resolve, register, change and retire identifiers.", "标识的解析、注册、变更与注销。"),
+    Text("Prefixes homed at this node.", "本节点托管的前缀。"),
+    Text("API keys: who may do what.", "API 密钥与权限。"),
+    Text("The hash-chained change log.", "哈希链式变更日志。"),
+    Text("Health, metrics and this description.", "健康检查、监控指标与接口描述。"),
+    # Operations
+    Text("Resolve an identifier", "解析标识"),
+    Text("Register an identifier or replace its values", "注册标识，或整体替换其值"),
+    Text("Change some values, the status or the template", "修改部分值、状态或数据模板"),
+    Text(
+        "Retire an identifier for ever, or purge it (admin)", "永久注销标识，或彻底删除（管理员）"
+    ),
+    Text("Register a new identifier, or have one minted", "注册新标识，或由节点生成后缀"),
+    Text("List the identifiers under a prefix", "列出前缀下的标识"),
+    Text("Resolve up to 1,000 identifiers at once", "批量解析，一次至多 1,000 个"),
+    Text(
+        "Register, replace or retire up to 2,000 identifiers at once",
+        "批量注册、替换或注销，一次至多 2,000 个",
+    ),
+    Text(
+        "List prefixes (all for an admin, its tenant's for others)",
+        "列出前缀（管理员可见全部，其他角色仅见所属租户）",
+    ),
+    Text("Home a prefix at this node (admin)", "在本节点托管前缀（管理员）"),
+    Text("Look at a prefix", "查看前缀"),
+    Text(
+        "Suspend or reactivate a prefix, or give it to another tenant (admin)",
+        "暂停或恢复前缀，或转给其他租户（管理员）",
+    ),
+    Text("List keys (admin)", "列出密钥（管理员）"),
+    Text("Issue a key; its secret is shown once (admin)", "签发密钥，密文仅显示一次（管理员）"),
+    Text("Revoke a key (admin)", "吊销密钥（管理员）"),
+    Text("Read the change log, waiting for news if asked to", "读取变更日志，可等待新条目"),
+    Text("This description", "接口描述（OpenAPI）"),
+    Text("Is the process alive?", "进程是否存活"),
+    Text("Should it get traffic?", "是否可以接收流量"),
+    Text("Metrics in Prometheus text format", "Prometheus 文本格式的监控指标"),
+    # Parameters
+    Text(
+        "Percent-encoded; the slash after the prefix may stay literal.",
+        "百分号编码；前缀后的斜杠可以不编码。",
+    ),
+    Text("Percent-encoded.", "百分号编码。"),
+    Text("Only values with these indexes, or …", "只返回这些索引的值，或 ……"),
+    Text(
+        '… of these types; "URL." means URL and all its subtypes.',
+        "…… 这些类型的值；“URL.” 表示 URL 及其所有子类型。",
+    ),
+    Text("Authoritative: bypass every cache.", "权威查询：绕过所有缓存。"),
+    Text(
+        "For reads: ETags you hold. For writes: * to fail if it exists.",
+        "读取时：已持有的 ETag。写入时：填 *，若标识已存在则失败。",
+    ),
+    Text("ETag the record must have, or * for any.", "记录当前必须具有的 ETag；* 表示任意版本。"),
+    Text(
+        "1 to 255 characters of your choice; the same key gets the same reply.",
+        "自定的 1 至 255 个字符；同一幂等键得到同一回复。",
+    ),
+    Text("Remove for good instead of retiring (admin).", "彻底删除而非注销（管理员）。"),
+    Text("`next` of the page before.", "上一页返回的 `next`。"),
+    Text("Sequence of the last entry you have.", "已有的最后一条日志的序号。"),
+    Text("Seconds to wait for news (long poll).", "等待新条目的秒数（长轮询）。"),
+    # Replies
+    Text("Done.", "成功。"),
+    Text("Created.", "已创建。"),
+    Text("Not modified.", "未变化。"),
+    # Data types
+    Text(
+        "Mode `all` writes every row or none; `valid-rows` writes the good ones.",
+        "`all` 模式要么全部写入、要么全不写入；`valid-rows` 模式写入正确的行。",
+    ),
+    Text("Identifier of the data template it follows.", "所遵循的数据模板的标识。"),
+    Text(
+        "Give `identifier`, or give `prefix` to have a suffix minted.",
+        "给出 `identifier`；或只给出 `prefix`，由节点生成后缀。",
+    ),
+    Text("What a minted suffix begins with.", "所生成后缀的开头。"),
+    Text(
+        "`tenant` may be empty only for the role admin, which acts for every tenant.",
+        "仅管理员角色的 `tenant` 可以为空，它可代表所有租户。",
+    ),
+    Text("The secret. It is shown this once and not kept.", "密钥全文。仅显示这一次，节点不保存。"),
+    Text("Data that is not plain text.", "非纯文本的数据。"),
+    Text(
+        "Add or replace values by index, remove values by index, change status or template.",
+        "按索引添加、替换或删除值，或修改状态、数据模板。",
+    ),
+    Text(
+        "RFC 9457 problem details. `code` is permanent; see /api for all of them.",
+        "RFC 9457 错误说明。`code` 永不改变，全部代码见本页末尾。",
+    ),
+    Text(
+        "`sequence` is the change-log entry that wrote the state.",
+        "`sequence` 是写入该状态的变更日志序号。",
+    ),
+    Text("`record`, or the error that stands in its place.", "`record`，或代替它的错误。"),
+    Text(
+        "A Handle value. UTF-8 data is plain text; other octets are base64 (or hex on input).",
+        "Handle 值。UTF-8 数据为纯文本，其他字节为 base64（输入时也可用 hex）。",
+    ),
+    Text("Seconds, or the time at which the value expires.", "秒数，或该值的到期时间。"),
+    Text(
+        "Four digits: admin-read, admin-write, public-read, public-write.",
+        "四位数字，依次为：管理员可读、管理员可写、公众可读、公众可写。",
+    ),
+    Text("Set by the node; ignored on input.", "由节点设置，输入时忽略。"),
+)
+
+CHINESE: dict[str, str] = {text.en: text.zh for text in _TEXTS}
