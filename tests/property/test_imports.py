@@ -73,7 +73,9 @@ def run(
                 continue
         bad = []
         if report.error_file is not None:
-            text = report.error_file.read_bytes().decode("utf-8", "surrogateescape")
+            text = (
+                report.error_file.read_bytes().decode("utf-8", "surrogateescape").lstrip("\ufeff")
+            )
             bad = list(csv.DictReader(io.StringIO(text, newline="")))
         left = sorted(path.name for path in Path(folder).iterdir())
         assert left == (["f.csv", "f.errors.csv"] if bad else ["f.csv"])
