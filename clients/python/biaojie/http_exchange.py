@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import aiohttp
 from yarl import URL
@@ -118,7 +118,7 @@ class HttpExchange:
         deadline = loop.time() + call.timeout_s
         failures = 0
         while True:
-            got = await self._attempt(session, call.method, url, headers, body, deadline)
+            got = await self._attempt(session, call, url, headers, body, deadline)
             if isinstance(got, Reply):
                 return got
             failures += 1
@@ -140,7 +140,7 @@ class HttpExchange:
     async def _attempt(
         self,
         session: aiohttp.ClientSession,
-        method: str,
+        call: Call,
         url: URL,
         headers: Mapping[str, str],
         body: bytes | None,
@@ -152,7 +152,7 @@ class HttpExchange:
             async with (
                 asyncio.timeout_at(deadline),
                 session.request(
-                    method, url, headers=headers, data=body, allow_redirects=False
+                    call.method, url, headers=headers, data=body, allow_redirects=False
                 ) as response,
             ):
                 raw = await self._read(response)
@@ -160,20 +160,23 @@ class HttpExchange:
         except aiohttp.ServerTimeoutError:
             return _Fault(self._unreachable("no connection in time", "连接超时"), again=True)
         except TimeoutError:
-            return _Fault(DeadlineExceeded(), again=False)
-        except aiohttp.ClientSSLError as error:
-            return _Fault(self._unreachable(f"TLS: {error}", f"TLS：{error}"), again=False)
-        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
-            told = str(error) or type(error).__name__
-            return _Fault(self._unreachable(told, told), again=True)
-        except aiohttp.ClientError as error:
-            return _Fault(
-                MalformedAnswer(
-                    f"{self._base} does not speak HTTP as it should ({type(error).__name__}).",
-                    f"{self._base} 返回的 HTTP 不正确（{type(error).__name__}）。",
-                ),
-                again=False,
+            error = DeadlineExceeded(
+                f"{self._base} did not answer within {call.timeout_s:g} s.",
+                f"{self._base} 未在 {call.timeout_s:g} 秒内答复。",
             )
+            return _Fault(error, again=False)
+        except aiohttp.ClientSSLError as fault:
+            return _Fault(self._unreachable(f"TLS: {fault}", f"TLS：{fault}"), again=False)
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as fault:
+            told = str(fault) or type(fault).__name__
+            return _Fault(self._unreachable(told, told), again=True)
+        except aiohttp.ClientError as fault:
+            kind = type(fault).__name__
+            strange = MalformedAnswer(
+                f"{self._base} does not speak HTTP as it should ({kind}).",
+                f"{self._base} 返回的 HTTP 不正确（{kind}）。",
+            )
+            return _Fault(strange, again=False)
 
     def _unreachable(self, en: str, zh: str) -> Unreachable:
         return Unreachable(f"{self._base}: {en}.", f"{self._base}：{zh}。")
@@ -225,26 +228,41 @@ def _key(key: str) -> str:
 
 
 def _query(pairs: Sequence[tuple[str, str]]) -> str:
-    return f"?{urlencode(pairs)}" if pairs else ""
+    try:
+        return f"?{urlencode(pairs)}" if pairs else ""
+    except UnicodeError:
+        raise _unwritable("lone surrogate") from None
 
 
-# Bodies in and out ------
+def segment(text: str) -> str:
+    """One percent-encoded segment of a path."""
+    try:
+        return quote(text, safe="")
+    except UnicodeError:
+        raise _unwritable("lone surrogate") from None
+
+
+# Bodies in and out ----------------------------------------------------------------------
+
+
+def _unwritable(why: object) -> InvalidRequest:
+    return InvalidRequest(f"The request cannot be written: {why}.", f"请求无法写出：{why}。")
 
 
 def _encode(body: Json) -> bytes:
     try:
         return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
-        raise InvalidRequest(
-            f"The request cannot be written as JSON: {error}.", f"请求无法写成 JSON：{error}。"
-        ) from None
+        raise _unwritable(error) from None
 
 
 def _judge(response: aiohttp.ClientResponse, raw: bytes | None, most: int) -> Reply | _Fault:
     status = response.status
     got: Any = None
     fault = ""
-    if raw is None:
+    if 300 <= status < 400:
+        fault = "it is a redirect, which is not followed"
+    elif raw is None:
         fault = f"over {most} octets"
     elif response.content_type not in _JSON_TYPES:
         fault = f"the content type is {response.content_type}"
@@ -259,7 +277,6 @@ def _judge(response: aiohttp.ClientResponse, raw: bytes | None, most: int) -> Re
         return Reply(got, response.headers)
     error: BiaojieError
     if status < 400:
-        fault = fault or "it is a redirect, which is not followed"
         error = MalformedAnswer(f"HTTP {status}: {fault}.", f"HTTP {status}：{fault}。")
     else:
         error = decode_error(got, status)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import quote
 
 from .account import ApiKey, Prefix, PrefixStatus, Role
 from .calls import IssuedKey, Mint, Mode, Operation, Page, Resolved
 from .change import Action, BatchResult, Entry, Receipt
 from .errors import ERRORS, BiaojieError, MalformedAnswer
-from .http_exchange import Call, HttpExchange
+from .http_exchange import Call, HttpExchange, segment
 from .identifier import Identifier
 from .record import Record
 from .transport import Options
@@ -163,7 +162,7 @@ class HttpTransport:
         )
 
     async def find_prefix(self, name: str, *, timeout_s: float) -> Prefix:
-        reply = await self._http.send(Call("GET", f"/api/v1/prefixes/{_segment(name)}", timeout_s))
+        reply = await self._http.send(Call("GET", f"/api/v1/prefixes/{segment(name)}", timeout_s))
         return _decoded(document.decode_prefix, reply.document)
 
     async def home_prefix(self, name: str, tenant: str, *, key: str, timeout_s: float) -> Prefix:
@@ -186,7 +185,7 @@ class HttpTransport:
             body["tenant"] = tenant
         if status is not None:
             body["status"] = status.value
-        path = f"/api/v1/prefixes/{_segment(name)}"
+        path = f"/api/v1/prefixes/{segment(name)}"
         return await self._keyed("PATCH", path, body, key, timeout_s, document.decode_prefix)
 
     async def list_keys(self, *, after: str | None, limit: int, timeout_s: float) -> Page[ApiKey]:
@@ -206,7 +205,7 @@ class HttpTransport:
         )
 
     async def revoke_key(self, id_: str, *, key: str, timeout_s: float) -> ApiKey:
-        path = f"/api/v1/keys/{_segment(id_)}"
+        path = f"/api/v1/keys/{segment(id_)}"
         return await self._keyed("DELETE", path, None, key, timeout_s, document.decode_key)
 
     # What they have in common -----------------------------------------------------------
@@ -239,11 +238,7 @@ class HttpTransport:
         return Page(items, following)
 
 
-# Paths and bodies -----
-
-
-def _segment(text: str) -> str:
-    return quote(text, safe="")
+# Queries and bodies --------------------------------------------------------------------
 
 
 def _cursor(after: str | None, limit: int) -> list[tuple[str, str]]:

@@ -13,7 +13,6 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from .account import ApiKey, Prefix, PrefixStatus, Role
 from .calls import IssuedKey, Mint, Mode, Operation, Page, Resolved
@@ -143,7 +142,8 @@ def open_transport(url: str, options: Options) -> Transport:
 
     Nothing is connected yet, and no event loop is needed.
     """
-    scheme = urlsplit(url).scheme.lower() if "://" in url else ""
+    scheme, colon, _ = url.partition("://")
+    scheme = scheme.lower() if colon else ""
     if scheme in SCHEMES:
         from .http_transport import HttpTransport
 
