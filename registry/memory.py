@@ -208,5 +208,11 @@ class MemoryStore:
         carried = [r.sequence for r in state.records.values() if r is not None]
         return max([*carried, *(p.sequence for p in state.prefixes.values())], default=0)
 
+    async def settle_rules(self, case_sensitive: bool) -> None:
+        """Nothing outlives the process, so nothing can differ."""
+
+    def connections(self) -> dict[str, int]:
+        return {}
+
     async def close(self) -> None:
         """Nothing to give back."""

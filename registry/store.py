@@ -146,4 +146,15 @@ class Store(ReadStore, Protocol):
         """Commits durably when the block ends, rolls back if it raises."""
         ...
 
+    async def settle_rules(self, case_sensitive: bool) -> None:
+        """Fix how this registry compares suffixes, at its first use; the keys depend on it.
+
+        Raises a clear error if it was fixed the other way.
+        """
+        ...
+
+    def connections(self) -> dict[str, int]:
+        """Numbers about the connection pool for metrics, e.g. {"open": 3, "used": 1}."""
+        ...
+
     async def close(self) -> None: ...

@@ -17,7 +17,8 @@ from biaojie.errors import BiaojieError, DeadlineExceeded, Internal
 from .observe import Observer
 
 D_contra = TypeVar("D_contra", contravariant=True)
-Q_co = TypeVar("Q_co")
+Q = TypeVar("Q")
+Q_co = TypeVar("Q_co", covariant=True)
 A_contra = TypeVar("A_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
@@ -25,8 +26,11 @@ R_co = TypeVar("R_co", covariant=True)
 class Codec(Protocol[D_contra, Q_co, A_contra, R_co]):
     """One operation of one front. `encode_error` is total: it works on any data."""
 
-    front: str
-    operation: str
+    @property
+    def front(self) -> str: ...
+
+    @property
+    def operation(self) -> str: ...
 
     def decode(self, data: D_contra) -> Q_co: ...
 
@@ -36,8 +40,8 @@ class Codec(Protocol[D_contra, Q_co, A_contra, R_co]):
 
 
 async def serve(
-    codec: Codec[D_contra, Q_co, A_contra, R_co],
-    service: Callable[[Q_co], Awaitable[A_contra]],
+    codec: Codec[D_contra, Q, A_contra, R_co],
+    service: Callable[[Q], Awaitable[A_contra]],
     data: D_contra,
     *,
     deadline_s: float,
@@ -74,7 +78,12 @@ async def serve(
     return reply
 
 
-def _refuse(codec: Codec[D_contra, Q_co, A_contra, R_co], data: D_contra, error: BiaojieError, request_id: str) -> R_co:
+def _refuse(
+    codec: Codec[D_contra, Q, A_contra, R_co],
+    data: D_contra,
+    error: BiaojieError,
+    request_id: str,
+) -> R_co:
     error.request_id = request_id
     return codec.encode_error(data, error)
 

@@ -41,6 +41,10 @@ from .tail import Tail
 KEY_TRUSTED_S = 2.0
 """How long a key is taken as valid without asking the registry again (promised: ≤ 5 s)."""
 
+REPLY_BYTES_MAX = 4 * 2**20
+"""Value octets in one page or multi-answer, beyond which it is cut."""
+PAGE_CHANGES_MAX = 5_000
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
@@ -193,15 +197,27 @@ class Service:
 
     async def list_records(
         self, caller: Caller, prefix: str, after: bytes | None, limit: int
-    ) -> list[Record]:
-        """Records under a prefix in the order of their folded suffix; needs rights on it."""
+    ) -> tuple[list[Record], bool]:
+        """Records under a prefix in the order of their folded suffix, and whether more follow.
+
+        Needs rights on the prefix. A page ends early when it has REPLY_BYTES_MAX of data.
+        """
         folded = fold_prefix(prefix)
         homed = (await self._store.find_prefixes([folded])).get(folded)
         authorize(caller, Right.READ_PRIVATE, homed.tenant if homed else caller.tenant)
         if homed is None:
             raise PrefixNotHere()
-        records = await self._store.list_records(folded, after, limit)
-        return [record.readable() for record in records]
+        page: list[Record] = []
+        octets = 0
+        while len(page) < limit and octets < REPLY_BYTES_MAX:
+            size = min(limit - len(page), 100)
+            records = await self._store.list_records(folded, after, size)
+            page += [record.readable() for record in records]
+            if len(records) < size:
+                return page, False
+            after = self.cursor(records[-1])
+            octets += sum(len(value.data) for record in records for value in record.values)
+        return page, True
 
     def cursor(self, record: Record) -> bytes:
         """Where the page that ends with `record` goes on."""
@@ -280,11 +296,19 @@ class Service:
                 await self._tail.wait(after, wait_s)
             finally:
                 self._watchers -= 1
-        entries = await self._store.list_changes(after, limit)
-        onward = entries[-1].sequence if entries else after
+        entries: list[Entry] = []
+        changes = 0
+        while len(entries) < limit and changes < PAGE_CHANGES_MAX:
+            size = min(limit - len(entries), 32)
+            found = await self._store.list_changes(after, size)
+            entries += found
+            changes += sum(entry.count for entry in found)
+            after = found[-1].sequence if found else after
+            if len(found) < size:
+                break
         if caller.role is Role.ADMIN:
-            return entries, onward
-        return await self._visible(caller, entries), onward
+            return entries, after
+        return await self._visible(caller, entries), after
 
     async def _visible(self, caller: Caller, entries: list[Entry]) -> list[Entry]:
         names = {fold_prefix(subject_prefix(c)) for entry in entries for c in entry.changes}

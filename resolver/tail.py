@@ -17,7 +17,7 @@ from registry.store import ReadStore
 
 from .health import Health
 
-PAGE = 200
+PAGE = 32  # an entry may hold thousands of changes
 log = structlog.get_logger("biaojie.tail")
 
 
@@ -35,7 +35,7 @@ class Tail:
     ) -> None:
         self._store = store
         self._health = health
-        self._listeners = listeners
+        self.listeners = listeners
         self._poll_s = poll_s
         self._timeout_s = timeout_s
         self._task: asyncio.Task[None] | None = None
@@ -78,7 +78,7 @@ class Tail:
                 async with asyncio.timeout(self._timeout_s):
                     entries = await self._store.list_changes(self.sequence, PAGE)
                 for entry in entries:
-                    for listener in self._listeners:
+                    for listener in self.listeners:
                         listener(entry)
                     self.sequence = entry.sequence
                 if len(entries) < PAGE:

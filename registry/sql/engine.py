@@ -18,6 +18,7 @@ from urllib.parse import quote
 import asyncpg
 from sqlalchemy import URL, event, exc, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import QueuePool
 
 from biaojie.errors import StorageFull, TemporarilyUnavailable, Text
 
@@ -278,6 +279,13 @@ class Pools:
                 if not settled:
                     await connection.invalidate()
                 await connection.close()
+
+    def connections(self) -> dict[str, int]:
+        """Open and used connections, readers and writer together."""
+        pools = [engine.pool for engine in (self._reader, self._writer)]
+        counted = [pool for pool in pools if isinstance(pool, QueuePool)]
+        used = sum(pool.checkedout() for pool in counted)
+        return {"used": used, "open": used + sum(pool.checkedin() for pool in counted)}
 
     async def close(self) -> None:
         await self._reader.dispose()

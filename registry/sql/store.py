@@ -6,14 +6,17 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
+from sqlalchemy import insert, select
+
 from biaojie.account import ApiKey, Prefix
 from biaojie.change import Entry
 from biaojie.identifier import Key
 from biaojie.record import Record
 
 from ..store import Found
-from . import reader
+from . import reader, tables
 from .engine import Pools
+from .schema import UnfitDatabase
 from .writer import SqlTransaction
 
 
@@ -66,6 +69,23 @@ class SqlStore:
             greatest, at = await self._pools.read(partial(reader.scan_sequences, after=at))
             newest = max(newest, greatest)
         return newest
+
+    async def settle_rules(self, case_sensitive: bool) -> None:
+        wanted = "yes" if case_sensitive else "no"
+        async with self._pools.write() as connection:
+            rule = select(tables.rules.c.value).where(tables.rules.c.name == "case-sensitive")
+            settled = await connection.scalar(rule)
+            if settled is None:
+                values = {"name": "case-sensitive", "value": wanted}
+                await connection.execute(insert(tables.rules).values(values))
+        if settled not in (None, wanted):
+            raise UnfitDatabase(
+                f"This registry was begun with suffix_case_sensitive {settled}; it cannot change.",
+                f"该注册库创建时 suffix_case_sensitive 为 {settled}，不能更改。",
+            )
+
+    def connections(self) -> dict[str, int]:
+        return self._pools.connections()
 
     async def close(self) -> None:
         await self._pools.close()

@@ -133,3 +133,12 @@ def upsert(table: Table, dialect: str, *key: str) -> Any:
         index_elements=list(key),
         set_={name: insert.excluded[name] for name in given if name not in key},
     )
+
+
+rules = Table(
+    "rules",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+"""What was decided at first use and holds for ever, because the stored keys depend on it."""

@@ -87,4 +87,10 @@ def upgrade() -> None:
         sa.Column("hash", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("id", name="chain_head_pkey"),
     )
+    op.create_table(
+        "rules",
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("value", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("name", name="rules_pkey"),
+    )
     op.bulk_insert(head, [{"id": 1, "sequence": 0, "hash": bytes(32)}])

@@ -1,0 +1,1 @@
+"""Fronts: transports. They move bytes and nothing else."""

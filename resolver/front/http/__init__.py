@@ -1,0 +1,1 @@
+"""The HTTP front: API, public pages, health and metrics."""

@@ -1,0 +1,261 @@
+"""Endpoints for prefixes, keys and the change log."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from biaojie.account import ApiKey, Prefix, PrefixStatus, Role
+from biaojie.change import Entry
+from biaojie.errors import (
+    BiaojieError,
+    Forbidden,
+    IdempotencyMismatch,
+    IdempotencyRunning,
+    InvalidIdentifier,
+    InvalidRequest,
+    NotFound,
+    PrefixNotHere,
+    PrefixTaken,
+    Unauthenticated,
+)
+from biaojie.identifier import check_prefix, fold_prefix
+from biaojie.wire import document
+from registry.admission import Caller
+from registry.operations import ChangePrefix, HomePrefix, RevokeKey
+from registry.registrar import Idempotency
+
+from ...service import Service
+from .endpoint import Asked, Endpoint, Reply, json_reply
+from .models import (
+    ChangesPage,
+    ChangesQuery,
+    KeyBody,
+    KeyPage,
+    KeyReply,
+    NewKeyReply,
+    PageQuery,
+    PrefixBody,
+    PrefixPage,
+    PrefixPatch,
+    PrefixReply,
+)
+
+REFUSED: tuple[type[BiaojieError], ...] = (Unauthenticated, Forbidden)
+KEYED: tuple[type[BiaojieError], ...] = (*REFUSED, IdempotencyMismatch, IdempotencyRunning)
+
+
+def _cursor(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        return base64.b64decode(text, altchars=b"-_", validate=True).decode()
+    except (ValueError, binascii.Error):
+        raise InvalidRequest(
+            "after: not a cursor; pass `next` of the page before.",
+            "after：不是有效游标；请传入上一页的 `next`。",
+            errors=[{"path": "query.after", "message": "not a cursor"}],
+        ) from None
+
+
+def _page(items: list[dict[str, Any]], last: str | None) -> dict[str, Any]:
+    onward = None if last is None else base64.urlsafe_b64encode(last.encode()).decode()
+    return {"items": items, "next": onward}
+
+
+# Prefixes -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _PrefixWrite:
+    operation: HomePrefix | ChangePrefix
+    idempotency: Idempotency | None
+
+
+async def _list_prefixes(service: Service, caller: Caller, query: PageQuery) -> dict[str, Any]:
+    found = await service.list_prefixes(caller, _cursor(query.after), query.limit)
+    last = fold_prefix(found[-1].name) if len(found) == query.limit else None
+    return _page([document.encode_prefix(prefix) for prefix in found], last)
+
+
+def _home(asked: Asked) -> _PrefixWrite:
+    body = asked.body_as(PrefixBody)
+    return _PrefixWrite(HomePrefix(check_prefix(body.prefix), body.tenant), asked.idempotency())
+
+
+def _change_prefix(asked: Asked) -> _PrefixWrite:
+    body = asked.body_as(PrefixPatch)
+    status = PrefixStatus(body.status) if body.status else None
+    name = check_prefix(asked.tail_text())
+    return _PrefixWrite(ChangePrefix(name, body.tenant, status), asked.idempotency())
+
+
+async def _write_prefix(service: Service, caller: Caller, write: _PrefixWrite) -> Prefix:
+    outcome = await service.write(caller, [write.operation], idempotency=write.idempotency)
+    outcome.single()
+    return await service.find_prefix(caller, write.operation.name)
+
+
+async def _find_prefix(service: Service, caller: Caller, name: str) -> Prefix:
+    return await service.find_prefix(caller, name)
+
+
+def _encode_prefix(asked: Asked, prefix: Prefix) -> Reply:
+    return json_reply(document.encode_prefix(prefix), 201 if asked.method == "POST" else 200)
+
+
+# Keys -----------------------------------------------------------------------------------
+
+
+async def _list_keys(service: Service, caller: Caller, query: PageQuery) -> dict[str, Any]:
+    found = await service.list_keys(caller, _cursor(query.after), query.limit)
+    last = found[-1].id if len(found) == query.limit else None
+    return _page([document.encode_key(key) for key in found], last)
+
+
+async def _issue(service: Service, caller: Caller, body: KeyBody) -> tuple[str, ApiKey]:
+    return await service.issue_key(caller, body.tenant, Role(body.role), body.label)
+
+
+def _encode_issued(asked: Asked, answer: tuple[str, ApiKey]) -> Reply:
+    secret, key = answer
+    return json_reply({**document.encode_key(key), "key": secret}, 201)
+
+
+async def _revoke(
+    service: Service, caller: Caller, question: tuple[str, Idempotency | None]
+) -> ApiKey:
+    key_id, idempotency = question
+    outcome = await service.write(caller, [RevokeKey(key_id)], idempotency=idempotency)
+    outcome.single()
+    return await service.find_key(caller, key_id)
+
+
+# Changes --------------------------------------------------------------------------------
+
+
+async def _list_changes(
+    service: Service, caller: Caller, query: ChangesQuery
+) -> tuple[Sequence[Entry], int]:
+    return await service.list_changes(caller, query.after, query.limit, query.wait)
+
+
+def _encode_changes(asked: Asked, answer: tuple[Sequence[Entry], int]) -> Reply:
+    entries, onward = answer
+    return json_reply(
+        {"items": [document.encode_entry(entry) for entry in entries], "next": onward}
+    )
+
+
+ENDPOINTS: tuple[Endpoint[Any, Any], ...] = (
+    Endpoint(
+        "GET",
+        "/api/v1/prefixes",
+        "list-prefixes",
+        "prefixes",
+        "List prefixes (all for an admin, its tenant's for others)",
+        lambda asked: asked.query_as(PageQuery),
+        _list_prefixes,
+        lambda asked, page: json_reply(page),
+        query=PageQuery,
+        reply=PrefixPage,
+        errors=REFUSED,
+    ),
+    Endpoint(
+        "POST",
+        "/api/v1/prefixes",
+        "home-prefix",
+        "prefixes",
+        "Home a prefix at this node (admin)",
+        _home,
+        _write_prefix,
+        _encode_prefix,
+        body=PrefixBody,
+        reply=PrefixReply,
+        success=(201,),
+        errors=(*KEYED, InvalidIdentifier, PrefixTaken),
+        headers=("Idempotency-Key",),
+    ),
+    Endpoint(
+        "GET",
+        "/api/v1/prefixes/{prefix}",
+        "find-prefix",
+        "prefixes",
+        "Look at a prefix",
+        lambda asked: check_prefix(asked.tail_text()),
+        _find_prefix,
+        _encode_prefix,
+        reply=PrefixReply,
+        errors=(*REFUSED, InvalidIdentifier, PrefixNotHere),
+    ),
+    Endpoint(
+        "PATCH",
+        "/api/v1/prefixes/{prefix}",
+        "change-prefix",
+        "prefixes",
+        "Suspend or reactivate a prefix, or give it to another tenant (admin)",
+        _change_prefix,
+        _write_prefix,
+        _encode_prefix,
+        body=PrefixPatch,
+        reply=PrefixReply,
+        errors=(*KEYED, InvalidIdentifier, PrefixNotHere),
+        headers=("Idempotency-Key",),
+    ),
+    Endpoint(
+        "GET",
+        "/api/v1/keys",
+        "list-keys",
+        "keys",
+        "List keys (admin)",
+        lambda asked: asked.query_as(PageQuery),
+        _list_keys,
+        lambda asked, page: json_reply(page),
+        query=PageQuery,
+        reply=KeyPage,
+        errors=REFUSED,
+    ),
+    Endpoint(
+        "POST",
+        "/api/v1/keys",
+        "issue-key",
+        "keys",
+        "Issue a key; its secret is shown once (admin)",
+        lambda asked: asked.body_as(KeyBody),
+        _issue,
+        _encode_issued,
+        body=KeyBody,
+        reply=NewKeyReply,
+        success=(201,),
+        errors=REFUSED,
+    ),
+    Endpoint(
+        "DELETE",
+        "/api/v1/keys/{id}",
+        "revoke-key",
+        "keys",
+        "Revoke a key (admin)",
+        lambda asked: (asked.tail_text(), asked.idempotency()),
+        _revoke,
+        lambda asked, key: json_reply(document.encode_key(key)),
+        reply=KeyReply,
+        errors=(*KEYED, NotFound),
+        headers=("Idempotency-Key",),
+    ),
+    Endpoint(
+        "GET",
+        "/api/v1/changes",
+        "changes",
+        "changes",
+        "Read the change log, waiting for news if asked to",
+        lambda asked: asked.query_as(ChangesQuery),
+        _list_changes,
+        _encode_changes,
+        query=ChangesQuery,
+        reply=ChangesPage,
+        errors=REFUSED,
+    ),
+)

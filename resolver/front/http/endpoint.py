@@ -1,0 +1,272 @@
+"""An endpoint is one operation of the HTTP front: its place in the route table and its codec.
+
+Nothing here knows the web framework: a request arrives as `Asked`, a reply leaves as `Reply`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from biaojie.errors import (
+    BiaojieError,
+    InvalidIdentifier,
+    InvalidRequest,
+    OverCapacity,
+    TemporarilyUnavailable,
+    TooLarge,
+    TooManyRequests,
+    UnsupportedMediaType,
+)
+from biaojie.identifier import Identifier
+from biaojie.limits import IDEMPOTENCY_KEY_CHARS_MAX
+from biaojie.record import Record
+from biaojie.wire import document
+from registry.admission import Caller
+from registry.operations import Condition
+from registry.registrar import Idempotency
+
+from ...service import Service
+from .models import NoQuery
+from .negotiation import language
+
+JSON = "application/json"
+PROBLEM = "application/problem+json"
+ERRORS_LISTED_MAX = 50
+M = TypeVar("M", bound=BaseModel)
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One HTTP request. `path` and `query` as sent (still encoded); header names lower case.
+
+    `tail` is what the route's `{…}` stands for, still percent-encoded.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    body: bytes
+    peer: str
+    request_id: str
+    origin: str
+    tail: str = ""
+
+    @property
+    def chinese(self) -> bool:
+        return language(self.headers.get("accept-language")) == "zh"
+
+    @property
+    def key(self) -> str | None:
+        """The API key sent, if any; anything but a bearer token counts as a wrong key."""
+        header = self.headers.get("authorization")
+        if header is None:
+            return None
+        scheme, _, token = header.partition(" ")
+        return token.strip() if scheme.lower() == "bearer" else header
+
+    def tail_text(self) -> str:
+        """The tail, percent-decoded once; raises InvalidIdentifier if it is not UTF-8."""
+        try:
+            return unquote_to_bytes(self.tail).decode()
+        except UnicodeError:
+            raise InvalidIdentifier(
+                "The percent-encoding of the path is not UTF-8.",
+                "路径的百分号编码不是 UTF-8。",
+                position=0,
+                rule="percent-encoding",
+            ) from None
+
+    def identifier(self) -> Identifier:
+        return Identifier.parse(self.tail_text())
+
+    def query_as(self, model: type[M]) -> M:
+        try:
+            pairs = parse_qsl(
+                self.query, keep_blank_values=True, errors="strict", max_num_fields=200
+            )
+        except ValueError:
+            raise InvalidRequest(
+                "The query string is not UTF-8 or has too many fields.",
+                "查询串不是 UTF-8 或字段过多。",
+                errors=[],
+            ) from None
+        given: dict[str, Any] = {}
+        for name, text in pairs:
+            shape = model.model_fields.get(name)
+            if shape is not None and str(shape.annotation).startswith("list"):
+                given.setdefault(name, []).append(text)
+            elif name in given:
+                raise InvalidRequest(
+                    f"{name} is given twice.",
+                    f"{name} 重复。",
+                    errors=[{"path": f"query.{name}", "message": "given twice"}],
+                )
+            else:
+                given[name] = True if (shape and shape.annotation is bool and not text) else text
+        return validated(model, given, "query")
+
+    def body_as(self, model: type[M]) -> M:
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != JSON:
+            raise UnsupportedMediaType(
+                f"The content type is {kind or 'missing'}; this takes {JSON}.",
+                f"内容类型为 {kind or '空'}；此处应为 {JSON}。",
+            )
+        try:
+            given = orjson.loads(self.body)
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequest(
+                f"The body is not JSON: {error.msg} (line {error.lineno}, column {error.colno}).",
+                f"正文不是合法 JSON（第 {error.lineno} 行，第 {error.colno} 列）。",
+                errors=[],
+            ) from None
+        return validated(model, given, "body")
+
+    def idempotency(self) -> Idempotency | None:
+        key = self.headers.get("idempotency-key")
+        if key is None:
+            return None
+        if not 1 <= len(key) <= IDEMPOTENCY_KEY_CHARS_MAX or not (
+            key.isascii() and key.isprintable()
+        ):
+            raise InvalidRequest(
+                f"Idempotency-Key: 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters.",
+                f"Idempotency-Key：应为 1 至 {IDEMPOTENCY_KEY_CHARS_MAX} 个可打印 ASCII 字符。",
+                errors=[],
+            )
+        seal = hashlib.sha256()
+        for part in (
+            self.method,
+            self.path,
+            self.query,
+            self.headers.get("if-match", ""),
+            self.headers.get("if-none-match", ""),
+        ):
+            seal.update(part.encode(errors="surrogateescape") + b"\n")
+        seal.update(self.body)
+        return Idempotency(key, seal.digest())
+
+    def condition(self) -> Condition | None:
+        """If-Match and If-None-Match of a write (RFC 9110 §13.1)."""
+        if self.headers.get("if-none-match", "").strip() == "*":
+            return Condition(absent=True)
+        header = self.headers.get("if-match")
+        if header is None:
+            return None
+        if header.strip() == "*":
+            return Condition()
+        match = _ETAG.fullmatch(header.strip())
+        if match is None:
+            raise InvalidRequest(
+                'If-Match takes one ETag of this record, such as "3.17", or *.',
+                'If-Match 应为该记录的一个 ETag（例如 "3.17"）或 *。',
+                errors=[],
+            )
+        sequence = match.group(2)
+        return Condition(version=int(match.group(1)), sequence=int(sequence) if sequence else None)
+
+
+_ETAG = re.compile(r'"?([0-9]{1,18})(?:\.([0-9]{1,18}))?(?:\.p)?"?', re.ASCII)
+
+
+def validated(model: type[M], given: Any, where: str) -> M:
+    """`given` as a `model`, or InvalidRequest listing each fault (50 at most)."""
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        faults = [
+            {
+                "path": ".".join([where, *(str(step) for step in fault["loc"])])[:300],
+                "message": fault["msg"],
+            }
+            for fault in error.errors(include_url=False, include_context=False, include_input=False)
+        ][:ERRORS_LISTED_MAX]
+        first = faults[0]
+        raise InvalidRequest(
+            f"{first['path']}: {first['message']}.",
+            f"{first['path']}：{first['message']}。",
+            errors=faults,
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    status: int
+    body: bytes = b""
+    content_type: str = JSON
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def json_reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
+    return Reply(status, orjson.dumps(content), JSON, headers or {"Cache-Control": "no-store"})
+
+
+def error_headers(error: BiaojieError) -> dict[str, str]:
+    headers = {"Cache-Control": "no-store"}
+    if isinstance(error, TooManyRequests | OverCapacity | TemporarilyUnavailable):
+        headers["Retry-After"] = str(error.fields.get("retry_after_s", 1))
+    if document.HTTP_STATUS[error.code] == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="biaojie"'
+    if document.HTTP_STATUS[error.code] in (408, 413) or isinstance(error, TooLarge):
+        headers["Connection"] = "close"  # the rest of the body was not read
+    return headers
+
+
+def problem_reply(error: BiaojieError, *, chinese: bool) -> Reply:
+    content = document.encode_error(error, chinese=chinese)
+    return Reply(
+        content["status"],
+        orjson.dumps(content, default=str),
+        PROBLEM,
+        error_headers(error) | {"Content-Language": "zh" if chinese else "en"},
+    )
+
+
+def etag(record: Record, *, private: bool = False) -> str:
+    return f'"{record.version}.{record.sequence}{".p" if private else ""}"'
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint(Generic[Q, A]):
+    """`path` has at most one `{…}`, at its end; if `whole_tail` it stands for any number of
+    segments, else for one. `public`: answered for the public even while keys cannot be checked.
+    `body` and `reply` are for the contract; `decode` does the validating.
+    """
+
+    method: str
+    path: str
+    operation: str
+    tag: str
+    summary: str
+    decode: Callable[[Asked], Q]
+    service: Callable[[Service, Caller, Q], Awaitable[A]]
+    encoder: Callable[[Asked, A], Reply]
+    query: type[BaseModel] = NoQuery
+    body: type[BaseModel] | None = None
+    reply: type[BaseModel] | None = None
+    success: tuple[int, ...] = (200,)
+    errors: tuple[type[BiaojieError], ...] = ()
+    headers: tuple[str, ...] = ()
+    public: bool = False
+    whole_tail: bool = False
+    error_encoder: Callable[[Asked, BiaojieError], Reply] | None = None
+    front: str = "http"
+
+    def encode(self, data: Asked, answer: A) -> Reply:
+        return self.encoder(data, answer)
+
+    def encode_error(self, data: Asked, error: BiaojieError) -> Reply:
+        if self.error_encoder is not None:
+            return self.error_encoder(data, error)
+        return problem_reply(error, chinese=data.chinese)

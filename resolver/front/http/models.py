@@ -1,0 +1,341 @@
+"""The shapes of the HTTP API: what bodies, queries and replies look like.
+
+One source for two uses: requests are validated with these, `/openapi.json` is made of them.
+What the fields mean (base64, times, permissions, duplicate indexes) is decided by the codec
+and the registry; here is only shape and size.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+
+from biaojie.limits import (
+    BATCH_ROWS_MAX,
+    IDENTIFIER_CHARS_MAX,
+    INDEX_MAX,
+    LABEL_CHARS_MAX,
+    PAGE_ROWS_MAX,
+    PREFIX_CHARS_MAX,
+    REFERENCES_MAX,
+    RESOLVE_MANY_MAX,
+    TENANT_CHARS_MAX,
+    TTL_DEFAULT_S,
+    TTL_MAX_S,
+    TYPE_CHARS_MAX,
+    VALUE_BYTES_MAX,
+    VALUES_MAX,
+)
+
+Index = Annotated[int, Field(ge=1, le=INDEX_MAX, strict=True)]
+# Pasted forms (hdl:, https://…) are longer than what they stand for.
+IdentifierText = Annotated[
+    str, Field(min_length=1, max_length=12 * IDENTIFIER_CHARS_MAX, examples=["88.118.8/SN0001"])
+]
+PrefixText = Annotated[str, Field(min_length=1, max_length=PREFIX_CHARS_MAX, examples=["88.118.8"])]
+Settable = Literal["draft", "active", "frozen"]
+Time = Annotated[str, Field(examples=["2030-01-01T00:00:00Z"])]
+Hex32 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+
+class Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, regex_engine="python-re")
+
+
+class Octets(Shape):
+    """Data that is not plain text."""
+
+    format: Literal["string", "base64", "hex"] = "string"
+    value: str = Field(max_length=2 * VALUE_BYTES_MAX)
+
+
+class ReferenceShape(Shape):
+    identifier: IdentifierText
+    index: int = Field(0, ge=0, le=INDEX_MAX, strict=True)
+
+
+class ValueShape(Shape):
+    """A Handle value. UTF-8 data is plain text; other octets are base64 (or hex on input)."""
+
+    index: Index
+    type: str = Field(min_length=1, max_length=TYPE_CHARS_MAX, examples=["URL"])
+    data: Annotated[str, Field(max_length=VALUE_BYTES_MAX)] | Octets = Field(
+        examples=["https://acme.example/p/SN0001"]
+    )
+    ttl: Annotated[int, Field(ge=0, le=TTL_MAX_S, strict=True)] | Time = Field(
+        TTL_DEFAULT_S, description="Seconds, or the time at which the value expires."
+    )
+    permissions: str = Field(
+        "1110",
+        pattern="^[01]{4}$",
+        description="Four digits: admin-read, admin-write, public-read, public-write.",
+    )
+    timestamp: Time | None = Field(None, description="Set by the node; ignored on input.")
+    references: list[ReferenceShape] = Field(default_factory=list, max_length=REFERENCES_MAX)
+
+
+Values = Annotated[list[ValueShape], Field(max_length=VALUES_MAX)]
+Template = Annotated[
+    IdentifierText | None, Field(description="Identifier of the data template it follows.")
+]
+
+
+class PutBody(Shape):
+    values: Values
+    status: Settable | None = None
+    template: Template = None
+
+
+class PatchBody(Shape):
+    """Add or replace values by index, remove values by index, change status or template."""
+
+    set: Values = Field(default_factory=list)
+    remove: list[Index] = Field(default_factory=list, max_length=VALUES_MAX)
+    status: Settable | None = None
+    template: Template = None
+
+
+class CreateBody(Shape):
+    """Give `identifier`, or give `prefix` to have a suffix minted."""
+
+    identifier: IdentifierText | None = None
+    prefix: PrefixText | None = None
+    suffix_start: str = Field(
+        "", max_length=128, description="What a minted suffix begins with.", examples=["SN-"]
+    )
+    values: Values
+    status: Settable = "active"
+    template: Template = None
+
+
+class ResolveBody(Shape):
+    identifiers: list[IdentifierText] = Field(min_length=1, max_length=RESOLVE_MANY_MAX)
+
+
+class BatchRow(Shape):
+    action: Literal["create", "put", "retire"] = "create"
+    identifier: IdentifierText
+    values: Values = Field(default_factory=list)
+    status: Settable | None = None
+    template: Template = None
+
+
+class BatchBody(Shape):
+    """Mode `all` writes every row or none; `valid-rows` writes the good ones."""
+
+    mode: Literal["all", "valid-rows"]
+    dry_run: bool = Field(False, strict=True)
+    # Rows are judged one by one, so that a bad one does not hide the others' results.
+    rows: Annotated[
+        list[Any],
+        WithJsonSchema(
+            {
+                "type": "array",
+                "items": {"$ref": "#/components/schemas/BatchRow"},
+                "minItems": 1,
+                "maxItems": BATCH_ROWS_MAX,
+            }
+        ),
+    ] = Field(min_length=1)
+
+
+class PrefixBody(Shape):
+    prefix: PrefixText
+    tenant: str = Field(min_length=1, max_length=TENANT_CHARS_MAX, examples=["acme"])
+
+
+class PrefixPatch(Shape):
+    status: Literal["active", "suspended"] | None = None
+    tenant: str | None = Field(None, min_length=1, max_length=TENANT_CHARS_MAX)
+
+
+class KeyBody(Shape):
+    """`tenant` may be empty only for the role admin, which acts for every tenant."""
+
+    role: Literal["admin", "registrar", "reader"]
+    tenant: str = Field("", max_length=TENANT_CHARS_MAX, examples=["acme"])
+    label: str = Field("", max_length=LABEL_CHARS_MAX, examples=["line 3 printer"])
+
+
+# Queries --------------------------------------------------------------------------------
+
+
+class NoQuery(Shape):
+    pass
+
+
+class ResolveQuery(Shape):
+    index: list[Annotated[int, Field(ge=1, le=INDEX_MAX)]] = Field(
+        default_factory=list, max_length=64, description="Only values with these indexes, or …"
+    )
+    type: list[Annotated[str, Field(min_length=1, max_length=TYPE_CHARS_MAX)]] = Field(
+        default_factory=list,
+        max_length=64,
+        description='… of these types; "URL." means URL and all its subtypes.',
+    )
+    auth: bool = Field(False, description="Authoritative: bypass every cache.")
+
+
+class DeleteQuery(Shape):
+    purge: bool = Field(False, description="Remove for good instead of retiring (admin).")
+
+
+Limit = Annotated[int, Field(ge=1, le=PAGE_ROWS_MAX)]
+Cursor = Annotated[str, Field(max_length=1_500, description="`next` of the page before.")]
+
+
+class PageQuery(Shape):
+    after: Cursor | None = None
+    limit: Limit = 100
+
+
+class ListQuery(PageQuery):
+    prefix: PrefixText
+
+
+class ChangesQuery(Shape):
+    after: int = Field(0, ge=0, le=2**63 - 1, description="Sequence of the last entry you have.")
+    limit: Limit = 100
+    wait: float = Field(0, ge=0, le=30, description="Seconds to wait for news (long poll).")
+
+
+# Replies --------------------------------------------------------------------------------
+
+
+class RecordReply(Shape):
+    identifier: str
+    status: Literal["draft", "active", "frozen", "retired"]
+    template: str | None
+    version: int
+    sequence: int
+    created: Time
+    modified: Time
+    values: list[ValueShape]
+
+
+class ReceiptReply(Shape):
+    """`sequence` is the change-log entry that wrote the state."""
+
+    identifier: str
+    action: str
+    status: str
+    version: int
+    sequence: int
+
+
+class RecordPage(Shape):
+    items: list[RecordReply]
+    next: str | None
+
+
+class ResolvedItem(Shape):
+    """`record`, or the error that stands in its place."""
+
+    identifier: str
+    record: RecordReply | None = None
+    code: str = ""
+    detail: str = ""
+    detail_zh: str = ""
+
+
+class ResolvedReply(Shape):
+    items: list[ResolvedItem]
+
+
+class RowReply(Shape):
+    row: int
+    ok: bool
+    identifier: str
+    action: str = ""
+    status: str = ""
+    version: int = 0
+    sequence: int = 0
+    code: str = ""
+    detail: str = ""
+    detail_zh: str = ""
+
+
+class BatchReply(Shape):
+    mode: str
+    dry_run: bool
+    sequence: int
+    written: int
+    failed: int
+    rows: list[RowReply]
+
+
+class PrefixReply(Shape):
+    prefix: str
+    tenant: str
+    status: Literal["active", "suspended"]
+    created: Time
+    version: int
+    sequence: int
+
+
+class PrefixPage(Shape):
+    items: list[PrefixReply]
+    next: str | None
+
+
+class KeyReply(Shape):
+    id: str
+    tenant: str
+    role: Literal["admin", "registrar", "reader"]
+    label: str
+    created: Time
+    revoked: Time | None
+
+
+class NewKeyReply(KeyReply):
+    key: str = Field(description="The secret. It is shown this once and not kept.")
+
+
+class KeyPage(Shape):
+    items: list[KeyReply]
+    next: str | None
+
+
+class ChangeReply(Shape):
+    action: str
+    subject: str
+    version: int
+    actor: str
+    digest: Hex32
+
+
+class EntryReply(Shape):
+    sequence: int
+    time_ms: int
+    actor: str
+    action: str
+    prefix: str
+    count: int
+    root: Hex32
+    previous: Hex32
+    hash: Hex32
+    changes: list[ChangeReply]
+
+
+class ChangesPage(Shape):
+    items: list[EntryReply]
+    next: int
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details. `code` is permanent; see /api for all of them."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    detail_en: str
+    detail_zh: str
+    advice: str
+    request_id: str
+
+
+class HealthReply(Shape):
+    status: Literal["ok", "starting", "draining", "registry-down"]

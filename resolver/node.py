@@ -1,0 +1,193 @@
+"""One node: its parts joined over a store, started in order and stopped in reverse.
+
+Knows no database driver: the composition root opens the store and hands it over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import time
+from pathlib import Path
+
+import structlog
+
+from biaojie.account import Role
+from biaojie.change import Entry
+from biaojie.errors import BiaojieError
+from registry.accounts import new_key
+from registry.admission import SYSTEM
+from registry.registrar import Registrar
+from registry.staging import Rules
+from registry.store import Store
+from registry.witness import Witness
+
+from .core import Resolver
+from .front.http import accounts, identifiers
+from .front.http.public import Facts, public_endpoints
+from .front.http.server import HttpFront, HttpLimits
+from .health import Health
+from .observe import Observer
+from .service import Service
+from .settings import Settings
+from .steps.cache import CacheStep
+from .steps.local import LocalStep
+from .tail import Tail
+
+WITNESS_S = 30.0
+log = structlog.get_logger("biaojie.node")
+
+
+class Node:
+    """`await start()` serves; `await stop()` drains. `port` is the one it listens on."""
+
+    def __init__(self, settings: Settings, store: Store, *, examples: tuple[str, ...] = ()) -> None:
+        self.settings = settings
+        self.store = store
+        self.status = "starting"
+        self.port = 0
+        self.observer = Observer(
+            slow_s=settings.slow_request_s, truncate_addresses=settings.truncate_addresses
+        )
+        self.health = Health()
+        case_sensitive = settings.suffix_case_sensitive
+        self.cache = CacheStep(
+            self.health,
+            bytes_max=settings.cache_bytes_max,
+            ttl_max_s=settings.cache_ttl_max_s,
+            absent_ttl_s=settings.absent_ttl_s,
+            absent_max=settings.absent_max,
+            stale_s=settings.stale_s,
+            case_sensitive=case_sensitive,
+        )
+        self.local = LocalStep(
+            store, self.health, watcher=self.observer, timeout_s=settings.store_timeout_s
+        )
+        self.registrar = Registrar(
+            store,
+            on_commit=self._committed,
+            watcher=self.observer,
+            rules=Rules(case_sensitive, not settings.suffix_slash_allowed),
+            queue_operations_max=settings.queue_operations_max,
+            commit_timeout_s=settings.commit_timeout_s,
+        )
+        self.tail = Tail(store, self.health, [], poll_s=settings.poll_s)
+        self.service = Service(
+            store,
+            self.registrar,
+            Resolver([self.cache, self.local]),
+            self.local,
+            self.tail,
+            case_sensitive=case_sensitive,
+            watchers_max=settings.watchers_max,
+        )
+        self.tail.listeners += [self.cache.forget, self.service.forget]
+        api = (*identifiers.ENDPOINTS, *accounts.ENDPOINTS)
+        facts = Facts(
+            settings.node_name,
+            settings.public_url or "/",
+            examples,
+            self._state,
+            self.observer,
+            time.time,
+        )
+        self.front = HttpFront(
+            self.service,
+            (*api, *public_endpoints(facts, api)),
+            self.observer,
+            HttpLimits(
+                **{name: getattr(settings, name) for name in HttpLimits.__dataclass_fields__}
+            ),
+            public_url=settings.public_url,
+        )
+        self.observer.watch(self.front.readings)
+        self.observer.watch(self._gauges)
+        self.observer.watch(self._counts, counters=True)
+        self._witness = Witness(settings.data_dir)
+        self._witness_task: asyncio.Task[None] | None = None
+
+    def _committed(self, entry: Entry) -> None:
+        self.cache.forget(entry)
+        self.service.forget(entry)
+        self.tail.committed(entry)
+
+    def _state(self) -> str:
+        if self.status == "ok" and self.health.down:
+            return "registry-down"
+        return self.status
+
+    def _gauges(self) -> dict[str, float]:
+        pool = {f"store_connections_{name}": n for name, n in self.store.connections().items()}
+        return {
+            "cache_entries": len(self.cache.cached),
+            "cache_bytes": self.cache.cached.bytes,
+            "cache_absent_entries": len(self.cache.absent),
+            "registry_down": float(self.health.down),
+            "log_sequence": self.tail.sequence,
+            **pool,
+        }
+
+    def _counts(self) -> dict[str, float]:
+        return {f"cache_{name.replace('-', '_')}": n for name, n in self.cache.counts.items()}
+
+    async def start(self) -> None:
+        self.settings.data_dir.mkdir(parents=True, exist_ok=True)
+        await self.store.settle_rules(self.settings.suffix_case_sensitive)
+        self.registrar.start()
+        await self.tail.start()
+        await first_key(self.store, self.registrar, self.settings.data_dir)
+        self._witness_task = asyncio.create_task(self._keep_witness(), name="witness")
+        self.port = await self.front.start(
+            self.settings.host, self.settings.port, drain_s=self.settings.drain_s
+        )
+        self.status = "ok"
+        log.info("serving", host=self.settings.host, port=self.port)
+
+    async def stop(self) -> None:
+        """Refuse new requests, finish the running ones, commit what is queued, close."""
+        self.status = "draining"
+        await self.front.stop()
+        await self.registrar.stop()
+        await self.tail.stop()
+        await self.local.close()
+        if self._witness_task is not None:
+            self._witness_task.cancel()
+            await asyncio.gather(self._witness_task, return_exceptions=True)
+            with contextlib.suppress(BiaojieError, OSError):
+                self._witness.note(*await self.store.head())
+        await self.store.close()
+        log.info("stopped")
+
+    async def _keep_witness(self) -> None:
+        """Note the end of the log outside the database, so that `verify` can miss its tail."""
+        while True:
+            with contextlib.suppress(BiaojieError, OSError):
+                self._witness.note(*await self.store.head())
+            await asyncio.sleep(WITNESS_S)
+
+
+async def first_key(store: Store, registrar: Registrar, data_dir: Path) -> None:
+    """Into an empty registry, issue the first admin key and keep it in `admin.key`, mode 0600.
+
+    The file is on disk before the key is valid, so that it can be lost at no moment; the lock
+    keeps two nodes that start together from writing over each other's.
+    """
+    with (data_dir / "admin.key.lock").open("w") as lock:
+        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        if (await store.head())[0]:
+            return
+        key, operation = new_key("", Role.ADMIN, "first admin key", first=True)
+        path = data_dir / "admin.key"
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(key + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            (await registrar.submit(SYSTEM, [operation])).single()
+        except BiaojieError:
+            path.unlink(missing_ok=True)
+            raise
+        log.info("first admin key issued", key_id=operation.id, file=str(path))

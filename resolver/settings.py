@@ -1,0 +1,227 @@
+"""Every setting of a node, from the environment (`BIAOJIE_*`) and an optional TOML file.
+
+The environment wins over the file. Wrong settings fail at once, with every fault named.
+`docs/settings.md` lists them all; a test keeps it complete.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+PREFIX = "BIAOJIE_"
+# Read by the command line, not by the node.
+COMMAND_LINE_NAMES = frozenset({"BIAOJIE_CONFIG", "BIAOJIE_URL", "BIAOJIE_KEY"})
+
+
+class SettingsFault(Exception):
+    """Settings that cannot be used; `faults` has one line for each."""
+
+    def __init__(self, faults: list[str]) -> None:
+        self.faults = faults
+        super().__init__("\n".join(faults))
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data_dir: Path = Field(
+        Path("data"), description="Folder for the embedded registry and the first admin key."
+    )
+    database_url: str = Field(
+        "",
+        description="Registry: `postgresql+asyncpg://user:password@host/name` or"
+        " `sqlite+aiosqlite:///file`; empty for `registry.db` in the data folder.",
+    )
+    allow_unsafe_durability: bool = Field(
+        False,
+        description="Start even if PostgreSQL has fsync or synchronous_commit off"
+        " (acknowledged writes can then be lost).",
+    )
+    database_connections: int = Field(
+        8, ge=2, le=200, description="Connections to the registry this process may hold."
+    )
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="HTTP port; 0 picks a free one.")
+    public_url: str = Field(
+        "",
+        description="Address under which people reach this node, e.g. `https://id.acme.example`;"
+        " permanent links and QR codes use it. Empty: the Host header of each request.",
+    )
+    node_name: str = Field(
+        "biaojie", min_length=1, max_length=64, description="Name shown on the pages."
+    )
+    demo_prefix: str = Field(
+        "88.118.8", description="Prefix that `serve --demo` homes and fills with sample data."
+    )
+    suffix_case_sensitive: bool = Field(
+        False,
+        description="Whether suffixes that differ only in ASCII case are different identifiers."
+        " Fixed when the registry is first used.",
+    )
+    suffix_slash_allowed: bool = Field(
+        True, description="Whether new identifiers may have a slash in the suffix."
+    )
+    deadline_s: float = Field(
+        2.0, gt=0, le=60, description="Longest time for one request, in seconds."
+    )
+    batch_deadline_s: float = Field(
+        10.0, gt=0, le=300, description="Longest time for a batch or a page of a list."
+    )
+    store_timeout_s: float = Field(
+        1.5, gt=0, le=60, description="Longest time for one read of the registry."
+    )
+    commit_timeout_s: float = Field(
+        8.0, gt=0, le=60, description="Longest time for one commit to the registry."
+    )
+    body_bytes_max: int = Field(
+        8 * 2**20, ge=1024, le=2**30, description="Largest request body, in bytes."
+    )
+    header_bytes_max: int = Field(
+        16_384, ge=1024, le=2**20, description="Largest request line or header, in bytes."
+    )
+    header_timeout_s: float = Field(
+        10.0, gt=0, le=300, description="Time a client has to send the whole request head."
+    )
+    body_timeout_s: float = Field(
+        15.0, gt=0, le=300, description="Time a client has to send the whole body."
+    )
+    reply_timeout_s: float = Field(
+        30.0, gt=0, le=300, description="Time a client has to take the reply."
+    )
+    keepalive_timeout_s: float = Field(
+        75.0, gt=0, le=3600, description="How long an idle connection stays open."
+    )
+    connections_max: int = Field(10_000, ge=1, le=1_000_000, description="Open connections.")
+    requests_max: int = Field(
+        512, ge=1, le=100_000, description="Requests worked on at a time; beyond: 503."
+    )
+    watchers_max: int = Field(
+        256, ge=1, le=100_000, description="Callers waiting for changes at a time."
+    )
+    queue_operations_max: int = Field(
+        20_000, ge=1, le=1_000_000, description="Operations waiting for a commit; beyond: 503."
+    )
+    cache_bytes_max: int = Field(
+        256 * 2**20, ge=2**20, le=2**40, description="Size of the record cache, in bytes."
+    )
+    cache_ttl_max_s: float = Field(
+        3600.0, ge=0, le=172_800, description="Longest time a record is cached without asking."
+    )
+    absent_ttl_s: float = Field(
+        5.0, ge=0, le=60, description="How long the absence of a name is remembered."
+    )
+    absent_max: int = Field(
+        100_000, ge=0, le=10_000_000, description="How many absent names are remembered."
+    )
+    stale_s: float = Field(
+        259_200.0,
+        ge=0,
+        le=2_592_000,
+        description="How long cached records are still served while the registry is down.",
+    )
+    poll_s: float = Field(
+        0.25, gt=0, le=1, description="How often the change log is looked at, in seconds."
+    )
+    drain_s: float = Field(
+        10.0, ge=0, le=300, description="Time for running requests when the node stops."
+    )
+    slow_request_s: float = Field(
+        1.0, gt=0, le=60, description="From when on a request gets a log line as slow."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged."
+    )
+    log_format: Literal["json", "console"] = Field("json", description="How log lines look.")
+    truncate_addresses: bool = Field(
+        True, description="Cut client addresses in logs to /24 (IPv4) and /48 (IPv6)."
+    )
+
+    @field_validator("database_url")
+    @classmethod
+    def _database(cls, url: str) -> str:
+        if url and not url.startswith(("postgresql+asyncpg://", "sqlite+aiosqlite:///")):
+            raise ValueError("must begin with postgresql+asyncpg:// or sqlite+aiosqlite:///")
+        return url
+
+    @field_validator("public_url")
+    @classmethod
+    def _public(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if url and (parts.scheme not in ("http", "https") or not parts.netloc or parts.query):
+            raise ValueError("must be an http or https address without a query")
+        return url
+
+    @field_validator("demo_prefix")
+    @classmethod
+    def _prefix(cls, prefix: str) -> str:
+        from biaojie.errors import InvalidIdentifier
+        from biaojie.identifier import check_prefix
+
+        try:
+            return check_prefix(prefix)
+        except InvalidIdentifier as error:
+            raise ValueError(error.detail.en) from None
+
+    @property
+    def registry_url(self) -> str:
+        """The database URL, the default filled in."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir / 'registry.db'}"
+
+    def masked(self) -> dict[str, Any]:
+        """All settings as they are in effect, without secrets."""
+        shown = self.model_dump(mode="json")
+        shown["database_url"] = mask_url(self.registry_url)
+        return shown
+
+
+def mask_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{host}"))
+
+
+def load(config: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings, or SettingsFault with every fault. `config` is a TOML file."""
+    environment = os.environ if environment is None else environment
+    faults: list[str] = []
+    given: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    if config is None and environment.get("BIAOJIE_CONFIG"):
+        config = Path(environment["BIAOJIE_CONFIG"])
+    if config is not None:
+        try:
+            given = tomllib.loads(config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeError) as error:
+            raise SettingsFault([f"{config}: cannot be read: {error}"]) from None
+        except tomllib.TOMLDecodeError as error:
+            raise SettingsFault([f"{config}: is not TOML: {error}"]) from None
+        origin = dict.fromkeys(given, str(config))
+    for name, text in environment.items():
+        field = name.removeprefix(PREFIX).lower()
+        if not name.startswith(PREFIX) or name in COMMAND_LINE_NAMES:
+            continue
+        given[field] = text
+        origin[field] = name
+    for field in list(given):
+        if field not in Settings.model_fields:
+            faults.append(f"{origin[field]}: there is no setting {field}")
+            del given[field]
+    try:
+        settings = Settings.model_validate(given)
+    except ValidationError as error:
+        for fault in error.errors(include_url=False):
+            field = str(fault["loc"][0]) if fault["loc"] else ""
+            faults.append(f"{origin.get(field, field)}: {field}: {fault['msg']}")
+        raise SettingsFault(faults) from None
+    if faults:
+        raise SettingsFault(faults)
+    return settings
