@@ -326,6 +326,13 @@ def test_truncation_together_with_the_head_is_found_by_the_records() -> None:
         assert _faults(shorter, head, newest=HEAD[0]), length
 
 
+def test_an_entry_that_counts_wrong_though_its_hash_is_right() -> None:
+    entry = replace(LOG[0], count=LOG[0].count + 1)
+    entry = replace(entry, hash=entry_hash(entry))
+    (fault,) = _faults([entry], (1, entry.hash), 1)
+    assert fault == f"entry 1: says {entry.count} changes, holds {entry.count - 1}"
+
+
 def test_the_fault_names_the_entry() -> None:
     tampered = list(LOG)
     tampered[6] = replace(LOG[6], time_ms=0)

@@ -77,6 +77,11 @@ def test_lists_of_values() -> None:
         assert caught.value.fields["path"] == path
 
 
+def test_a_lone_surrogate_is_called_one() -> None:
+    with pytest.raises(InvalidRecord, match="lone surrogate"):
+        document.decode_value({"index": 1, "type": "URL", "data": "\ud800"})
+
+
 def test_text_that_is_echoed_is_cut() -> None:
     one = {**GOOD[0]["document"], "permissions": "2" * 10_000_000}
     with pytest.raises(InvalidRecord) as caught:

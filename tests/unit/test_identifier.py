@@ -118,3 +118,11 @@ def test_ten_megabytes_are_refused_at_once(text: str) -> None:
         Identifier.parse(text)
     assert time.process_time() - before < 0.25
     assert len(str(caught.value)) < 500
+
+
+def test_ten_megabytes_are_refused_at_once_when_not_parsed_either() -> None:
+    suffix = "e\u0301\u0323" * 3_000_000  # to normalize it would take a second
+    before = time.process_time()
+    with pytest.raises(InvalidIdentifier, match="identifier-length"):
+        Identifier("88.118.8", suffix)
+    assert time.process_time() - before < 0.1
