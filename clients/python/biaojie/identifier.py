@@ -263,9 +263,13 @@ class Identifier:
         return Key(fold_prefix(self.prefix), suffix if case_sensitive else suffix.upper())
 
     def url_path(self) -> str:
-        """Percent-encoded path without a leading slash; the first slash stays literal.
+        """Percent-encoded path without a leading slash.
 
-        Save before the suffixes `.` and `..`, which every URL parser would walk away.
+        Slashes stay literal, since proxies and readers mishandle `%2F`, save where empty or
+        dot segments would be walked away by URL parsers.
         """
-        slash = "%2F" if self.suffix in {".", ".."} else "/"
-        return f"{self.prefix}{slash}{quote(self.suffix, safe='')}"
+        segments = self.suffix.split("/")
+        if self.suffix in {".", ".."}:
+            return f"{self.prefix}%2F{self.suffix}"
+        literal = not any(segment in {"", ".", ".."} for segment in segments)
+        return f"{self.prefix}/{quote(self.suffix, safe='/:' if literal else '')}"

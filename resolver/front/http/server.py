@@ -141,6 +141,7 @@ def _response(reply: Reply, request_id: str) -> web.Response:
         response.headers["Content-Type"] = reply.content_type
     response.headers.update(reply.headers)
     response.headers["X-Request-Id"] = request_id
+    response.headers["Server"] = "biaojie"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"
     if reply.headers.get("Connection") == "close":

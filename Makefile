@@ -1,0 +1,50 @@
+# Two commands do all the set-up: `make run` and `make test`. Both build .venv when it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DATA ?= data
+PORT ?= 8080
+HOST ?= 127.0.0.1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check browser clean
+
+help:
+	@echo 'make run    a node on an embedded registry with sample data   (PORT=8080 HOST=127.0.0.1 DATA=data)'
+	@echo 'make test   the whole test suite (installs chromium for the browser tests if it may)'
+	@echo 'make check  ruff, mypy and the layer test'
+	@echo 'make clean  remove the virtualenv and caches, keep the data'
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo 'biaojie needs Python 3.11 or newer; set PYTHON=/path/to/python3.11'; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo 'The venv module is missing: apt-get install python3-venv'; exit 1; }
+
+$(VENV)/.node: pyproject.toml | $(VENV)/bin/python
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e . && touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,check]' && touch $@ $(VENV)/.node
+
+run: $(VENV)/.node
+	@export BIAOJIE_DATA_DIR=$(DATA) BIAOJIE_PORT=$(PORT) BIAOJIE_HOST=$(HOST) \
+	  BIAOJIE_LOG_LEVEL=$${BIAOJIE_LOG_LEVEL:-warning}; \
+	$(BIN)/biaojie migrate && exec $(BIN)/biaojie serve --demo
+
+test: $(VENV)/.test browser
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.test
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy \
+	  && $(BIN)/python -m pytest -q tests/test_layers.py
+
+# The browser tests need a Chromium; Debian and Ubuntu package one.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	  || [ -n "$$BIAOJIE_CHROMIUM" ] \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
+	       && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-noto-cjk >/dev/null; } \
+	  || { echo 'The browser tests need Chromium: apt-get install chromium, or set BIAOJIE_CHROMIUM'; exit 1; }
+
+clean:
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
