@@ -94,7 +94,7 @@ class Reference:
     data_types: tuple[DataType, ...]
 
 
-def _parameters(schemas: Schemas, shared: object, own: object, language: Language) -> list[Json]:
+def _parameters(schemas: Schemas, shared: object, own: object) -> list[Json]:
     found: dict[tuple[object, object], Json] = {}
     for item in (*listed(shared), *listed(own)):
         parameter = schemas.resolve(item)
@@ -213,7 +213,7 @@ def _operations(
             if not operation:
                 continue
             values = _parameters(
-                schemas, mapping(item).get("parameters"), operation.get("parameters"), language
+                schemas, mapping(item).get("parameters"), operation.get("parameters")
             )
             body = _body(schemas, operation.get("requestBody"))
             key = _key(document, operation)

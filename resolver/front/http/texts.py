@@ -138,7 +138,6 @@ TEXTS: dict[str, Text] = {
     "api_version": Text("Version {version}", "版本 {version}"),
     "api_contents": Text("Contents", "目录"),
     "api_base": Text("Base address", "服务地址"),
-    "api_start": Text("First call", "第一次调用"),
     "api_start_note": Text(
         "Reading public records needs no key:",
         "读取公开记录无需密钥：",
@@ -170,7 +169,6 @@ TEXTS: dict[str, Text] = {
     "api_type": Text("Type", "类型"),
     "api_about": Text("Description", "说明"),
     "api_required": Text("required", "必填"),
-    "api_status": Text("Status", "状态码"),
     "api_schemas": Text("Data types", "数据类型"),
     "api_other": Text("Other", "其他"),
     "api_errors": Text("Error codes", "错误代码"),

@@ -1,0 +1,32 @@
+"""Texts that would run a script, load something or change a page, if a page let them.
+
+Those that run call `xss()` or a dialog, those that load name `evil.invalid`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from biaojie.errors import InvalidIdentifier
+from biaojie.identifier import Identifier
+
+PAYLOADS: tuple[str, ...] = tuple(
+    json.loads(line)
+    for line in Path(__file__).with_suffix(".jsonl").read_text(encoding="ascii").splitlines()
+)
+assert len(PAYLOADS) >= 200
+
+
+def _identifiers(prefix: str) -> tuple[Identifier, ...]:
+    found = []
+    for payload in PAYLOADS:
+        try:
+            found.append(Identifier(prefix, payload))
+        except InvalidIdentifier:
+            continue  # a control character or a space in front, refused at the door
+    return tuple(found)
+
+
+IDENTIFIERS = _identifiers("88.118.8")
+assert len(IDENTIFIERS) >= 185, len(IDENTIFIERS)
