@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -204,7 +205,11 @@ class ScriptedNode:
     def _batch(self, body: Json) -> Json:
         rows: list[Json] = []
         names = [row["identifier"] for row in body["rows"]]
-        taken = [n for n, name in enumerate(names, 1) if name in self.records]
+        taken = [
+            n
+            for n, row in enumerate(body["rows"], 1)
+            if "action" not in row and row["identifier"] in self.records
+        ]
         bad = [
             {"row": n, "ok": False, "identifier": names[n - 1], "code": "identifier-taken"}
             for n in taken
@@ -273,6 +278,14 @@ async def serving(node: ScriptedNode, port: int = 0) -> AsyncIterator[ScriptedNo
             if connection.transport is not None:
                 connection.transport.abort()
         await runner.cleanup()
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
 
 
 # Faults ---------------------------------------------------------------------------------

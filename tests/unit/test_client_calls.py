@@ -85,7 +85,7 @@ async def test_errors_are_the_nodes(client: Client) -> None:
 async def test_a_bad_identifier_is_not_sent(node: ScriptedNode, client: Client) -> None:
     for call in (client.resolve, client.retire, client.purge, client.modify):
         with pytest.raises(InvalidIdentifier):
-            await call("99.1/")  # type: ignore[operator]
+            await call("99.1/")
     assert node.seen == []
 
 
@@ -111,7 +111,8 @@ async def test_forms_of_values(
 
 
 async def test_secrets_keep_their_permissions(node: ScriptedNode, client: Client) -> None:
-    await client.register("99.1/a", {"HS_SECKEY": b"\xff", "hs_seckey": "x"})
+    secrets: dict[str, str | bytes] = {"HS_SECKEY": b"\xff", "hs_seckey": "x"}
+    await client.register("99.1/a", secrets)
     assert {v["permissions"] for v in node.seen[0].body["values"]} == {"1100"}
     value = Value(1, "PIN", b"1", permissions=Permissions.parse("1000"))
     await client.register("99.1/b", [value])

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
-import socket
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
@@ -37,6 +36,7 @@ from tests.scripted_node import (
     ScriptedNode,
     cut_after_commit,
     cut_in_reply,
+    free_port,
     held,
     problem,
     reset,
@@ -126,9 +126,12 @@ async def test_an_answer_is_not_asked_for_again(
 @pytest.mark.parametrize("retries", [0, 1, 3])
 async def test_retries_end(node: ScriptedNode, retries: int) -> None:
     waits: list[tuple[float, float]] = []
-    backoff = Backoff(
-        retries, 0.001, 0.003, dice=lambda low, high: waits.append((low, high)) or low
-    )
+
+    def dice(low: float, high: float) -> float:
+        waits.append((low, high))
+        return low
+
+    backoff = Backoff(retries, 0.001, 0.003, dice=dice)
     node.faults.extend([problem(TemporarilyUnavailable())] * 9)
     async with Client(node.url, backoff=backoff) as client:
         with pytest.raises(TemporarilyUnavailable) as caught:
@@ -162,9 +165,10 @@ async def test_connection_closed_while_idle(node: ScriptedNode, client: Client) 
     assert len(node.registered) == len(set(node.registered)) == 3
 
 
-async def test_node_that_is_not_there(unused_tcp_port: int) -> None:
-    async with Client(f"http://127.0.0.1:{unused_tcp_port}", SECRET, backoff=QUICK) as client:
-        with pytest.raises(Unreachable, match=str(unused_tcp_port)) as caught:
+async def test_node_that_is_not_there() -> None:
+    port = free_port()
+    async with Client(f"http://127.0.0.1:{port}", SECRET, backoff=QUICK) as client:
+        with pytest.raises(Unreachable, match=str(port)) as caught:
             await client.register("99.1/a", {})
         assert caught.value.fields["idempotency_key"]
 
@@ -423,13 +427,11 @@ def _everything_about(error: BaseException | None) -> list[str]:
     return told
 
 
-async def test_secrets_stay_inside(
-    node: ScriptedNode, caplog: pytest.LogCaptureFixture, unused_tcp_port: int
-) -> None:
+async def test_secrets_stay_inside(node: ScriptedNode, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     told: list[str] = []
     client = Client(node.url, SECRET, backoff=QUICK)
-    nobody = Client(f"http://127.0.0.1:{unused_tcp_port}", SECRET, backoff=QUICK)
+    nobody = Client(f"http://127.0.0.1:{free_port()}", SECRET, backoff=QUICK)
     for fault in (saying(429, b""), saying(200, b"{"), saying(200, {}), problem(Forbidden())):
         node.faults.extend([fault] * 4)
         for each in (client, nobody):
@@ -447,11 +449,3 @@ async def test_secrets_stay_inside(
 def test_silent_by_default() -> None:
     quiet = logging.getLogger("biaojie")
     assert any(isinstance(handler, logging.NullHandler) for handler in quiet.handlers)
-
-
-@pytest.fixture
-def unused_tcp_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port

@@ -42,8 +42,8 @@ def values_of(values: Values, *, numbered: bool = True) -> tuple[Value, ...]:
 
     >>> [(value.index, value.type, value.text) for value in values_of({"URL": "https://a.example"})]
     [(1, 'URL', 'https://a.example')]
-    >>> values_of([{"index": 7, "type": "EMAIL", "data": "a@b.example"}])[0].permissions
-    <Permissions.PUBLIC_READ|ADMIN_WRITE|ADMIN_READ: 14>
+    >>> str(values_of([{"index": 7, "type": "EMAIL", "data": "a@b.example"}])[0].permissions)
+    '1110'
     """
     if isinstance(values, Mapping):
         if not numbered:

@@ -35,7 +35,7 @@ A = TypeVar("A")
 P = ParamSpec("P")
 R = TypeVar("R")
 _CLOSE_S = 5.0
-_LOOK_S = 5.0
+_LOOK_S = 1.0
 
 
 class _LoopThread:
@@ -181,7 +181,7 @@ class SyncClient(_Face[Client]):
     """A node's client for code without an event loop, or inside one it does not own.
 
     Takes what `Client` takes and has its methods; iterators are plain ones. May be shared by
-    threads, and after a fork only if it had not been used before. Close it, or use it as
+    threads; after a fork, each process uses its own. Close it, or use it as
     `with SyncClient(url)`; left open, it is closed when the program ends.
     """
 
