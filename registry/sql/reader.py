@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Row, func, select, tuple_
@@ -53,36 +54,52 @@ _ENTRY = (
     changelog.c.changes,
 )
 
-# By hand, because it is the hot path and its first part differs by database: the keys come as
-# two arrays on PostgreSQL, as rows of VALUES on SQLite. `n` numbers the keys from 0.
-_LOOK_UP = """
-WITH wanted (n, prefix, suffix) AS ({wanted})
+# By hand, because it is the hot path and differs by database: the keys come as two arrays on
+# PostgreSQL, as rows of VALUES on SQLite; `n` numbers them from 0. Without LATERAL and OFFSET 0,
+# PostgreSQL may seek by half of the primary key and filter by the other half, which on a table
+# that has grown since its statistics were taken reads the whole prefix for each key.
+_ANSWER = """
 SELECT w.n, p.id, p.spelling, p.tenant, p.status, p.created, p.version, p.sequence,
        r.status, r.version, r.sequence, r.template, r.blob
-FROM wanted w
-LEFT JOIN prefixes p ON p.name = w.prefix
-LEFT JOIN records r ON r.prefix_id = p.id AND r.suffix = w.suffix
 """
-_WANTED_POSTGRESQL = """
-SELECT u.n - 1, u.prefix, u.suffix
-FROM unnest($1::text[], $2::bytea[]) WITH ORDINALITY AS u (prefix, suffix, n)
+_LOOK_UP_POSTGRESQL = (
+    _ANSWER  # noqa: S608  (constants)
+    + """
+FROM (
+    SELECT u.n - 1, u.prefix, u.suffix
+    FROM unnest($1::text[], $2::bytea[]) WITH ORDINALITY AS u (prefix, suffix, n)
+) AS w (n, prefix, suffix)
+LEFT JOIN LATERAL (SELECT * FROM prefixes WHERE name = w.prefix OFFSET 0) AS p ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM records WHERE prefix_id = p.id AND suffix = w.suffix OFFSET 0
+) AS r ON true
 """
-# Sizes are powers of two, so that few statements serve every number of keys.
-_LOOK_UP_SQLITE = {
-    size: _LOOK_UP.format(wanted="VALUES " + ",".join(f"({n},?,?)" for n in range(size)))
-    for size in (1 << bit for bit in range(LOOK_UP_MAX.bit_length()))
-}
-_LOOK_UP_POSTGRESQL = _LOOK_UP.format(wanted=_WANTED_POSTGRESQL)
+)
+_LOOK_UP_SQLITE = (
+    "WITH w (n, prefix, suffix) AS (VALUES {rows})"
+    + _ANSWER
+    + """
+FROM w
+LEFT JOIN prefixes AS p ON p.name = w.prefix
+LEFT JOIN records AS r ON r.prefix_id = p.id AND r.suffix = w.suffix
+"""
+)
+
+
+@cache
+def _look_up_sqlite(size: int) -> str:
+    return _LOOK_UP_SQLITE.format(rows=",".join(f"({n},?,?)" for n in range(size)))
 
 
 def look_up_statement(dialect: str, keys: Sequence[Key]) -> tuple[str, tuple[Any, ...]]:
     """The statement that finds `keys` (1 to 4,096) and its parameters."""
     if dialect == "postgresql":
         return _LOOK_UP_POSTGRESQL, ([k.prefix for k in keys], [k.suffix for k in keys])
+    # Sizes are powers of two, so that few statements serve every number of keys.
     size = 1 << (len(keys) - 1).bit_length()
     parameters: list[str | bytes | None] = [part for key in keys for part in key]
     parameters += [None, None] * (size - len(keys))
-    return _LOOK_UP_SQLITE[size], tuple(parameters)
+    return _look_up_sqlite(size), tuple(parameters)
 
 
 def _prefix(row: Sequence[Any]) -> Prefix:

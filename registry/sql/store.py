@@ -16,6 +16,7 @@ from biaojie.record import Record
 from ..store import Found
 from . import reader, tables
 from .engine import Pools
+from .faults import translated
 from .schema import UnfitDatabase
 from .writer import SqlTransaction
 
@@ -74,10 +75,11 @@ class SqlStore:
         wanted = "yes" if case_sensitive else "no"
         async with self._pools.write() as connection:
             rule = select(tables.rules.c.value).where(tables.rules.c.name == "case-sensitive")
-            settled = await connection.scalar(rule)
-            if settled is None:
-                values = {"name": "case-sensitive", "value": wanted}
-                await connection.execute(insert(tables.rules).values(values))
+            with translated():
+                settled = await connection.scalar(rule)
+                if settled is None:
+                    values = {"name": "case-sensitive", "value": wanted}
+                    await connection.execute(insert(tables.rules).values(values))
         if settled not in (None, wanted):
             raise UnfitDatabase(
                 f"This registry was begun with suffix_case_sensitive {settled}; it cannot change.",

@@ -18,7 +18,7 @@ from ..changelog import pack_changes
 from ..store import Found, ReceiptKey, StoredReceipt
 from . import reader
 from .blob import encode_blob
-from .engine import translated
+from .faults import translated
 from .tables import (
     PREFIX_STATUS_NUMBER,
     STATUS_NUMBER,
@@ -32,6 +32,22 @@ from .tables import (
 )
 
 _upsert = cache(upsert)
+# By hand, because it is the hot path and differs by database: one array per column on
+# PostgreSQL, one row after the other on SQLite.
+_REPLACE = """
+ON CONFLICT (prefix_id, suffix) DO UPDATE SET status = excluded.status,
+    version = excluded.version, sequence = excluded.sequence, template = excluded.template,
+    blob = excluded.blob
+"""
+_PUT_POSTGRESQL = (
+    "INSERT INTO records (prefix_id, suffix, status, version, sequence, template, blob)"  # noqa: S608
+    " SELECT * FROM unnest($1::int[], $2::bytea[], $3::smallint[], $4::int[], $5::bigint[],"
+    " $6::text[], $7::bytea[])" + _REPLACE
+)
+_PUT_SQLITE = (
+    "INSERT INTO records (prefix_id, suffix, status, version, sequence, template, blob)"  # noqa: S608
+    " VALUES (?, ?, ?, ?, ?, ?, ?)" + _REPLACE
+)
 _PURGE = delete(records).where(
     records.c.prefix_id == bindparam("at_prefix"), records.c.suffix == bindparam("at_suffix")
 )
@@ -101,19 +117,26 @@ class SqlTransaction:
         ids = await self._ids(key.prefix for key in records_)
         for key in records_:
             assert key.prefix in ids, f"prefix {key.prefix} is not homed"
+        if not records_:
+            return
         rows = [
-            {
-                "prefix_id": ids[key.prefix],
-                "suffix": key.suffix,
-                "status": STATUS_NUMBER[record.status],
-                "version": record.version,
-                "sequence": record.sequence,
-                "template": record.template,
-                "blob": encode_blob(record, key),
-            }
+            (
+                ids[key.prefix],
+                key.suffix,
+                STATUS_NUMBER[record.status],
+                record.version,
+                record.sequence,
+                record.template,
+                encode_blob(record, key),
+            )
             for key, record in records_.items()
         ]
-        await self._execute(_upsert(records, self._dialect, "prefix_id", "suffix"), rows)
+        with translated():
+            if self._dialect == "postgresql":
+                columns = tuple(map(list, zip(*rows, strict=True)))
+                await self._connection.exec_driver_sql(_PUT_POSTGRESQL, columns)
+            else:
+                await self._connection.exec_driver_sql(_PUT_SQLITE, rows)
 
     async def purge_records(self, keys: Iterable[Key]) -> None:
         gone = list(keys)
