@@ -6,6 +6,8 @@ imported when a command needs it, so that the small ones stay quick.
 
 from __future__ import annotations
 
+import inspect
+
 import typer
 
 
@@ -15,3 +17,12 @@ def client_commands(app: typer.Typer) -> None:
 
     for module in (records, bulk, access):
         module.attach(app)
+    for group in (app, *(group.typer_instance for group in app.registered_groups)):
+        for command in group.registered_commands if group else ():
+            if command.help is None and command.callback is not None:
+                command.help = _flowing(inspect.getdoc(command.callback) or "")
+
+
+def _flowing(text: str) -> str:
+    """Paragraphs without line breaks of their own: the terminal is as wide as it is."""
+    return "\n\n".join(paragraph.replace("\n", " ") for paragraph in text.split("\n\n"))

@@ -16,6 +16,7 @@ from biaojie.wire.document import decode_value, decode_values
 
 _INDEXED = re.compile(r"([1-9][0-9]{0,9}):(.+)", re.DOTALL)
 FILE_BYTES_MAX = 8 * 2**20
+_VALUE_MEMBERS = {"index", "type", "data", "ttl", "timestamp", "permissions", "references"}
 _MEMBERS = {"identifier", "values", "status", "template"}
 _IGNORED = {"version", "sequence", "created", "modified"}
 """What a printed record holds and a registration decides anew."""
@@ -25,9 +26,8 @@ def parse_value(text: str) -> Value:
     """`TYPE=DATA`, `INDEX:TYPE=DATA`, or a JSON value object. Index 0: none was given."""
     if text.startswith("{"):
         document = _json(text, "value")
-        if isinstance(document, dict):
-            document.setdefault("index", 0)
-        return decode_value(document)
+        _check_members(document, _VALUE_MEMBERS, "value")
+        return decode_value({"index": 0, **document})
     name, equals, data = text.partition("=")
     indexed = _INDEXED.fullmatch(name)
     type_ = indexed[2] if indexed else name
@@ -97,18 +97,27 @@ def read_record(path: Path) -> Given:
         raise InvalidRecord(
             f"{path}: neither a record nor a list of values.", f"{path}：不是记录，也不是值列表。"
         )
-    unknown = sorted(set(document) - _MEMBERS - _IGNORED)
-    if unknown:
-        raise InvalidRecord(
-            f"{path}: there is no field {', '.join(unknown)!a}.",
-            f"{path}：没有字段 {'、'.join(unknown)}。",
-            path=unknown[0],
-        )
+    _check_members(document, _MEMBERS | _IGNORED, str(path))
     texts = {name: document.get(name) for name in ("identifier", "status", "template")}
     for name, text in texts.items():
         if text is not None and not isinstance(text, str):
             raise InvalidRecord(f"{name}: must be text.", f"{name}：应为文本。", path=name)
-    return Given(values=decode_values(document.get("values", [])), **texts)
+    values = document.get("values", [])
+    for value in values if isinstance(values, list) else ():
+        if isinstance(value, dict):
+            _check_members(value, _VALUE_MEMBERS, f"{path}: values")
+    return Given(values=decode_values(values), **texts)
+
+
+def _check_members(document: dict[str, Any], known: set[str], what: str) -> None:
+    """Raise InvalidRecord for a misspelt field: an ignored `permisions` publishes a secret."""
+    unknown = sorted(document.keys() - known)
+    if unknown:
+        raise InvalidRecord(
+            f"{what}: there is no field {unknown[0]!a}.",
+            f"{what}：没有字段 {unknown[0]!a}。",
+            path=unknown[0],
+        )
 
 
 def _json(text: str | bytes, what: str) -> Any:

@@ -41,7 +41,7 @@ def error_text(error: BiaojieError, *, as_json: bool = False) -> str:
         return to_json(encode_error(error, chinese=chinese()))
     pick = 1 if chinese() else 0
     lines = [f"biaojie: {error.title[pick]} [{error.code}]"]
-    if error.detail[pick] != error.title[pick]:
+    if error.detail[pick].rstrip(".。") != error.title[pick]:
         lines.append(f"  {safe(error.detail[pick])}")
     for fault in _faults(error):
         lines.append(f"  - {safe(fault)}")
