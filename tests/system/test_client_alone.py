@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
@@ -11,22 +10,16 @@ import tarfile
 import tomllib
 import venv
 import zipfile
-from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.scripted_node import ScriptedNode, serving
+if TYPE_CHECKING:
+    from tests.system.conftest import RunningNode
 
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "clients" / "python"
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[tuple[str, str]]:
-    """Address of a node that homes 88.118.8, and a key that may write there."""
-    async with serving(ScriptedNode()) as node:
-        yield node.url, "bj_12345678_secret"
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -155,9 +148,6 @@ with SyncClient(url, key) as client:
 """
 
 
-async def test_it_registers_and_resolves(
-    python: Path, node: tuple[str, str], tmp_path: Path
-) -> None:
-    url, key = node
-    out = await asyncio.to_thread(run, python, "-X", "utf8", "-c", WORK, url, key, cwd=tmp_path)
+def test_it_registers_and_resolves(python: Path, node: RunningNode, tmp_path: Path) -> None:
+    out = run(python, "-X", "utf8", "-c", WORK, node.url, node.key, cwd=tmp_path)
     assert out.splitlines() == ["taken", "88.118.8/客户端-1", "identifier-not-found"]
