@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from biaojie.errors import InvalidIdentifier
-from biaojie.identifier import Identifier
+from biaojie.identifier import Identifier, Key
 
 PAYLOADS: tuple[str, ...] = tuple(
     json.loads(line)
@@ -19,14 +19,15 @@ assert len(PAYLOADS) >= 200
 
 
 def _identifiers(prefix: str) -> tuple[Identifier, ...]:
-    found = []
+    found: dict[Key, Identifier] = {}
     for payload in PAYLOADS:
         try:
-            found.append(Identifier(prefix, payload))
+            identifier = Identifier(prefix, payload)
         except InvalidIdentifier:
             continue  # a control character or a space in front, refused at the door
-    return tuple(found)
+        found.setdefault(identifier.key(), identifier)
+    return tuple(found.values())
 
 
 IDENTIFIERS = _identifiers("88.118.8")
-assert len(IDENTIFIERS) >= 185, len(IDENTIFIERS)
+assert len(IDENTIFIERS) >= 180, len(IDENTIFIERS)

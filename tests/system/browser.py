@@ -34,6 +34,23 @@ addEventListener('securitypolicyviolation',
 """
 
 
+# Elements, attributes and addresses that no page of ours has.
+_STRANGERS = """(() => {
+    const found = [];
+    for (const element of document.querySelectorAll('*')) {
+        if (element.matches('script, style, iframe, object, embed, base, math, template, video, '
+                + 'audio, img:not(header img), form:not(.search), svg:not(.qr-code)'))
+            found.push(element.outerHTML.slice(0, 200));
+        for (const {name, value} of element.attributes)
+            if (name.startsWith('on') || name === 'style' || name === 'srcdoc'
+                    || (['href', 'src', 'action'].includes(name)
+                        && /^\\s*(javascript|data|vbscript):/i.test(value)))
+                found.push(`${element.tagName} ${name}=${value}`);
+    }
+    return found;
+})()"""
+
+
 def chromium_path() -> str:
     """Where Chromium is; the test fails with what to do if there is none."""
     chosen = os.environ.get("BIAOJIE_CHROMIUM")
@@ -70,10 +87,13 @@ class Watch:
 
     async def faults(self) -> list[str]:
         """What happened since the last call, the markers of the page shown now included."""
-        marks = await self.page.evaluate("[window.__ran, window.__violations]")
-        if marks[0]:
-            self.seen.append(f"script ran {marks[0]} times")
-        self.seen += [f"violation: {text}" for text in marks[1]]
+        ran, violations, strangers = await self.page.evaluate(
+            f"[window.__ran, window.__violations, {_STRANGERS}]"
+        )
+        if ran:
+            self.seen.append(f"script ran {ran} times")
+        self.seen += [f"violation: {text}" for text in violations]
+        self.seen += [f"stranger: {text}" for text in strangers]
         found, self.seen = self.seen, []
         return found
 

@@ -12,7 +12,7 @@ import pytest
 
 from biaojie.errors import ERRORS
 from biaojie.wire.problem import HTTP_STATUS
-from resolver.front.http import accounts, api_reference, identifiers, pages, public
+from resolver.front.http import accounts, api_reference, batches, identifiers, pages, public
 from resolver.front.http.api_texts import CHINESE
 from resolver.front.http.negotiation import Language
 from resolver.front.http.openapi import describe
@@ -23,7 +23,7 @@ SERVER = "http://127.0.0.1:8080"
 
 
 def node_description() -> dict[str, Any]:
-    api = (*identifiers.ENDPOINTS, *accounts.ENDPOINTS)
+    api = (*identifiers.ENDPOINTS, *batches.ENDPOINTS, *accounts.ENDPOINTS)
     own = public.public_endpoints(cast(Any, None), api)
     return describe((*api, *own), server=SERVER, version="1.2.3")
 
@@ -174,7 +174,7 @@ def test_a_schema_that_holds_itself_has_an_example() -> None:
 
 
 def test_descriptions_do_not_become_markup() -> None:
-    harmless = pages.api_page(small("plain"), language="en")
+    harmless = Page(pages.api_page(small("plain"), language="en"))
     for payload in PAYLOADS:
         words = payload.replace("`", "")  # backticks mean code here
         page = check_same_markup(pages.api_page(small(words), language="en"), harmless)
