@@ -63,6 +63,7 @@ class ScriptedNode:
     registered: list[str] = field(default_factory=list)
     head: int = 0
     page_rows: int = 3
+    answers_max: int = 1000
     connections: int = 0
     running: int = 0
     running_most: int = 0
@@ -132,7 +133,10 @@ class ScriptedNode:
                 body = {**body, "identifier": name}
             return 201, document.encode_receipt(self._register(body, Action.CREATE)), {}
         if path == root + ":resolve":
-            return 200, {"items": [self._item(name) for name in body["identifiers"]]}, {}
+            items = [self._item(name) for name in body["identifiers"]]
+            for item in items[self.answers_max :]:
+                item |= {"record": None, "code": "too-large"}
+            return 200, {"items": items}, {}
         if path == root + ":batch":
             return 200, self._batch(body), {}
         if path == "/api/v1/changes":

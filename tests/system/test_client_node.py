@@ -168,7 +168,7 @@ async def test_writes_and_followers_outlive_a_crash(
     node = await asyncio.to_thread(make_node)
     last = "88.118.8/LAST"
     patient = Backoff(retries=1000, cap_s=0.2)
-    async with Client(node.url, node.key, timeout_s=30, backoff=patient) as client:
+    async with Client(node.url, node.key, timeout_s=90, backoff=patient) as client:
         await client.prefixes.home("88.118.8", "acme")
 
         async def follow() -> list[int]:

@@ -21,6 +21,7 @@ from biaojie.errors import (
     InvalidRequest,
     MalformedAnswer,
     TemporarilyUnavailable,
+    TooLarge,
     Unauthenticated,
     Unreachable,
 )
@@ -144,6 +145,22 @@ async def test_one_answer_that_is_wrong_hides_no_other(node: ScriptedNode, clien
     node.faults.append(saying(200, {"items": items}))
     got = [item async for item in client.resolve_many(["99.1/a"] * 4)]
     assert [type(item) for item in got] == [Resolved, MalformedAnswer, MalformedAnswer, Resolved]
+
+
+async def test_a_reply_that_is_full_is_continued(node: ScriptedNode, client: Client) -> None:
+    node.answers_max = 7
+    names = [f"99.1/{number}" for number in range(20)]
+    for name in names[:-1]:
+        node.add(name)
+    got = [item async for item in client.resolve_many(["bad", *names])]
+    assert [str(i.record.identifier) for i in got if isinstance(i, Resolved)] == names[:-1]
+    assert [type(got[0]), type(got[-1])] == [InvalidIdentifier, IdentifierNotFound]
+    assert [len(seen.body["identifiers"]) for seen in node.seen] == [20, 13, 6]
+
+    node.answers_max = 0
+    full = [item async for item in client.resolve_many(names)]
+    assert {type(item) for item in full} == {TooLarge}
+    assert len(node.seen) == 4
 
 
 @pytest.mark.parametrize(("chunk", "concurrency"), [(0, 1), (1001, 1), (1, 0), (1, 65)])

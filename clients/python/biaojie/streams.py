@@ -23,7 +23,7 @@ from typing import TypeVar
 from .accept import Chunk, identifier_of
 from .calls import Mode, Operation, Page, Resolved
 from .change import Entry, RowResult
-from .errors import BatchRejected, BiaojieError, InvalidIdentifier, MalformedAnswer
+from .errors import BatchRejected, BiaojieError, InvalidIdentifier, MalformedAnswer, TooLarge
 from .identifier import Identifier
 from .retry import Backoff, keyed
 from .transport import Transport
@@ -61,10 +61,22 @@ def parse_name(name: str | Identifier) -> Identifier | InvalidIdentifier:
 async def resolve_chunk(
     transport: Transport, names: Sequence[Identifier | InvalidIdentifier], timeout_s: float
 ) -> list[Resolved | BiaojieError]:
-    """One answer per name, in order."""
-    asked = [name for name in names if isinstance(name, Identifier)]
-    answers = iter(await transport.resolve_batch(asked, timeout_s=timeout_s) if asked else ())
-    return [next(answers) if isinstance(name, Identifier) else name for name in names]
+    """One answer per name, in order.
+
+    A node's reply has a limit in octets; names beyond it are asked for again, on their own.
+    """
+    answers: list[Resolved | BiaojieError | None] = [
+        None if isinstance(name, Identifier) else name for name in names
+    ]
+    todo = [at for at, name in enumerate(names) if isinstance(name, Identifier)]
+    while todo:
+        asked = [name for at in todo if isinstance(name := names[at], Identifier)]
+        got = await transport.resolve_batch(asked, timeout_s=timeout_s)
+        for at, answer in zip(todo, got, strict=True):
+            answers[at] = answer
+        left = [at for at, answer in zip(todo, got, strict=True) if isinstance(answer, TooLarge)]
+        todo = left if len(left) < len(todo) else []
+    return [answer for answer in answers if answer is not None]
 
 
 # Many rows ------------------------------------------------------------------------------
