@@ -133,7 +133,7 @@ def list_keys(
 
 def issue_key(
     role: Annotated[
-        str, typer.Argument(help="admin, registrar or reader. 角色。", show_default=False)
+        str, typer.Option(help="admin, registrar or reader. 角色。", show_default=False)
     ],
     tenant: Annotated[str, typer.Option(help="Whose key. 所属租户。", show_default=False)] = "",
     label: Annotated[str, typer.Option(help="What it is for. 用途。", show_default=False)] = "",
@@ -145,7 +145,7 @@ def issue_key(
 ) -> None:
     """Make a key. The secret is printed now and never again. 签发密钥（仅显示一次）。
 
-    Standard output holds the secret and nothing else: KEY=$(biaojie key issue reader …).
+    Standard output holds the secret and nothing else: KEY=$(biaojie key issue --role reader …).
     """
     from .session import connect, run
     from .wording import safe, say, to_json
@@ -194,6 +194,9 @@ def revoke_key(
 
 def changes(
     after: Annotated[int, typer.Option(min=0, help="Begin after this sequence. 起始序号。")] = 0,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this many. 最多条数。", show_default=False)
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Wait for more, for ever. 持续等待。")
     ] = False,
@@ -211,10 +214,16 @@ def changes(
 
     async def work() -> None:
         async with connect(url, key, key_file, timeout) as client:
-            async for entry in client.changes(after, follow=follow):
+            entries = client.changes(after, follow=follow, page_rows=min(limit or 100, 100))
+            count = 0
+            async for entry in entries:
                 print_entry(entry, as_json=as_json)
+                count += 1
                 if follow:
                     sys.stdout.flush()
+                if count == limit:
+                    await entries.aclose()
+                    break
 
     run(work, as_json=as_json)
 

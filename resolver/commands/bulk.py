@@ -91,7 +91,7 @@ def import_file(
         if mode not in ("valid-rows", "all"):
             raise InvalidRequest("--mode is valid-rows or all.", "--mode 应为 valid-rows 或 all。")
         mapping = RowMapping(prefix, suffix, choice_of(Status, status, "status"), template)
-        async with connect(url, key, key_file, 60.0, retries=10) as client:
+        async with connect(url, key, key_file, 60.0, retries=5) as client:
             with Bar(file.name) as bar:
                 report = await import_csv(
                     file,
@@ -111,8 +111,9 @@ def import_file(
 
     run(
         work,
-        stopped=lambda: say(
-            "Stopped. Run the same command again to go on.", "已停止。重新运行同一命令即可继续。"
+        go_on=say(
+            "Run the same command again: it goes on where it stopped.",
+            "重新运行同一命令即可继续。",
         ),
     )
 

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -65,9 +65,12 @@ def run(
     work: Callable[[], Coroutine[Any, Any, int | None]],
     *,
     as_json: bool = False,
-    stopped: Callable[[], str] = lambda: say("Stopped.", "已停止。"),
+    go_on: str = "",
 ) -> None:
-    """Run a command to its end and leave with its exit code; no error becomes a traceback."""
+    """Run a command to its end and leave with its exit code; no error becomes a traceback.
+
+    `go_on` is what to do after an interruption or a passing fault.
+    """
     import asyncio
 
     for stream in (sys.stdout, sys.stderr):
@@ -77,9 +80,12 @@ def run(
         code = asyncio.run(work()) or 0
         sys.stdout.flush()
     except BiaojieError as error:
-        fail(error, as_json=as_json)
+        typer.echo(error_text(error, as_json=as_json), err=True)
+        if go_on and error.retryable:
+            typer.echo(f"  {go_on}", err=True)
+        code = exit_code(error)
     except KeyboardInterrupt:
-        typer.echo(f"\n{stopped()}", err=True)
+        typer.echo(f"\n{say('Stopped.', '已停止。')} {go_on}".rstrip(), err=True)
         code = 130
     except BrokenPipeError:
         # Whoever read our output has seen enough; keep Python from complaining at its end.
@@ -90,11 +96,6 @@ def run(
         typer.echo(f"biaojie: {where}{error.strerror or error}", err=True)
         code = 1
     raise typer.Exit(code)
-
-
-def fail(error: BiaojieError, *, as_json: bool = False) -> NoReturn:
-    typer.echo(error_text(error, as_json=as_json), err=True)
-    raise typer.Exit(exit_code(error))
 
 
 def exit_code(error: BiaojieError) -> int:

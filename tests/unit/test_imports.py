@@ -3,10 +3,12 @@
 import asyncio
 import csv
 import json
+import tomllib
 import tracemalloc
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -551,3 +553,33 @@ async def test_a_retired_identifier_of_an_export_is_not_registered_again(tmp_pat
         (3, "_more"),
         (4, "_more"),
     ]
+
+
+SAMPLES = Path(__file__).parents[2] / "deploy" / "samples"
+CATALOGUES = tomllib.loads((SAMPLES / "catalogue.toml").read_text())["catalogue"]
+
+
+@pytest.mark.parametrize("item", CATALOGUES, ids=lambda item: item["file"])
+async def test_of_the_sample_data_exactly_the_rows_that_repeat_a_name_are_refused(
+    tmp_path: Path, item: dict[str, Any]
+) -> None:
+    with (SAMPLES / item["file"]).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    registry = Registry()
+    report = await import_csv(
+        SAMPLES / item["file"],
+        RowMapping("88.118.8", item["suffix"]),
+        registry,
+        state_file=tmp_path / "state",
+        error_file=tmp_path / "errors.csv",
+        chunk_rows=2_000,
+    )
+    assert (report.rows, report.failed) == (item["rows"], item["refused"])
+    assert set(report.codes) <= {"identifier-taken"}
+    kept = {row.cells[0].upper() for row in registry.rows.values()}
+    for told in error_rows(report):
+        again = rows[int(told["_line"]) - 2]
+        assert {name: told[name] for name in again} == again
+        assert again["name"].upper() in kept
+    assert not (tmp_path / "state").exists()
+    assert not list(SAMPLES.glob("*state*")) + list(SAMPLES.glob("*errors*"))
