@@ -25,7 +25,7 @@ from registry.store import Store
 from registry.witness import Witness
 
 from .core import Resolver
-from .front.http import accounts, identifiers
+from .front.http import accounts, batches, identifiers
 from .front.http.public import Facts, public_endpoints
 from .front.http.server import HttpFront, HttpLimits
 from .health import Health
@@ -84,7 +84,7 @@ class Node:
             watchers_max=settings.watchers_max,
         )
         self.tail.listeners += [self.cache.forget, self.service.forget]
-        api = (*identifiers.ENDPOINTS, *accounts.ENDPOINTS)
+        api = (*identifiers.ENDPOINTS, *batches.ENDPOINTS, *accounts.ENDPOINTS)
         facts = Facts(
             settings.node_name,
             settings.public_url or "/",

@@ -124,8 +124,9 @@ _TEXTS = (
     ),
     Text("Seconds, or the time at which the value expires.", "秒数，或该值的到期时间。"),
     Text(
-        "Four digits: admin-read, admin-write, public-read, public-write.",
-        "四位数字，依次为：管理员可读、管理员可写、公众可读、公众可写。",
+        "Four digits: admin-read, admin-write, public-read, public-write."
+        " Left out, secret types get 1100.",
+        "四位数字，依次为：管理员可读、管理员可写、公众可读、公众可写。省略时，密钥类型为 1100。",
     ),
     Text("Set by the node; ignored on input.", "由节点设置，输入时忽略。"),
 )

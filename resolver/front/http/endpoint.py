@@ -6,6 +6,7 @@ Nothing here knows the web framework: a request arrives as `Asked`, a reply leav
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from biaojie.errors import (
     BiaojieError,
@@ -34,12 +35,12 @@ from registry.operations import Condition
 from registry.registrar import Idempotency
 
 from ...service import Service
+from .faults import validated
 from .models import NoQuery
 from .negotiation import language
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
-ERRORS_LISTED_MAX = 50
 M = TypeVar("M", bound=BaseModel)
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -120,8 +121,14 @@ class Asked:
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != JSON:
             raise UnsupportedMediaType(
-                f"The content type is {kind or 'missing'}; this takes {JSON}.",
-                f"内容类型为 {kind or '空'}；此处应为 {JSON}。",
+                f"The content type is {kind[:80] or 'missing'}; this takes {JSON}.",
+                f"内容类型为 {kind[:80] or '空'}；此处应为 {JSON}。",
+            )
+        coding = self.headers.get("content-encoding", "identity").strip().lower()
+        if coding != "identity":
+            raise UnsupportedMediaType(
+                f"The content encoding is {coding[:40]}; this takes the body as it is.",
+                f"内容编码为 {coding[:40]}；此处只接受未经压缩的正文。",
             )
         try:
             given = orjson.loads(self.body)
@@ -180,26 +187,6 @@ class Asked:
 _ETAG = re.compile(r'"?([0-9]{1,18})(?:\.([0-9]{1,18}))?(?:\.p)?"?', re.ASCII)
 
 
-def validated(model: type[M], given: Any, where: str) -> M:
-    """`given` as a `model`, or InvalidRequest listing each fault (50 at most)."""
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        faults = [
-            {
-                "path": ".".join([where, *(str(step) for step in fault["loc"])])[:300],
-                "message": fault["msg"],
-            }
-            for fault in error.errors(include_url=False, include_context=False, include_input=False)
-        ][:ERRORS_LISTED_MAX]
-        first = faults[0]
-        raise InvalidRequest(
-            f"{first['path']}: {first['message']}.",
-            f"{first['path']}：{first['message']}。",
-            errors=faults,
-        ) from None
-
-
 @dataclass(frozen=True, slots=True)
 class Reply:
     status: int
@@ -225,9 +212,13 @@ def error_headers(error: BiaojieError) -> dict[str, str]:
 
 def problem_reply(error: BiaojieError, *, chinese: bool) -> Reply:
     content = document.encode_error(error, chinese=chinese)
+    try:
+        body = orjson.dumps(content, default=str)
+    except TypeError:  # a lone surrogate or a huge number in what the caller sent
+        body = json.dumps(content, default=str).encode()
     return Reply(
         content["status"],
-        orjson.dumps(content, default=str),
+        body,
         PROBLEM,
         error_headers(error) | {"Content-Language": "zh" if chinese else "en"},
     )

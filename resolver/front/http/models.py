@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from biaojie.limits import (
     BATCH_ROWS_MAX,
@@ -39,8 +48,19 @@ Time = Annotated[str, Field(examples=["2030-01-01T00:00:00Z"])]
 Hex32 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
+UNKNOWN_FIELDS_MAX = 16
+
+
 class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, regex_engine="python-re")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounded(cls, given: Any) -> Any:
+        """Naming unknown fields one by one costs more than sending them: not without limit."""
+        if isinstance(given, dict) and len(given) > len(cls.model_fields) + UNKNOWN_FIELDS_MAX:
+            raise PydanticCustomError("too_many_fields", "Object has too many fields")
+        return given
 
 
 class Octets(Shape):
@@ -69,10 +89,13 @@ class ValueShape(Shape):
     permissions: str = Field(
         "1110",
         pattern="^[01]{4}$",
-        description="Four digits: admin-read, admin-write, public-read, public-write.",
+        description="Four digits: admin-read, admin-write, public-read, public-write."
+        " Left out, secret types get 1100.",
     )
     timestamp: Time | None = Field(None, description="Set by the node; ignored on input.")
-    references: list[ReferenceShape] = Field(default_factory=list, max_length=REFERENCES_MAX)
+    references: Annotated[list[ReferenceShape], FailFast()] = Field(
+        default_factory=list, max_length=REFERENCES_MAX
+    )
 
 
 Values = Annotated[list[ValueShape], Field(max_length=VALUES_MAX)]
@@ -116,7 +139,7 @@ class ResolveBody(Shape):
 class BatchRow(Shape):
     action: Literal["create", "put", "retire"] = "create"
     identifier: IdentifierText
-    values: Values = Field(default_factory=list)
+    values: Annotated[Values, FailFast()] = Field(default_factory=list)
     status: Settable | None = None
     template: Template = None
 

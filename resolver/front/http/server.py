@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http_exceptions import BadHttpMessage, ContentLengthError, TransferEncodingError
+from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from biaojie.errors import (
     BiaojieError,
+    Internal,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
@@ -25,6 +28,7 @@ from biaojie.errors import (
     RequestTimeout,
     TemporarilyUnavailable,
     TooLarge,
+    Unauthenticated,
 )
 from registry.admission import PUBLIC, Caller
 
@@ -37,6 +41,12 @@ _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _ALWAYS_SERVED = frozenset({"healthz", "readyz", "metrics"})
 _BATCHES = frozenset({"batch", "resolve-many", "list"})
+_ABSOLUTE = re.compile(r"\Ahttps?://[^/?#]*", re.IGNORECASE)  # the form that proxies send
+
+BODY_BYTES_FREE = 65_536
+"""A body up to this size is decoded on the loop and not counted; see BODIES_MAX."""
+BODIES_MAX = 32
+"""Bodies of the largest size that may be in memory at once; beyond: OverCapacity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +77,14 @@ class Connection(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
         assert isinstance(self._manager, ConnectionServer)
         crowded = len(self._manager.connections) >= self._limits.connections_max
         super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            # A peer that takes nothing of what we wrote holds the connection no longer than this.
+            milliseconds = int(self._limits.reply_timeout_s * 1000)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         if crowded:
             # Answered before a request is read: cheap for us, clear for the client.
-            reply = problem_reply(OverCapacity(), chinese=False)
-            head = (
-                f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: {reply.content_type}\r\n"
-                f"Content-Length: {len(reply.body)}\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
-            )
-            assert self.transport is not None
-            self.transport.write(head.encode() + reply.body)
-            self.force_close()
+            self._dismiss(OverCapacity())
 
     def data_received(self, data: bytes) -> None:
         before = self._request_count
@@ -98,14 +106,28 @@ class Connection(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
 
     def _cut(self) -> None:
         self._head_timer = None
-        if self.transport is not None and not self._request_in_progress:
-            reply = problem_reply(RequestTimeout(), chinese=False)
-            head = (
-                f"HTTP/1.1 408 Request Timeout\r\nContent-Type: {reply.content_type}\r\n"
-                f"Content-Length: {len(reply.body)}\r\nConnection: close\r\n\r\n"
-            )
-            self.transport.write(head.encode() + reply.body)
-            self.force_close()
+        if not self._request_in_progress:
+            self._dismiss(RequestTimeout())
+
+    def _dismiss(self, error: BiaojieError) -> None:
+        """Say why and hang up, without having read a request."""
+        if self.transport is None:
+            return
+        error.request_id = new_request_id()
+        assert isinstance(self._manager, ConnectionServer)
+        self._manager.refused(error, str((self.peername or ("",))[0]))
+        reply = problem_reply(error, chinese=False)
+        headers = {
+            **reply.headers,
+            "Content-Type": reply.content_type,
+            "Content-Length": str(len(reply.body)),
+            "X-Request-Id": error.request_id,
+            "Connection": "close",
+        }
+        head = f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self.transport.write(head.encode() + b"\r\n" + reply.body)
+        self.force_close()
 
     def handle_error(
         self,
@@ -114,13 +136,17 @@ class Connection(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What the parser refused: the same problem document as everywhere else."""
-        error: BiaojieError = InvalidRequest(
-            "The HTTP message is malformed or its headers are too large.",
-            "HTTP 报文格式错误或头部过大。",
-            errors=[],
-        )
+        """What the parser refused, or our own mistake: the same problem document as ever."""
+        error: BiaojieError = Internal()
+        if status == 400:
+            error = InvalidRequest(
+                "The HTTP message is malformed or its headers are too large.",
+                "HTTP 报文格式错误或头部过大。",
+                errors=[],
+            )
         error.request_id = new_request_id()
+        if isinstance(self._manager, ConnectionServer):
+            self._manager.refused(error, request.remote or "", exc if status != 400 else None)
         if request.writer.output_size > 0:
             raise ConnectionError("the reply had already begun")
         response = _response(problem_reply(error, chinese=False), error.request_id)
@@ -129,7 +155,10 @@ class Connection(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
 
 
 class ConnectionServer(web.Server):
+    """`refused(error, peer, fault)` is told of what never became a request."""
+
     limits: HttpLimits
+    refused: Callable[..., None]
 
     def __call__(self) -> RequestHandler:  # type: ignore[type-arg,unused-ignore]
         return Connection(self, loop=self._loop, **self._kwargs)
@@ -198,6 +227,7 @@ class HttpFront:
         self._limits = limits
         self._public_url = public_url.rstrip("/")
         self._requests = 0
+        self._body_bytes = 0
         self._runner: web.ServerRunner | None = None
 
     async def start(self, host: str, port: int, *, drain_s: float = 10.0) -> int:
@@ -210,8 +240,10 @@ class HttpFront:
             max_line_size=self._limits.header_bytes_max,
             max_field_size=self._limits.header_bytes_max,
             lingering_time=2.0,
+            auto_decompress=False,  # what is sent encoded is refused: see Asked.body_as
         )
         server.limits = self._limits
+        server.refused = self._refused
         self._runner = web.ServerRunner(server, shutdown_timeout=drain_s)
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port, backlog=1024, reuse_address=True)
@@ -237,17 +269,15 @@ class HttpFront:
         asked, endpoint, refusal = await self._receive(request, request_id)
         if endpoint is None:
             assert refusal is not None
-            refusal.request_id = request_id
-            if isinstance(refusal, MethodNotAllowed):
-                reply = self._preflight(asked, refusal)
-            else:
-                reply = problem_reply(refusal, chinese=asked.chinese)
+            reply = self._unrouted(asked, refusal)
         else:
-            self._requests += 1
+            slot = not (endpoint.operation == "changes" and "wait=" in asked.query)
+            self._requests += slot  # those who wait for news have a bound of their own
             try:
                 reply = await self._serve(endpoint, asked, refusal)
             finally:
-                self._requests -= 1
+                self._requests -= slot
+                self._body_bytes -= _beyond(len(asked.body))
         response = _response(reply, request_id)
         if asked.method in ("GET", "HEAD", "OPTIONS"):
             response.headers["Access-Control-Allow-Origin"] = "*"
@@ -261,7 +291,7 @@ class HttpFront:
         self, request: web.BaseRequest, request_id: str
     ) -> tuple[Asked, Endpoint[Any, Any] | None, BiaojieError | None]:
         """The request as a value, the endpoint it is for, and why it is refused if it is."""
-        path, _, query = request.raw_path.partition("?")
+        path, _, query = _printable(_ABSOLUTE.sub("", request.raw_path)).partition("?")
         refusal: BiaojieError | None = None
         endpoint: Endpoint[Any, Any] | None = None
         tail, body = "", b""
@@ -286,7 +316,7 @@ class HttpFront:
             method=request.method,
             path=path,
             query=query.partition("#")[0],
-            headers={name.lower(): value for name, value in request.headers.items()},
+            headers={name.lower(): _printable(value) for name, value in request.headers.items()},
             body=body,
             peer=request.remote or "",
             request_id=request_id,
@@ -302,32 +332,40 @@ class HttpFront:
         )
         if (request.content_length or 0) > limit:
             raise too_large
-        parts: list[bytes] = []
-        size = 0
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        body = bytearray()
         try:
             async with asyncio.timeout(self._limits.body_timeout_s):
                 while part := await request.content.readany():
-                    size += len(part)
-                    if size > limit:
+                    if len(body) + len(part) > limit:
                         raise too_large
-                    parts.append(part)
-        except TimeoutError:
-            raise RequestTimeout(
-                f"The body did not arrive within {self._limits.body_timeout_s:g} s.",
-                f"正文未在 {self._limits.body_timeout_s:g} 秒内到达。",
-            ) from None
-        except (
-            RequestPayloadError,
-            BadHttpMessage,
-            ContentLengthError,
-            TransferEncodingError,
-        ):
-            raise InvalidRequest(
-                "The body is not encoded as the headers say.",
-                "正文编码与头部不符。",
-                errors=[],
-            ) from None
-        return b"".join(parts)
+                    self._body_bytes += _beyond(len(body) + len(part)) - _beyond(len(body))
+                    body += part
+                    if self._body_bytes > BODIES_MAX * limit and _beyond(len(body)):
+                        raise OverCapacity()
+        except BaseException as error:
+            self._body_bytes -= _beyond(len(body))
+            raise self._unread(error) from None
+        return bytes(body)
+
+    def _unread(self, error: BaseException) -> BaseException:
+        """Why a body could not be read, in our words."""
+        match error:
+            case TimeoutError():
+                seconds = f"{self._limits.body_timeout_s:g}"
+                return RequestTimeout(
+                    f"The body did not arrive within {seconds} s.",
+                    f"正文未在 {seconds} 秒内到达。",
+                )
+            case RequestPayloadError() | BadHttpMessage():
+                return InvalidRequest(
+                    "The body is not encoded as the headers say.",
+                    "正文编码与头部不符。",
+                    errors=[],
+                )
+        return error
 
     def _origin(self, request: web.BaseRequest) -> str:
         if self._public_url:
@@ -338,8 +376,13 @@ class HttpFront:
     async def _serve(
         self, endpoint: Endpoint[Any, Any], asked: Asked, refusal: BiaojieError | None
     ) -> Reply:
-        async def answer(question: Any) -> Any:
+        async def answer(decode: Callable[[Asked], Any]) -> Any:
             caller = await self._authenticate(endpoint, asked)
+            if len(asked.body) > BODY_BYTES_FREE:
+                # Long enough to keep others waiting: beside the loop, not on it.
+                question = await asyncio.to_thread(decode, asked)
+            else:
+                question = decode(asked)
             return await endpoint.service(self._service, caller, question)
 
         deadline_s = self._limits.deadline_s
@@ -347,10 +390,10 @@ class HttpFront:
             deadline_s = self._limits.batch_deadline_s
         elif endpoint.operation == "changes":
             deadline_s += 31.0  # it may have been asked to wait; the wait itself is bounded
-        if refusal is not None:
-            endpoint = replace(endpoint, decode=_refusing(refusal))
+        # Callers are known before what they say is looked at.
+        decode = endpoint.decode if refusal is None else _refusing(refusal)
         return await serve(
-            endpoint,
+            replace(endpoint, decode=lambda asked: decode),
             answer,
             asked,
             deadline_s=deadline_s,
@@ -361,26 +404,39 @@ class HttpFront:
 
     async def _authenticate(self, endpoint: Endpoint[Any, Any], asked: Asked) -> Caller:
         try:
-            return await self._service.authenticate(asked.key, asked.peer)
+            caller = await self._service.authenticate(asked.key, asked.peer)
         except TemporarilyUnavailable:
             # A reader whose key cannot be checked just now still gets what everybody gets.
             if endpoint.public:
                 return PUBLIC
             raise
+        if caller.role is None and not endpoint.public:
+            raise Unauthenticated()
+        return caller
 
-    def _preflight(self, asked: Asked, refusal: MethodNotAllowed) -> Reply:
-        allow = ", ".join(refusal.fields["allow"])
-        if asked.method == "OPTIONS":
-            headers = {"Allow": allow, "Cache-Control": "public, max-age=600"}
-            if "GET" in refusal.fields["allow"]:
-                headers["Access-Control-Allow-Methods"] = "GET, HEAD"
-                headers["Access-Control-Allow-Headers"] = "Accept, If-None-Match"
-                headers["Access-Control-Max-Age"] = "600"
-            return Reply(204, headers=headers)
-        reply = problem_reply(refusal, chinese=asked.chinese)
-        return Reply(
-            reply.status, reply.body, reply.content_type, {**reply.headers, "Allow": allow}
+    def _refused(self, error: BiaojieError, peer: str, fault: BaseException | None = None) -> None:
+        """Count and log what reached no endpoint."""
+        self._observer.answered(
+            "http", "none", error.code, 0.0, request_id=error.request_id, peer=peer, fault=fault
         )
+
+    def _unrouted(self, asked: Asked, refusal: BiaojieError) -> Reply:
+        refusal.request_id = asked.request_id
+        if asked.method == "OPTIONS" and isinstance(refusal, MethodNotAllowed):
+            return self._preflight(refusal)
+        self._refused(refusal, asked.peer)
+        reply = problem_reply(refusal, chinese=asked.chinese)
+        if isinstance(refusal, MethodNotAllowed):
+            reply = replace(reply, headers={**reply.headers, "Allow": _allow(refusal)})
+        return reply
+
+    def _preflight(self, refusal: MethodNotAllowed) -> Reply:
+        headers = {"Allow": _allow(refusal), "Cache-Control": "public, max-age=600"}
+        if "GET" in refusal.fields["allow"]:
+            headers["Access-Control-Allow-Methods"] = "GET, HEAD"
+            headers["Access-Control-Allow-Headers"] = "Accept, If-None-Match"
+            headers["Access-Control-Max-Age"] = "600"
+        return Reply(204, headers=headers)
 
     async def _send(self, request: web.BaseRequest, response: web.Response) -> None:
         """Write the reply within its time: a reader who does not read must not hold us."""
@@ -391,6 +447,20 @@ class HttpFront:
         except TimeoutError:
             if request.transport is not None:
                 request.transport.abort()
+
+
+def _allow(refusal: MethodNotAllowed) -> str:
+    return ", ".join(refusal.fields["allow"])
+
+
+def _beyond(octets: int) -> int:
+    """How much of a body of this size counts towards what all bodies may take together."""
+    return max(0, octets - BODY_BYTES_FREE)
+
+
+def _printable(text: str) -> str:
+    """Text that may be repeated in a reply: what was no UTF-8 on the wire is replaced."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _refusing(refusal: BiaojieError) -> Callable[[Asked], Any]:
