@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -292,3 +293,14 @@ async def test_closed_means_closed(node: ScriptedNode) -> None:
     await client.close()
     with pytest.raises(RuntimeError, match="closed"):
         await client.resolve("99.1/a")
+
+
+async def test_a_client_belongs_to_one_loop(node: ScriptedNode, client: Client) -> None:
+    with pytest.raises(IdentifierNotFound):
+        await client.resolve("99.1/a")
+
+    def elsewhere() -> None:
+        with pytest.raises(RuntimeError, match="event loop"):
+            asyncio.run(client.resolve("99.1/a"))
+
+    await asyncio.to_thread(elsewhere)

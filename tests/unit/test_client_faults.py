@@ -407,6 +407,16 @@ async def test_a_peer_that_does_not_speak_http() -> None:
             assert SECRET not in "".join(_everything_about(caught.value))
 
 
+async def test_tls_to_a_peer_without_it(node: ScriptedNode) -> None:
+    waits: list[float] = []
+    backoff = Backoff(dice=lambda low, high: waits.append(high) or 0.0)  # type: ignore[func-returns-value]
+    async with Client(node.url.replace("http", "https"), SECRET, backoff=backoff) as client:
+        with pytest.raises(Unreachable, match="TLS"):
+            await client.resolve("99.1/a")
+    assert node.seen == []
+    assert len(waits) == 1
+
+
 async def test_redirects_do_not_carry_the_key_away(node: ScriptedNode, client: Client) -> None:
     async with serving(ScriptedNode()) as elsewhere:
         node.faults.append(saying(307, b"", Location=f"{elsewhere.url}/api/v1/identifiers/99.1/a"))

@@ -74,6 +74,7 @@ class HttpExchange:
         if options.key is not None:
             self._headers["Authorization"] = f"Bearer {_key(options.key)}"
         self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
     @property
@@ -93,6 +94,7 @@ class HttpExchange:
             raise RuntimeError("The client is closed. 客户端已关闭。")
         if self._session is None:
             options = self._options
+            self._loop = asyncio.get_running_loop()
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=options.connections_max,
@@ -103,6 +105,11 @@ class HttpExchange:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 trust_env=False,
+            )
+        elif self._loop is not asyncio.get_running_loop():
+            raise RuntimeError(
+                "A Client belongs to the event loop that first used it. "
+                "Client 只能在首次使用它的事件循环中使用。"
             )
         return self._session
 
