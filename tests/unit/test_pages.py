@@ -315,6 +315,22 @@ def test_the_qr_code_reads_as_the_permanent_link(suffix: str) -> None:
     assert Identifier.parse(found[0].text) == identifier
 
 
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("88.118.8/%E9%A3%8E%E6%9C%BA%2F1%3Fa%20b%25", "88.118.8/风机%2F1%3Fa%20b%25"),
+        ("88.118.8/%E9%A3", "88.118.8/%E9%A3"),
+        ("88.118.8/%E2%80%AE", "88.118.8/%E2%80%AE"),
+        ("88.118.8/%3Cscript%3E", "88.118.8/%3Cscript%3E"),
+    ],
+)
+def test_the_link_is_shown_in_letters_and_leads_to_its_escapes(path: str, shown: str) -> None:
+    url = "https://id.example.com/"
+    page = Page(resolve(record(), permanent_url=url + path))
+    assert url + shown in page.text
+    assert url + path in page.all("a", "href")
+
+
 def test_a_link_too_long_for_a_code_has_none() -> None:
     html = resolve(record(), permanent_url="https://id.example.com/88.118.8/" + "x" * 600)
     assert "qrline" not in html

@@ -52,7 +52,7 @@ _TEXTS = (
         "暂停或恢复前缀，或转给其他租户（管理员）",
     ),
     Text("List keys (admin)", "列出密钥（管理员）"),
-    Text("Issue a key; its secret is shown once (admin)", "签发密钥，密文仅显示一次（管理员）"),
+    Text("Issue a key; its secret is shown once (admin)", "签发密钥，全文仅显示一次（管理员）"),
     Text("Revoke a key (admin)", "吊销密钥（管理员）"),
     Text("Read the change log, waiting for news if asked to", "读取变更日志，可等待新条目"),
     Text("This description", "接口描述（OpenAPI）"),

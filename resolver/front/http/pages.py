@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -52,6 +52,7 @@ MARK_WINDOW_CHARS = 60
 """Characters shown on each side of the fault in a bad identifier."""
 
 _ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
+_ESCAPED_LETTERS = re.compile("(?:%[89A-Fa-f][0-9A-Fa-f])+")
 
 _environment = Environment(
     loader=PackageLoader("resolver.front.http", "templates"),
@@ -135,11 +136,21 @@ def resolve_page(
         typed=str(record.identifier),
         record=show_record(record, language, now),
         source=source if source in {"cache", "store", "stale"} else "store",
-        permanent_url=permanent_url,
+        permanent_text=_readable(permanent_url),
         permanent_href=_web_link(permanent_url),
         json_url=json_url if json_url.startswith("/") else _web_link(json_url),
         qr=qr_svg(permanent_url),
     )
+
+
+def _readable(url: str) -> str:
+    """`url` with its non-ASCII letters as letters; what is escaped for a reason stays so."""
+
+    def letters(escaped: re.Match[str]) -> str:
+        text = unquote(escaped.group(), errors="replace")
+        return text if text.isprintable() and "\ufffd" not in text else escaped.group()
+
+    return _ESCAPED_LETTERS.sub(letters, url)
 
 
 def _visible(character: str) -> str:
