@@ -37,7 +37,8 @@ async def open_store(
     try:
         await pools.read(check_schema)
         if not allow_unsafe_durability:
-            await pools.read(check_durability)
+            async with pools.write() as connection:
+                await check_durability(connection)
     except BaseException:
         await pools.close()
         raise

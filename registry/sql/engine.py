@@ -76,7 +76,10 @@ async def attempts(attempt: Callable[[], Awaitable[T]]) -> T:
 
 def read_url(text: str) -> URL:
     """A database URL with the driver filled in; raises ValueError on another kind."""
-    url = make_url(text)
+    try:
+        url = make_url(text)
+    except exc.ArgumentError as error:
+        raise ValueError("not a database URL") from error
     drivers = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
     kind = url.get_backend_name()
     if kind not in drivers or (kind == "sqlite" and url.database in (None, "", ":memory:")):

@@ -80,7 +80,7 @@ _LOOK_UP_SQLITE = (
     + _ANSWER
     + """
 FROM w
-LEFT JOIN prefixes AS p ON p.name = w.prefix
+LEFT JOIN prefixes AS p INDEXED BY prefixes_name_key ON p.name = w.prefix
 LEFT JOIN records AS r ON r.prefix_id = p.id AND r.suffix = w.suffix
 """
 )
@@ -184,7 +184,8 @@ async def list_prefixes(
 
 
 def _api_key(row: Row[Any]) -> ApiKey:
-    return ApiKey(row.id, row.tenant, Role(row.role), row.label, row.created, row.revoked)
+    role = Role(row.role)
+    return ApiKey(row.id, row.tenant, role, row.label, row.created, row.revoked, row.digest)
 
 
 async def find_key(connection: AsyncConnection, digest: bytes) -> ApiKey | None:
@@ -234,11 +235,14 @@ async def head(connection: AsyncConnection) -> tuple[int, bytes]:
 async def find_receipts(
     connection: AsyncConnection, keys: Sequence[ReceiptKey], now: int
 ) -> dict[ReceiptKey, StoredReceipt]:
-    r = receipts.c
-    statement = select(receipts).where(tuple_(r.actor, r.key).in_(keys), r.expires >= now)
+    # The primary key begins with `key`, and a key is as good as unique: what little else comes
+    # along, of other actors or expired, is dropped here.
+    statement = select(receipts).where(receipts.c.key.in_({at.key for at in keys}))
+    wanted = set(keys)
     return {
-        ReceiptKey(row.actor, row.key): StoredReceipt(row.fingerprint, row.reply, row.expires)
+        at: StoredReceipt(row.fingerprint, row.reply, row.expires)
         for row in (await connection.execute(statement)).all()
+        if (at := ReceiptKey(row.actor, row.key)) in wanted and row.expires >= now
     }
 
 

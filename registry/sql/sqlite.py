@@ -6,6 +6,7 @@ costs more than the look-up of a record.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable
 from typing import Any
@@ -63,8 +64,12 @@ class _Connection(aiosqlite.Connection):
         return _Cursor(self)
 
     async def run(self, work: Callable[[sqlite3.Connection], None]) -> None:
-        """Do `work` in the connection's thread."""
-        await self._execute(lambda: work(self._conn))  # type: ignore[no-untyped-call]
+        """Do `work` in the connection's thread; stop it there too if the caller is cancelled."""
+        try:
+            await self._execute(lambda: work(self._conn))  # type: ignore[no-untyped-call]
+        except asyncio.CancelledError:
+            self._conn.interrupt()
+            raise
 
 
 def make_engine(url: URL, *, writes: bool, connections: int, wait_s: float) -> AsyncEngine:

@@ -11,7 +11,6 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Column,
-    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -53,14 +52,15 @@ def _big() -> BigInteger:
 prefixes = Table(
     "prefixes",
     metadata,
-    Column("id", Integer, Identity(), primary_key=True),
-    Column("name", _exact(), nullable=False, unique=True),
+    Column("id", Integer, primary_key=True),
+    Column("name", _exact(), nullable=False),
     Column("spelling", Text, nullable=False),
     Column("tenant", _exact(), nullable=False),
     Column("status", SmallInteger, nullable=False),
     Column("created", _big(), nullable=False),
     Column("version", Integer, nullable=False),
     Column("sequence", _big(), nullable=False),
+    Index("prefixes_name_key", "name", unique=True),
 )
 
 records = Table(
@@ -91,8 +91,8 @@ api_keys = Table(
 receipts = Table(
     "receipts",
     metadata,
-    Column("actor", _exact(), primary_key=True),
     Column("key", _exact(), primary_key=True),
+    Column("actor", _exact(), primary_key=True),
     Column("fingerprint", LargeBinary, nullable=False),
     Column("reply", LargeBinary, nullable=False),
     Column("expires", _big(), nullable=False),
@@ -128,7 +128,7 @@ chain_head = Table(
 def upsert(table: Table, dialect: str, *key: str) -> Any:
     """INSERT … ON CONFLICT (key) DO UPDATE, setting every column that is given."""
     insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect](table)
-    given = [c.name for c in table.columns if not (c.primary_key and c.identity)]
+    given = [c.name for c in table.columns if c is not table.autoincrement_column]
     return insert.values(dict.fromkeys(given)).on_conflict_do_update(
         index_elements=list(key),
         set_={name: insert.excluded[name] for name in given if name not in key},

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import bindparam, delete, insert, select, tuple_, update
+from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from biaojie.account import ApiKey, Prefix
@@ -50,6 +50,9 @@ _PUT_SQLITE = (
 )
 _PURGE = delete(records).where(
     records.c.prefix_id == bindparam("at_prefix"), records.c.suffix == bindparam("at_suffix")
+)
+_FORGET = delete(receipts).where(
+    receipts.c.key == bindparam("at_key"), receipts.c.actor == bindparam("at_actor")
 )
 _REVOKE = (
     update(api_keys).where(api_keys.c.id == bindparam("at")).values(revoked=bindparam("since"))
@@ -180,15 +183,14 @@ class SqlTransaction:
             }
             for at, kept in receipts_.items()
         ]
-        await self._execute(_upsert(receipts, self._dialect, "actor", "key"), rows)
+        await self._execute(_upsert(receipts, self._dialect, "key", "actor"), rows)
 
     async def forget_receipts(self, now: int, limit: int) -> None:
         r = receipts.c
         expired = select(r.actor, r.key).where(r.expires < now).order_by(r.expires).limit(limit)
         with translated():
-            await self._connection.execute(
-                delete(receipts).where(tuple_(r.actor, r.key).in_(expired))
-            )
+            rows = (await self._connection.execute(expired)).all()
+        await self._execute(_FORGET, [{"at_actor": row.actor, "at_key": row.key} for row in rows])
 
     async def append(self, entry: Entry) -> None:
         with translated():

@@ -6,9 +6,9 @@ from biaojie.account import ApiKey, Role
 from registry.store import ReceiptKey, Store, StoredReceipt
 
 KEYS = {
-    b"1" * 32: ApiKey("b1", "acme", Role.ADMIN, "第一把", 2**33),
-    b"2" * 32: ApiKey("B2", "acme", Role.REGISTRAR),
-    b"3" * 32: ApiKey("a3", "other", Role.READER, "label", 1, 9),
+    b"1" * 32: ApiKey("b1", "acme", Role.ADMIN, "第一把", 2**33, digest=b"1" * 32),
+    b"2" * 32: ApiKey("B2", "acme", Role.REGISTRAR, digest=b"2" * 32),
+    b"3" * 32: ApiKey("a3", "other", Role.READER, "label", 1, 9, b"3" * 32),
 }
 
 

@@ -20,7 +20,7 @@ def _big() -> sa.BigInteger:
 def upgrade() -> None:
     op.create_table(
         "prefixes",
-        sa.Column("id", sa.Integer, sa.Identity(), nullable=False),
+        sa.Column("id", sa.Integer, autoincrement=True, nullable=False),
         sa.Column("name", _exact(), nullable=False),
         sa.Column("spelling", sa.Text, nullable=False),
         sa.Column("tenant", _exact(), nullable=False),
@@ -29,8 +29,8 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer, nullable=False),
         sa.Column("sequence", _big(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="prefixes_pkey"),
-        sa.UniqueConstraint("name", name="prefixes_name_key"),
     )
+    op.create_index("prefixes_name_key", "prefixes", ["name"], unique=True)
     op.create_table(
         "records",
         sa.Column("prefix_id", sa.Integer, nullable=False),
@@ -57,12 +57,12 @@ def upgrade() -> None:
     )
     op.create_table(
         "receipts",
-        sa.Column("actor", _exact(), nullable=False),
         sa.Column("key", _exact(), nullable=False),
+        sa.Column("actor", _exact(), nullable=False),
         sa.Column("fingerprint", sa.LargeBinary, nullable=False),
         sa.Column("reply", sa.LargeBinary, nullable=False),
         sa.Column("expires", _big(), nullable=False),
-        sa.PrimaryKeyConstraint("actor", "key", name="receipts_pkey"),
+        sa.PrimaryKeyConstraint("key", "actor", name="receipts_pkey"),
         sqlite_with_rowid=False,
     )
     op.create_index("receipts_expires_idx", "receipts", ["expires"])

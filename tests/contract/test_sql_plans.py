@@ -1,0 +1,136 @@
+"""No statement reads a table from end to end, whatever the statistics say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from biaojie.account import Prefix
+from biaojie.identifier import Key
+from registry.sql import SqlStore, open_store, reader
+from registry.store import ReceiptKey
+from tests.contract.sample import PREFIX, home, put, record
+
+KEYS = [Key(PREFIX, b"SN00001"), Key(PREFIX, b"NONE"), Key("no.such", b"SN00001")]
+READS: dict[str, Callable[[AsyncConnection], Awaitable[Any]]] = {
+    "look_up": lambda c: reader.look_up(c, KEYS),
+    "look_up 1": lambda c: reader.look_up(c, KEYS[:1]),
+    "look_up 256": lambda c: reader.look_up(c, KEYS * 85),
+    "list_records": lambda c: reader.list_records(c, PREFIX, b"SN00100", 100),
+    "scan_sequences": lambda c: reader.scan_sequences(c, (1, b"SN00100")),
+    "find_prefixes": lambda c: reader.find_prefixes(c, [PREFIX]),
+    "prefix_ids": lambda c: reader.prefix_ids(c, [PREFIX]),
+    "list_prefixes": lambda c: reader.list_prefixes(c, "1", 10, None),
+    "find_key": lambda c: reader.find_key(c, b"d" * 32),
+    "find_keys_by_id": lambda c: reader.find_keys_by_id(c, ["a", "b"]),
+    "list_keys": lambda c: reader.list_keys(c, "a", 10),
+    "list_changes": lambda c: reader.list_changes(c, 3, 10),
+    "find_receipts": lambda c: reader.find_receipts(c, [ReceiptKey("a", "b")] * 3, 0),
+}
+
+
+async def plans(store: SqlStore, explain: str) -> dict[str, str]:
+    """The plan of each read's one statement, taken on the connection that runs it."""
+
+    async def take(connection: AsyncConnection) -> dict[str, str]:
+        ran: list[tuple[str, Any]] = []
+
+        def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+            ran.append((statement, parameters))
+
+        found = {}
+        for name, read in READS.items():
+            ran.clear()
+            event.listen(connection.sync_connection, "before_cursor_execute", note)
+            await read(connection)
+            event.remove(connection.sync_connection, "before_cursor_execute", note)
+            [(statement, parameters)] = ran
+            rows = (await connection.exec_driver_sql(f"{explain} {statement}", parameters)).all()
+            found[name] = "\n".join(str(row[-1]) for row in rows)
+        return found
+
+    return await store._pools.read(take)
+
+
+async def fill(store: SqlStore, first: int, last: int) -> None:
+    for start in range(first, last, 2_000):
+        await put(store, *(record(f"SN{n:05}") for n in range(start, min(start + 2_000, last))))
+
+
+def check_sqlite(found: dict[str, str]) -> None:
+    for name, plan in found.items():
+        assert not re.search(r"SCAN (?!w\b|CONSTANT|\d+ CONSTANT|prefixes)", plan), (
+            f"{name}: {plan}"
+        )
+    for name in ("look_up", "look_up 1", "look_up 256"):
+        assert "SEARCH r USING PRIMARY KEY (prefix_id=? AND suffix=?)" in found[name]
+    assert "PRIMARY KEY (prefix_id=? AND suffix>?)" in found["list_records"]
+    assert "TEMP B-TREE" not in found["list_records"]
+    assert "PRIMARY KEY (key=?)" in found["find_receipts"]
+
+
+def check_postgresql(found: dict[str, str]) -> None:
+    for name, plan in found.items():
+        assert "Seq Scan" not in plan, f"{name}: {plan}"
+        assert "Bitmap" not in plan, f"{name}: {plan}"
+    for name in ("look_up", "look_up 1", "look_up 256"):
+        cond = r"Index Cond: \(\(prefix_id = prefixes.id\) AND \(suffix = u.suffix\)\)"
+        assert re.search(cond, found[name]), found[name]
+        assert "Filter" not in found[name]
+    assert "Index Scan using receipts_pkey" in found["find_receipts"]
+    for name in ("list_records", "scan_sequences", "list_changes", "list_prefixes"):
+        assert "Sort" not in found[name], found[name]
+
+
+async def test_sqlite_plans(sqlite_url: str) -> None:
+    store = await open_store(sqlite_url)
+    check_sqlite(await plans(store, "EXPLAIN QUERY PLAN"))
+    await home(store)
+    await fill(store, 0, 1)
+    async with store._pools.write() as connection:
+        await connection.exec_driver_sql("ANALYZE")  # as an operator may
+    await store.close()
+    store = await open_store(sqlite_url)
+    check_sqlite(await plans(store, "EXPLAIN QUERY PLAN"))
+    await fill(store, 1, 6_000)
+    check_sqlite(await plans(store, "EXPLAIN QUERY PLAN"))
+    await store.close()
+
+
+@pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])
+async def test_postgresql_plans(postgres_url: str, mode: str) -> None:
+    store = await open_store(postgres_url, pool_size=1)
+    await store._pools.read(lambda c: c.exec_driver_sql(f"SET plan_cache_mode = {mode}"))
+    check_postgresql(await plans(store, "EXPLAIN"))
+    await home(store)
+    await fill(store, 0, 1)
+    async with store._pools.write() as connection:
+        await connection.exec_driver_sql("ANALYZE")
+    check_postgresql(await plans(store, "EXPLAIN"))
+    await fill(store, 1, 6_000)
+    check_postgresql(await plans(store, "EXPLAIN"))
+    async with store._pools.write() as connection:
+        await connection.exec_driver_sql("ANALYZE")
+    check_postgresql(await plans(store, "EXPLAIN"))
+    await store.close()
+
+
+async def test_the_whole_registry_is_scanned_in_runs(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "SCAN_ROWS", 7)
+    store = await open_store(database_url)
+    await home(store, PREFIX, "88.118.9")
+    for prefix in (PREFIX, "88.118.9"):
+        await put(store, *(record(f"S{n}", prefix=prefix, sequence=n) for n in range(14)))
+    await put(store, record("S3", sequence=99))
+    assert await store.newest_record_sequence() == 99
+    async with store.transaction() as transaction:
+        await transaction.put_prefixes([Prefix(PREFIX, "t", sequence=100)])
+    assert await store.newest_record_sequence() == 100
+    await store.close()
