@@ -103,10 +103,12 @@ def lock(file: BinaryIO) -> None:
     if sys.platform != "win32":
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise InvalidFile(
                 "Another import of this file is running.", "该文件正在被另一个导入任务使用。"
             ) from None
+        except OSError:
+            return  # a file system without locks
 
 
 def sync_directory(path: Path) -> None:

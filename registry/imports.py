@@ -142,7 +142,8 @@ async def import_csv(
     `target` names the registry written to: a resumed import must go to the same one.
     `case_sensitive` is the node's setting, needed only to find duplicates in a dry run.
     Raises InvalidFile, InvalidIdentifier (the prefix) and what `submit` raises; running it
-    again goes on after the last acknowledged chunk.
+    again goes on after the last acknowledged chunk. A chunk that was registered but not noted
+    is recognised for as long as the registry keeps receipts (two days).
     """
     if not 1 <= chunk_rows <= BATCH_ROWS_MAX:
         raise InvalidFile(
@@ -348,9 +349,8 @@ def _open(path: Path) -> CsvFile:
     try:
         return CsvFile(path)
     except OSError as error:
-        raise InvalidFile(
-            f"{path} cannot be read: {error.strerror}.", f"无法读取 {path}：{error.strerror}。"
-        ) from None
+        why = error.strerror or error
+        raise InvalidFile(f"{path} cannot be read: {why}.", f"无法读取 {path}：{why}。") from None
 
 
 def _plan(mapping: RowMapping, mode: Mode, target: str) -> str:
