@@ -127,6 +127,10 @@ class Postgres:
         self._process.wait(10)
         psutil.wait_procs(children, 10)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the postmaster alone."""
+        os.kill(self.pid, number)
+
     def freeze(self) -> None:
         """SIGSTOP every process of the server, as when its machine hangs."""
         for process in self._family():
