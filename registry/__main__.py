@@ -3,24 +3,14 @@ new admin key when the first is lost. One of the two places that know the SQL st
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from biaojie.account import Role
-from biaojie.errors import BiaojieError
-
-from .accounts import new_key
-from .admission import SYSTEM
-from .audit import Audit, audit
-from .registrar import Registrar
-from .sql import migrate as migrate_schema
-from .sql import open_store
-from .witness import Witness
+if TYPE_CHECKING:
+    from .audit import Audit
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Commands on the registry.")
 DatabaseUrl = Annotated[
@@ -41,7 +31,15 @@ def _url(database_url: str, data_dir: Path) -> str:
     return database_url or f"sqlite+aiosqlite:///{data_dir / 'registry.db'}"
 
 
+# What is slow to import is imported by the command that needs it: all commands of the program
+# pay for what stands at the top of this file.
+
+
 def _run(work: Coroutine[Any, Any, int]) -> None:
+    import asyncio
+
+    from biaojie.errors import BiaojieError
+
     try:
         code = asyncio.run(work)
     except BiaojieError as error:
@@ -58,6 +56,8 @@ def migrate(database_url: DatabaseUrl = "", data_dir: DataDir = Path("data")) ->
         data_dir.mkdir(parents=True, exist_ok=True)
 
     async def work() -> int:
+        from .sql import migrate as migrate_schema
+
         await migrate_schema(_url(database_url, data_dir))
         return 0
 
@@ -79,6 +79,12 @@ def verify(
     """Check the change log and that the registry is what the log says. Exit code 1: it is not."""
 
     async def work() -> int:
+        from rich.console import Console
+
+        from .audit import audit
+        from .sql import open_store
+        from .witness import Witness
+
         store = await open_store(_url(database_url, data_dir), allow_unsafe_durability=True)
         console = Console(stderr=True)
         try:
@@ -117,6 +123,13 @@ def new_admin_key(database_url: DatabaseUrl = "", data_dir: DataDir = Path("data
     """Issue another admin key straight into the registry, for when the first is lost."""
 
     async def work() -> int:
+        from biaojie.account import Role
+
+        from .accounts import new_key
+        from .admission import SYSTEM
+        from .registrar import Registrar
+        from .sql import open_store
+
         store = await open_store(_url(database_url, data_dir))
         registrar = Registrar(store)
         registrar.start()
