@@ -155,9 +155,11 @@ def _check(condition: Condition | None, current: Record | None) -> None:
     if (condition.version is not None and condition.version != current.version) or (
         condition.sequence is not None and condition.sequence != current.sequence
     ):
+        wanted = ".".join(str(n) for n in (condition.version, condition.sequence) if n is not None)
+        at = f"{current.version}.{current.sequence}"
         raise VersionMismatch(
-            f"{current.identifier} is at version {current.version}, not {condition.version}.",
-            f"{current.identifier} 当前版本为 {current.version}，不是 {condition.version}。",
+            f"{current.identifier} is at version {at}, not {wanted}.",
+            f"{current.identifier} 当前版本为 {at}，不是 {wanted}。",
             version=current.version,
         )
 
@@ -214,12 +216,11 @@ def _put(operation: Put, current: Record | None, now: int, strict_slash: bool) -
         return _new(operation, now, strict_slash)
     _changeable(current, operation.status)
     values = _stamped(check_values(operation.values), now)
-    _keeps_read_only(current, values)
     return Decision(
         Action.PUT,
         replace(
             current,
-            values=values,
+            values=_read_only_kept(current, values),
             status=_checked_status(operation.status, current.status),
             template=_checked_template(operation.template, current.template),
             version=current.version + 1,
@@ -235,7 +236,8 @@ def _changeable(current: Record, status: Status | None) -> None:
         raise RecordFrozen(f"{current.identifier} is frozen.", f"{current.identifier} 已冻结。")
 
 
-def _keeps_read_only(current: Record, values: tuple[Value, ...]) -> None:
+def _read_only_kept(current: Record, values: tuple[Value, ...]) -> tuple[Value, ...]:
+    """`values` with the read-only ones as they were, time included; raises ValueReadOnly."""
     after = {value.index: value for value in values}
     for value in current.values:
         if value.permissions & Permissions.ADMIN_WRITE:
@@ -247,6 +249,8 @@ def _keeps_read_only(current: Record, values: tuple[Value, ...]) -> None:
                 f"{current.identifier} 的值 {value.index} 不可修改。",
                 index=value.index,
             )
+        after[value.index] = value
+    return tuple(after.values())
 
 
 def _modify(operation: Modify, current: Record | None, now: int) -> Decision:
@@ -266,8 +270,7 @@ def _modify(operation: Modify, current: Record | None, now: int) -> Decision:
         del values[index]
     for value in _stamped(operation.set, now):
         values[value.index] = value
-    after = check_values(values.values())
-    _keeps_read_only(current, after)
+    after = _read_only_kept(current, check_values(values.values()))
     return Decision(
         Action.MODIFY,
         replace(
@@ -338,10 +341,16 @@ def decide_change_prefix(operation: ChangePrefix, caller: Caller, current: Prefi
     )
 
 
-def decide_issue(operation: IssueKey, caller: Caller, log_is_empty: bool, now: int) -> ApiKey:
+def decide_issue(
+    operation: IssueKey, caller: Caller, current: ApiKey | None, blank: bool, now: int
+) -> ApiKey:
     authorize(caller, Right.MANAGE, None)
-    if operation.first and not log_is_empty:
+    if operation.first and not blank:
         raise Forbidden("The registry already has a history.", "注册库已有历史记录。")
+    if current is not None:
+        raise InvalidRequest(
+            f"The key id {current.id} is in use.", f"密钥编号 {current.id} 已使用。"
+        )
     # An admin acts for every tenant; the others act for exactly one.
     return ApiKey(
         id=operation.id,
@@ -351,6 +360,7 @@ def decide_issue(operation: IssueKey, caller: Caller, log_is_empty: bool, now: i
         role=operation.role,
         label=_checked_text(operation.label, "label", LABEL_CHARS_MAX, empty=True),
         created=now,
+        digest=operation.digest,
     )
 
 

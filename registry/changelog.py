@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import msgpack
 
+from biaojie.account import ApiKey, Prefix
 from biaojie.change import Action, Change, Entry
 from biaojie.record import Record
 
@@ -51,6 +52,18 @@ def record_digest(record: Record) -> bytes:
 def text_digest(*fields: str | int) -> bytes:
     """SHA-256 of the state of a prefix or key, given as its fields."""
     return hashlib.sha256(msgpack.packb(list(fields))).digest()
+
+
+def prefix_digest(prefix: Prefix) -> bytes:
+    """SHA-256 of a prefix's whole state except `sequence`."""
+    p = prefix
+    return text_digest(p.name, p.tenant, p.status.value, p.version, p.created)
+
+
+def key_digest(key: ApiKey) -> bytes:
+    """SHA-256 of a key's whole state, which secret it answers to included."""
+    k = key
+    return text_digest(k.id, k.tenant, k.role.value, k.revoked, k.label, k.created, k.digest.hex())
 
 
 def leaf(change: Change) -> bytes:

@@ -36,6 +36,8 @@ from .operations import Operation
 from .staging import RULES_DEFAULT, Rules, Staging
 from .store import ReceiptKey, Store, StoredReceipt, Transaction
 
+RECEIPTS_SWEPT = 256
+"""Expired receipts are removed each time this many new ones have been kept."""
 Mode = Literal["all", "valid-rows"]
 log = logging.getLogger("biaojie.registrar")
 
@@ -121,7 +123,8 @@ class Registrar:
         self._wake = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
-        self._commits = 0
+        self._receipts_since = 0
+        """Receipts kept since expired ones were last removed."""
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="registrar")
@@ -143,14 +146,14 @@ class Registrar:
         dry_run: bool = False,
         idempotency: Idempotency | None = None,
     ) -> Outcome:
-        """Do the operations in one transaction and return their results.
+        """Do the operations (1 to `commit_operations_max`) in one transaction; their results.
 
         Mode `all`: any error means nothing is written and BatchRejected is raised (with one
         operation: its own error). Mode `valid-rows`: the good ones are written. A dry run
         decides everything and writes nothing. Raises OverCapacity, IdempotencyMismatch,
         IdempotencyRunning, TemporarilyUnavailable, StorageFull.
         """
-        assert operations
+        assert 0 < len(operations) <= self._commit_operations_max
         if self._stopping or (
             self._queue and self._queued_operations + len(operations) > self._queue_operations_max
         ):
@@ -182,15 +185,19 @@ class Registrar:
     # The commit loop --------------------------------------------------------------------
 
     async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
+        try:
+            while not self._stopping or self._queue:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._queue:
+                    group = self._take()
+                    if group:
+                        await self._commit(group)
+        finally:
+            # Empty unless this task was cancelled: nobody may wait for what will never come.
+            self._stopping = True
             while self._queue:
-                group = self._take()
-                if group:
-                    await self._commit(group)
-            if self._stopping:
-                return
+                self._answer(self._take(), TemporarilyUnavailable())
 
     def _take(self) -> list[_Submission]:
         group: list[_Submission] = []
@@ -225,16 +232,44 @@ class Registrar:
             failure = error
         except TimeoutError:
             failure = DeadlineExceeded()
-        except Exception as error:
+        except Exception:
+            # Not the store's absence but our own mistake, or something it cannot keep.
             log.exception("commit failed")
-            failure = TemporarilyUnavailable()
-            failure.__cause__ = error
-        if self._watcher is not None:
-            operations = sum(len(submission.operations) for submission in group)
-            self._watcher.committed(operations, time.perf_counter() - started, failure is None)
-        # Caches forget first: whoever is told of the change must not read the old state.
-        if failure is None and entry is not None:
-            self._on_commit(entry)
+            failure = Internal()
+        except BaseException:
+            self._answer(group, TemporarilyUnavailable(outcome="unknown"))
+            raise
+        self._tell(group, time.perf_counter() - started, failure, entry)
+        if isinstance(failure, Internal) and len(group) > 1:
+            # Nothing was written. One of them did this; the others must not suffer for it.
+            for submission in group:
+                await self._commit([submission])
+        else:
+            self._answer(group, failure, answers)
+
+    def _tell(
+        self,
+        group: list[_Submission],
+        seconds: float,
+        failure: BiaojieError | None,
+        entry: Entry | None,
+    ) -> None:
+        operations = sum(len(submission.operations) for submission in group)
+        try:
+            # Caches forget first: whoever is told of the change must not read the old state.
+            if failure is None and entry is not None:
+                self._on_commit(entry)
+            if self._watcher is not None:
+                self._watcher.committed(operations, seconds, failure is None)
+        except Exception:  # the change is on disk all the same, and others wait for theirs
+            log.exception("a listener failed")
+
+    def _answer(
+        self,
+        group: Sequence[_Submission],
+        failure: BiaojieError | None,
+        answers: Sequence[Outcome | BiaojieError] = (),
+    ) -> None:
         for number, submission in enumerate(group):
             self._forget(submission)
             if submission.future.done():
@@ -281,9 +316,11 @@ class Registrar:
             await tx.put_receipts(fresh)
         entry = next_entry(head, int(self._clock() * 1000), staging.changes)
         await tx.append(entry)
-        self._commits += 1
-        if self._commits % 64 == 1:
-            await tx.forget_receipts(now, 1_000)
+        # More are removed than were added, so that the expired ones cannot pile up.
+        self._receipts_since += len(fresh)
+        if self._receipts_since >= RECEIPTS_SWEPT:
+            await tx.forget_receipts(now, 2 * self._receipts_since)
+            self._receipts_since = 0
         return entry, answers
 
     def _apply(self, submission: _Submission, staging: Staging) -> Outcome | BiaojieError:

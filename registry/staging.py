@@ -24,7 +24,7 @@ from .admission import (
     decide_record,
     decide_revoke,
 )
-from .changelog import ZERO, record_digest, text_digest
+from .changelog import ZERO, key_digest, prefix_digest, record_digest
 from .operations import (
     ChangePrefix,
     HomePrefix,
@@ -49,11 +49,15 @@ RULES_DEFAULT = Rules()
 
 @dataclass(slots=True)
 class Staging:
-    """`sequence` is the entry this commit will be, `now` its time in epoch seconds."""
+    """`sequence` is the entry this commit will be, `now` its time in epoch seconds.
+
+    `blank`: nothing has ever been written before what is staged here.
+    """
 
     rules: Rules
     sequence: int
     now: int
+    blank: bool
     found: ChainMap[Key, Found] = field(default_factory=ChainMap)
     prefixes: ChainMap[str, Prefix | None] = field(default_factory=ChainMap)
     keys: ChainMap[str, ApiKey | None] = field(default_factory=ChainMap)
@@ -87,6 +91,7 @@ class Staging:
             rules,
             sequence,
             now,
+            sequence == 1,
             ChainMap({}, dict(zip(records, found, strict=True))),
             ChainMap({}, {name: homed.get(name) for name in prefixes}),
             ChainMap({}, {key_id: issued.get(key_id) for key_id in keys}),
@@ -97,6 +102,7 @@ class Staging:
             self.rules,
             self.sequence,
             self.now,
+            self.blank and not self.changes,
             self.found.new_child(),
             self.prefixes.new_child(),
             self.keys.new_child(),
@@ -123,7 +129,9 @@ class Staging:
 
     def _apply_record(self, operation: RecordOperation, caller: Caller) -> Receipt:
         key = operation.identifier.key(case_sensitive=self.rules.case_sensitive)
-        found = self.found[key]
+        loaded = self.found[key]
+        # A prefix changed earlier in this commit is as that change left it.
+        found = Found(self.prefixes.get(key.prefix, loaded.prefix), loaded.record)
         decision = decide_record(
             operation, caller, found, self.now, strict_slash=self.rules.strict_slash
         )
@@ -155,22 +163,21 @@ class Staging:
             action = Action.CHANGE_PREFIX
             prefix = decide_change_prefix(operation, caller, current)
         self.prefixes[folded] = replace(prefix, sequence=self.sequence)
-        digest = text_digest(prefix.name, prefix.tenant, prefix.status, prefix.version)
-        return self._note(action, prefix.name, prefix.status, prefix.version, caller, digest)
+        return self._note(
+            action, prefix.name, prefix.status, prefix.version, caller, prefix_digest(prefix)
+        )
 
     def _apply_key(self, operation: IssueKey | RevokeKey, caller: Caller) -> Receipt:
         if isinstance(operation, IssueKey):
-            # Within the very first commit the log counts as empty only for its first change.
-            log_is_empty = self.sequence == 1 and not self.changes
-            key = decide_issue(operation, caller, log_is_empty, self.now)
+            blank = self.blank and not self.changes
+            key = decide_issue(operation, caller, self.keys[operation.id], blank, self.now)
             self.new_keys[operation.digest] = key
             action, status, version = Action.ISSUE_KEY, "valid", 1
         else:
             key = decide_revoke(operation, caller, self.keys[operation.id], self.now)
             action, status, version = Action.REVOKE_KEY, "revoked", 2
         self.keys[key.id] = key
-        digest = text_digest(key.id, key.tenant, key.role, key.revoked)
-        return self._note(action, key.id, status, version, caller, digest)
+        return self._note(action, key.id, status, version, caller, key_digest(key))
 
     def _note(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -37,7 +37,8 @@ class Prefix:
 class ApiKey:
     """What is known of a key once it has been issued; the secret itself is not kept anywhere.
 
-    `revoked` is 0 while the key is valid, else the epoch second from which it is not.
+    `revoked` is 0 while the key is valid, else the epoch second from which it is not. `digest`
+    is the SHA-256 of the secret; it stays in the registry and is empty everywhere else.
     """
 
     id: str
@@ -46,3 +47,4 @@ class ApiKey:
     label: str = ""
     created: int = 0
     revoked: int = 0
+    digest: bytes = field(default=b"", repr=False)
