@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from aiohttp import web
 
 from biaojie import Client, Resolved, Row, SyncClient
 from biaojie.errors import (
@@ -23,7 +24,7 @@ from biaojie.errors import (
     Unauthenticated,
 )
 from biaojie.retry import Backoff
-from tests.scripted_node import ScriptedNode, cut_after_commit, held, problem, serving
+from tests.scripted_node import Answer, ScriptedNode, cut_after_commit, held, problem, serving
 
 QUICK = Backoff(base_s=0.001, cap_s=0.002)
 
@@ -244,8 +245,15 @@ async def test_close_ends_what_runs(node: ScriptedNode) -> None:
 
 async def test_an_interrupt_ends_the_call(node: ScriptedNode) -> None:
     """Ctrl-C while waiting: KeyboardInterrupt at once, and the call does not go on unseen."""
-    never = asyncio.Event()
-    node.faults.append(held(never))
+    hung_up = asyncio.Event()
+
+    async def never(request: web.Request, answer: Answer) -> web.StreamResponse:
+        while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        hung_up.set()
+        return web.Response()
+
+    node.faults.append(never)
     program = f"""
 import os, signal, threading, time
 from biaojie import SyncClient
@@ -255,11 +263,21 @@ started = time.monotonic()
 try:
     client.register("99.1/a", {{"A": "b"}})
 except KeyboardInterrupt:
-    print("interrupted", time.monotonic() - started < 10)
+    print("interrupted", time.monotonic() - started < 10, flush=True)
+input()
 client.close()
 """
-    out, err = await run_python(program)
-    assert (out, err) == ("interrupted True\n", "")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        told = await asyncio.wait_for(process.stdout.readline(), 20)
+        await asyncio.wait_for(hung_up.wait(), 10)
+    finally:
+        await asyncio.wait_for(process.communicate(b"\n"), 20)
+    assert told == b"interrupted True\n"
+    assert process.returncode == 0
 
 
 async def run_python(program: str) -> tuple[str, str]:
