@@ -339,4 +339,5 @@ os.wait()
 print(used.resolve("99.1/a").record.version)
 """
     out, err = await run_python(program)
-    assert (out, err) == ("True 1\n1\n", "")
+    assert out == "True 1\n1\n"
+    assert "Traceback" not in err  # Python itself may warn of forking with threads
