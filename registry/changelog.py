@@ -135,6 +135,18 @@ def next_entry(head: tuple[int, bytes], time_ms: int, changes: Sequence[Change])
     return replace(entry, hash=entry_hash(entry))
 
 
+def part_of(entry: Entry, changes: Sequence[Change]) -> Entry:
+    """An entry that tells only of `changes`. Its hashes stay those of the whole."""
+    return replace(
+        entry,
+        actor=_shared(change.actor for change in changes),
+        action=_shared(change.action.value for change in changes),
+        prefix=_shared(subject_prefix(change) for change in changes),
+        count=len(changes),
+        changes=tuple(changes),
+    )
+
+
 def pack_changes(changes: Sequence[Change]) -> bytes:
     """The stored form of an entry's changes."""
     packed: bytes = msgpack.packb(

@@ -16,7 +16,7 @@ import structlog
 
 from biaojie.account import Role
 from biaojie.change import Entry
-from biaojie.errors import BiaojieError
+from biaojie.errors import BiaojieError, Forbidden
 from registry.accounts import new_key
 from registry.admission import SYSTEM
 from registry.registrar import Registrar
@@ -83,7 +83,7 @@ class Node:
             case_sensitive=case_sensitive,
             watchers_max=settings.watchers_max,
         )
-        self.tail.listeners += [self.cache.forget, self.service.forget]
+        self.tail.listeners += [self.cache, self.service]
         api = (*identifiers.ENDPOINTS, *batches.ENDPOINTS, *accounts.ENDPOINTS)
         facts = Facts(
             settings.node_name,
@@ -111,7 +111,7 @@ class Node:
     def _committed(self, entry: Entry) -> None:
         self.cache.forget(entry)
         self.service.forget(entry)
-        self.tail.committed(entry)
+        self.tail.committed()
 
     def _state(self) -> str:
         if self.status == "ok" and self.health.down:
@@ -148,6 +148,7 @@ class Node:
     async def stop(self) -> None:
         """Refuse new requests, finish the running ones, commit what is queued, close."""
         self.status = "draining"
+        self.tail.release()
         await self.front.stop()
         await self.registrar.stop()
         await self.tail.stop()
@@ -171,8 +172,9 @@ class Node:
 async def first_key(store: Store, registrar: Registrar, data_dir: Path) -> None:
     """Into an empty registry, issue the first admin key and keep it in `admin.key`, mode 0600.
 
-    The file is on disk before the key is valid, so that it can be lost at no moment; the lock
-    keeps two nodes that start together from writing over each other's.
+    The file is on disk before the key is valid and stays when it is not known whether the key
+    became valid, so that it can be lost at no moment; the lock keeps two nodes that start
+    together from writing over each other's.
     """
     with (data_dir / "admin.key.lock").open("w") as lock:
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
@@ -187,7 +189,7 @@ async def first_key(store: Store, registrar: Registrar, data_dir: Path) -> None:
             os.fsync(file.fileno())
         try:
             (await registrar.submit(SYSTEM, [operation])).single()
-        except BiaojieError:
-            path.unlink(missing_ok=True)
-            raise
+        except Forbidden:  # another node with another folder was first
+            path.unlink()
+            return
         log.info("first admin key issued", key_id=operation.id, file=str(path))

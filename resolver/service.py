@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
 
 from biaojie.account import ApiKey, Prefix, Role
 from biaojie.change import Action, Entry
@@ -26,10 +27,10 @@ from biaojie.errors import (
     Unauthenticated,
 )
 from biaojie.identifier import Identifier, fold_prefix
-from biaojie.record import Record, Status
+from biaojie.record import Record, Status, fold_type
 from registry.accounts import KEY_PATTERN, digest, new_key
 from registry.admission import PUBLIC, Caller, Right, allows, authorize
-from registry.changelog import subject_prefix
+from registry.changelog import part_of, subject_prefix
 from registry.operations import Operation
 from registry.registrar import Idempotency, Mode, Outcome, Registrar
 from registry.store import Store
@@ -44,6 +45,8 @@ KEY_TRUSTED_S = 2.0
 REPLY_BYTES_MAX = 4 * 2**20
 """Value octets in one page or multi-answer, beyond which it is cut."""
 PAGE_CHANGES_MAX = 5_000
+NAMES_MAX = 1_000
+"""Names asked for in one query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +78,10 @@ def select(record: Record, query: Query) -> Record:
     """Only the values the query asks for."""
     if not query.indexes and not query.types:
         return record
-    types = [type_.lower() for type_ in query.types]
+    types = [fold_type(type_) for type_ in query.types]
 
     def wanted(index: int, type_: str) -> bool:
-        folded = type_.lower()
+        folded = fold_type(type_)
         return index in query.indexes or any(
             folded == t or (t.endswith(".") and (folded.startswith(t) or folded == t[:-1]))
             for t in types
@@ -99,6 +102,7 @@ class Service:
         case_sensitive: bool = False,
         watchers_max: int = 256,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._registrar = registrar
@@ -109,6 +113,7 @@ class Service:
         self._watchers_max = watchers_max
         self._watchers = 0
         self._clock = clock
+        self._monotonic = monotonic
         self._keys: OrderedDict[bytes, tuple[ApiKey, float]] = OrderedDict()
         self._guesses = Guesses()
 
@@ -122,14 +127,17 @@ class Service:
         """
         if key is None:
             return PUBLIC
-        hashed = digest(key)
+        well_formed = KEY_PATTERN.fullmatch(key) is not None
+        hashed = digest(key) if well_formed else b""
         kept = self._keys.get(hashed)
-        now = time.monotonic()
+        now = self._monotonic()
         if kept is not None and now < kept[1]:
             return _caller(kept[0])
-        self._guesses.check(peer, now)
-        known = await self._store.find_key(hashed) if KEY_PATTERN.fullmatch(key) else None
+        if kept is None:  # a key that was valid a moment ago is no guess
+            self._guesses.check(peer, now)
+        known = await self._local.find_key(hashed) if well_formed else None
         if known is None or known.revoked:
+            self._keys.pop(hashed, None)
             self._guesses.missed(peer, now)
             raise Unauthenticated(
                 "The key is not valid here: unknown or revoked.",
@@ -147,6 +155,10 @@ class Service:
             for hashed, (key, _) in list(self._keys.items()):
                 if key.id in revoked:
                     del self._keys[hashed]
+
+    def clear(self) -> None:
+        """Trust no key unasked: commits may have been missed."""
+        self._keys.clear()
 
     # Resolving --------------------------------------------------------------------------
 
@@ -288,18 +300,31 @@ class Service:
         of their tenant's prefixes, and no entry without one.
         """
         authorize(caller, Right.READ_CHANGES, caller.tenant)
-        if wait_s > 0:
-            if self._watchers >= self._watchers_max:
-                raise OverCapacity()
-            self._watchers += 1
-            try:
-                await self._tail.wait(after, wait_s)
-            finally:
-                self._watchers -= 1
+        until = time.monotonic() + wait_s
+        entries, after = await self._changes(caller, after, limit)
+        if entries or wait_s <= 0:
+            return entries, after
+        if self._watchers >= self._watchers_max:
+            raise OverCapacity()
+        self._watchers += 1
+        try:
+            # What others commit ends nobody's wait, nor does it show in how long it took.
+            while not entries and (left := until - time.monotonic()) > 0:
+                await self._tail.wait(after, left)
+                if self._tail.released:
+                    break
+                entries, after = await self._changes(caller, after, limit)
+        finally:
+            self._watchers -= 1
+        return entries, after
+
+    async def _changes(self, caller: Caller, after: int, limit: int) -> tuple[list[Entry], int]:
         entries: list[Entry] = []
         changes = 0
+        size = 2
         while len(entries) < limit and changes < PAGE_CHANGES_MAX:
-            size = min(limit - len(entries), 32)
+            # Few at first: one entry may hold thousands of changes.
+            size = min(2 * size, 16, limit - len(entries))
             found = await self._store.list_changes(after, size)
             entries += found
             changes += sum(entry.count for entry in found)
@@ -311,15 +336,27 @@ class Service:
         return await self._visible(caller, entries), after
 
     async def _visible(self, caller: Caller, entries: list[Entry]) -> list[Entry]:
-        names = {fold_prefix(subject_prefix(c)) for entry in entries for c in entry.changes}
-        names.discard("")
-        homed = await self._store.find_prefixes(sorted(names)) if names else {}
-        own = {name for name, prefix in homed.items() if prefix.tenant == caller.tenant}
+        names = sorted({fold_prefix(subject_prefix(c)) for e in entries for c in e.changes} - {""})
+        actors = sorted({c.actor for e in entries for c in e.changes})
+        own: set[str] = set()
+        own_keys: set[str] = set()
+        for at in range(0, len(names), NAMES_MAX):
+            homed = await self._store.find_prefixes(names[at : at + NAMES_MAX])
+            own |= {name for name, prefix in homed.items() if prefix.tenant == caller.tenant}
+        for at in range(0, len(actors) if own else 0, NAMES_MAX):
+            keys = await self._store.find_keys_by_id(actors[at : at + NAMES_MAX])
+            own_keys |= {id_ for id_, key in keys.items() if key.tenant == caller.tenant}
         visible = []
         for entry in entries:
-            changes = tuple(c for c in entry.changes if fold_prefix(subject_prefix(c)) in own)
+            # Who else acts here, the operator's people included, is nobody's business; nor
+            # what the entry's hashes hide, as long as the ids of others' keys are not known.
+            changes = [
+                c if c.actor in own_keys else replace(c, actor="")
+                for c in entry.changes
+                if fold_prefix(subject_prefix(c)) in own
+            ]
             if changes:
-                visible.append(replace(entry, changes=changes))
+                visible.append(part_of(entry, changes))
         return visible
 
 
@@ -327,18 +364,30 @@ def _caller(key: ApiKey) -> Caller:
     return Caller(key.id, key.tenant, key.role)
 
 
+def _network(peer: str) -> str:
+    """Who is slowed down: an IPv4 address, or the /64 in which one IPv6 host may be anyone."""
+    if ":" not in peer:
+        return peer
+    try:
+        address = ip_address(peer.partition("%")[0])
+    except ValueError:
+        return peer
+    return str(ip_network(f"{address}/64", strict=False))
+
+
 class Guesses:
     """Slows down those who try keys: after 5 misses a peer waits, twice as long each time."""
 
     FREE = 5
     WAIT_MAX_S = 300.0
+    DOUBLINGS_MAX = 9
 
     def __init__(self, peers_max: int = 10_000) -> None:
         self._peers: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._peers_max = peers_max
 
     def check(self, peer: str, now: float) -> None:
-        until = self._peers.get(peer, (0, 0.0))[1]
+        until = self._peers.get(_network(peer), (0, 0.0))[1]
         if now < until:
             raise TooManyRequests(
                 "Too many invalid keys from this address.",
@@ -347,10 +396,11 @@ class Guesses:
             )
 
     def missed(self, peer: str, now: float) -> None:
+        peer = _network(peer)
         misses, until = self._peers.pop(peer, (0, 0.0))
         if now > until + self.WAIT_MAX_S:
             misses = 0  # long quiet: start again
-        misses += 1
+        misses = min(misses + 1, self.FREE + self.DOUBLINGS_MAX)
         wait = min(2.0 ** (misses - self.FREE), self.WAIT_MAX_S) if misses > self.FREE else 0.0
         self._peers[peer] = (misses, now + wait)
         while len(self._peers) > self._peers_max:

@@ -7,18 +7,30 @@ has already dropped every changed entry, so `Health.answered` means the cache is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 
 from biaojie.change import Entry
 from biaojie.errors import BiaojieError
+from biaojie.identifier import Key
 from registry.store import ReadStore
 
 from .health import Health
 
-PAGE = 32  # an entry may hold thousands of changes
+PAGE = 8  # an entry may hold thousands of changes, and reading them holds up everything else
+PROBE = Key("0", b"0")
 log = structlog.get_logger("biaojie.tail")
+
+
+class Listener(Protocol):
+    def forget(self, entry: Entry) -> None:
+        """Drop what a commit changed."""
+        ...
+
+    def clear(self) -> None:
+        """Drop everything: there may have been changes that were not seen."""
+        ...
 
 
 class Tail:
@@ -28,7 +40,7 @@ class Tail:
         self,
         store: ReadStore,
         health: Health,
-        listeners: list[Callable[[Entry], None]],
+        listeners: list[Listener],
         *,
         poll_s: float = 0.25,
         timeout_s: float = 2.0,
@@ -40,31 +52,39 @@ class Tail:
         self._timeout_s = timeout_s
         self._task: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
-        self.sequence = 0
+        self._head = (0, b"")
+        self.released = False
+
+    @property
+    def sequence(self) -> int:
+        """The last entry that was followed."""
+        return self._head[0]
 
     async def start(self) -> None:
         """Begin after the present end of the log: the caches are still empty."""
-        self.sequence = (await self._store.head())[0]
+        self._head = await self._store.head()
         self._task = asyncio.create_task(self._run(), name="tail")
 
     async def stop(self) -> None:
+        self.release()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        self._news.set()
 
-    def committed(self, entry: Entry) -> None:
-        """An entry of this process: wakes those who wait. The log is still read in order."""
-        self._wake()
-
-    def _wake(self) -> None:
+    def committed(self) -> None:
+        """This process has committed: wakes those who wait. The log is still read in order."""
         news, self._news = self._news, asyncio.Event()
         news.set()
 
+    def release(self) -> None:
+        """The node is about to stop: nobody waits for news any more."""
+        self.released = True
+        self._news.set()
+
     async def wait(self, after: int, timeout_s: float) -> None:
         """Return when the log may have grown beyond `after`, or when the time is up."""
-        if self.sequence > after:
+        if self.sequence > after or self.released:
             return
         try:
             async with asyncio.timeout(timeout_s):
@@ -76,19 +96,37 @@ class Tail:
         while True:
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    entries = await self._store.list_changes(self.sequence, PAGE)
-                for entry in entries:
-                    for listener in self.listeners:
-                        listener(entry)
-                    self.sequence = entry.sequence
-                if len(entries) < PAGE:
-                    self._health.answered()
-                if entries:
-                    self._wake()
+                    more = await self._look()
+                if more:
                     continue
+                if self._health.down:
+                    # The log can be read; can records? Those who ask for them wait otherwise.
+                    async with asyncio.timeout(self._timeout_s):
+                        await self._store.look_up([PROBE])
+                self._health.answered()
             except (TimeoutError, BiaojieError) as error:
                 self._health.failed(repr(error))
             except Exception as error:
                 log.exception("tail")
                 self._health.failed(repr(error))
             await asyncio.sleep(self._poll_s)
+
+    async def _look(self) -> bool:
+        """Follow the next entries; says whether there may be more."""
+        entries = await self._store.list_changes(self.sequence, PAGE)
+        if entries:
+            before = entries[0].previous
+            for listener in self.listeners:
+                if before != self._head[1]:
+                    listener.clear()
+                for entry in entries:
+                    listener.forget(entry)
+            self._head = (entries[-1].sequence, entries[-1].hash)
+            self.committed()
+        elif (head := await self._store.head()) != self._head and head[0] <= self.sequence:
+            # Restored from a backup, or a standby that had not got everything took over.
+            log.error("the change log is not the one followed so far", sequence=head[0])
+            for listener in self.listeners:
+                listener.clear()
+            self._head = head
+        return len(entries) == PAGE

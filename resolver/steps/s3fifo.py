@@ -16,6 +16,8 @@ class Sized(Protocol):
     hits: int  # set to 1 or more by whoever finds the entry
 
 
+CHANCES_MAX = 32
+"""So many entries found since get another round in one eviction: it must not take long."""
 K = TypeVar("K", bound=Hashable)
 E = TypeVar("E", bound=Sized)
 
@@ -85,11 +87,13 @@ class S3Fifo(Generic[K, E]):
             self._ghosts.popitem(last=False)
 
     def _evict_main(self) -> None:
-        key, _ = self._main.popitem(last=False)
-        entry = self.entries[key]
-        if entry.hits > 0:
+        for _ in range(CHANCES_MAX):
+            key = next(iter(self._main))
+            entry = self.entries[key]
+            if not entry.hits:
+                break
             entry.hits = min(entry.hits, 3) - 1
-            self._main[key] = None
-            return
-        del self.entries[key]
+            self._main.move_to_end(key)
+        key, _ = self._main.popitem(last=False)
+        entry = self.entries.pop(key)
         self.bytes -= entry.size
