@@ -368,7 +368,7 @@ async def test_following_outlives_faults_and_restarts() -> None:
             node.faults.extend([reset, cut_after_commit, saying(502, b"<html>", "text/html")])
             await node.append()
             await reach(4)
-            node.faults.append(problem(TemporarilyUnavailable()))
+            node.faults.append(problem(TemporarilyUnavailable(retry_after_s="soon")))
             await node.append(4)
             await reach(8)
         async with serving(node, port):  # restarted

@@ -120,11 +120,11 @@ async def write_chunk(
 
 def _renumbered(error: BatchRejected, first_row: int) -> BatchRejected:
     """The node counts the rows of one batch from 1; callers count those of the stream."""
+    told = error.fields.get("rows")
     rows = [
         {**row, "row": row["row"] + first_row - 1}
+        for row in (told if isinstance(told, list) else ())
         if isinstance(row, dict) and isinstance(row.get("row"), int)
-        else row
-        for row in error.fields.get("rows", ())
     ]
     error.fields = {**error.fields, "rows": rows}
     return error
@@ -171,7 +171,8 @@ async def change_pages(
             if not (follow and error.retryable):
                 raise
             failures += 1
-            delay_s = _FOLLOW_BACKOFF.delay_s(failures, error.fields.get("retry_after_s"))
+            wait = error.fields.get("retry_after_s")
+            delay_s = _FOLLOW_BACKOFF.delay_s(failures, wait if isinstance(wait, float) else None)
             log.warning("following changes after %d: %s, again in %.1f s", after, error, delay_s)
             await asyncio.sleep(delay_s)
             continue

@@ -51,11 +51,11 @@ class _LoopThread:
     def start(self, coroutine: Coroutine[Any, Any, R]) -> Future[R]:
         """Hand a coroutine over; the result is to be waited for with `wait`."""
         try:
-            loop = self._ready()
+            with self._lock:  # nothing can be handed over once `close` has begun
+                return asyncio.run_coroutine_threadsafe(coroutine, self._ready())
         except RuntimeError:
             coroutine.close()
             raise
-        return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
     def wait(self, future: Future[R]) -> R:
         """The core's deadlines end every call; this looks that the core itself is alive."""
@@ -74,55 +74,55 @@ class _LoopThread:
         return self.wait(self.start(coroutine))
 
     def _ready(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("The client is closed. 客户端已关闭。")
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=self._loop.run_forever, name="biaojie-client", daemon=True
-                )
-                self._pid = os.getpid()
-                self._thread.start()
-            if self._pid != os.getpid():
-                raise RuntimeError(
-                    "This SyncClient was used before the fork: make one in each process. "
-                    "该客户端在 fork 之前已使用：请在每个进程中各自创建。"
-                )
-            if self._thread is threading.current_thread():
-                raise RuntimeError(
-                    "A SyncClient cannot be called from its own loop. "
-                    "不能在其自身的事件循环中调用。"
-                )
-            return self._loop
+        if self._closed:
+            raise RuntimeError("The client is closed. 客户端已关闭。")
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=self._loop.run_forever, name="biaojie-client", daemon=True
+            )
+            self._pid = os.getpid()
+            self._thread.start()
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                "This SyncClient was used before the fork: make one in each process. "
+                "该客户端在 fork 之前已使用：请在每个进程中各自创建。"
+            )
+        if self._thread is threading.current_thread():
+            raise RuntimeError(
+                "A SyncClient cannot be called from its own loop. 不能在其自身的事件循环中调用。"
+            )
+        return self._loop
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Cancel what runs, run `last`, stop the loop. At most about ten seconds."""
+        """Cancel what runs, run `last`, stop the loop. At most about fifteen seconds."""
         with self._lock:
             loop, thread = self._loop, self._thread
-            if self._closed or loop is None or thread is None or self._pid != os.getpid():
-                self._closed = True
-                return
+            done = self._closed or self._pid != os.getpid()
             self._closed = True
-
-        async def end() -> None:
-            try:
-                tasks = asyncio.all_tasks() - {asyncio.current_task()}
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), _CLOSE_S)
-                await loop.shutdown_asyncgens()
-                await asyncio.wait_for(last(), _CLOSE_S)
-            finally:
-                loop.call_soon(loop.stop)
-
-        ending = asyncio.run_coroutine_threadsafe(end(), loop)
+            if done or loop is None or thread is None:
+                return
+            ending = asyncio.run_coroutine_threadsafe(_end(loop, last), loop)
         if thread is threading.current_thread():  # collected as garbage by the loop's own thread
             return
         wait([ending], 2 * _CLOSE_S)
         thread.join(_CLOSE_S)
         if not thread.is_alive():
             loop.close()
+
+
+async def _end(
+    loop: asyncio.AbstractEventLoop, last: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
+    try:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), _CLOSE_S)
+        await loop.shutdown_asyncgens()
+        await asyncio.wait_for(last(), _CLOSE_S)
+    finally:
+        loop.call_soon(loop.stop)
 
 
 class _Face(Generic[A]):
