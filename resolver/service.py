@@ -221,14 +221,17 @@ class Service:
             raise PrefixNotHere()
         page: list[Record] = []
         octets = 0
-        while len(page) < limit and octets < REPLY_BYTES_MAX:
+        while len(page) < limit:
             size = min(limit - len(page), 100)
             records = await self._store.list_records(folded, after, size)
-            page += [record.readable() for record in records]
+            for record in records:
+                octets += sum(len(value.data) for value in record.values)
+                if page and octets > REPLY_BYTES_MAX:
+                    return page, True
+                page.append(record.readable())
             if len(records) < size:
                 return page, False
             after = self.cursor(records[-1])
-            octets += sum(len(value.data) for record in records for value in record.values)
         return page, True
 
     def cursor(self, record: Record) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from biaojie.account import ApiKey, Prefix, PrefixStatus, Role
@@ -29,7 +29,7 @@ from registry.operations import ChangePrefix, HomePrefix, RevokeKey
 from registry.registrar import Idempotency
 
 from ...service import Service
-from .endpoint import Asked, Endpoint, Reply, json_reply
+from .endpoint import Asked, Endpoint, Reply, json_reply, write_headers
 from .models import (
     ChangesPage,
     ChangesQuery,
@@ -93,18 +93,31 @@ def _change_prefix(asked: Asked) -> _PrefixWrite:
     return _PrefixWrite(ChangePrefix(name, body.tenant, status), asked.idempotency())
 
 
-async def _write_prefix(service: Service, caller: Caller, write: _PrefixWrite) -> Prefix:
+async def _write_prefix(
+    service: Service, caller: Caller, write: _PrefixWrite
+) -> tuple[Prefix, bool]:
     outcome = await service.write(caller, [write.operation], idempotency=write.idempotency)
-    outcome.single()
-    return await service.find_prefix(caller, write.operation.name)
+    receipt = outcome.single()
+    now = await service.find_prefix(caller, write.operation.name)
+    # What this request made of it, whatever came after: a replay is the first reply again.
+    made = replace(
+        now,
+        tenant=write.operation.tenant or now.tenant,
+        status=PrefixStatus(receipt.status),
+        version=receipt.version,
+        sequence=receipt.sequence,
+    )
+    return made, outcome.replayed
 
 
 async def _find_prefix(service: Service, caller: Caller, name: str) -> Prefix:
     return await service.find_prefix(caller, name)
 
 
-def _encode_prefix(asked: Asked, prefix: Prefix) -> Reply:
-    return json_reply(document.encode_prefix(prefix), 201 if asked.method == "POST" else 200)
+def _encode_written_prefix(asked: Asked, answer: tuple[Prefix, bool]) -> Reply:
+    prefix, replayed = answer
+    status = 201 if asked.method == "POST" else 200
+    return json_reply(document.encode_prefix(prefix), status, write_headers(replayed))
 
 
 # Keys -----------------------------------------------------------------------------------
@@ -127,11 +140,16 @@ def _encode_issued(asked: Asked, answer: tuple[str, ApiKey]) -> Reply:
 
 async def _revoke(
     service: Service, caller: Caller, question: tuple[str, Idempotency | None]
-) -> ApiKey:
+) -> tuple[ApiKey, bool]:
     key_id, idempotency = question
     outcome = await service.write(caller, [RevokeKey(key_id)], idempotency=idempotency)
     outcome.single()
-    return await service.find_key(caller, key_id)
+    return await service.find_key(caller, key_id), outcome.replayed
+
+
+def _encode_revoked(asked: Asked, answer: tuple[ApiKey, bool]) -> Reply:
+    key, replayed = answer
+    return json_reply(document.encode_key(key), 200, write_headers(replayed))
 
 
 # Changes --------------------------------------------------------------------------------
@@ -172,7 +190,7 @@ ENDPOINTS: tuple[Endpoint[Any, Any], ...] = (
         "Home a prefix at this node (admin)",
         _home,
         _write_prefix,
-        _encode_prefix,
+        _encode_written_prefix,
         body=PrefixBody,
         reply=PrefixReply,
         success=(201,),
@@ -187,7 +205,7 @@ ENDPOINTS: tuple[Endpoint[Any, Any], ...] = (
         "Look at a prefix",
         lambda asked: check_prefix(asked.tail_text()),
         _find_prefix,
-        _encode_prefix,
+        lambda asked, prefix: json_reply(document.encode_prefix(prefix)),
         reply=PrefixReply,
         errors=(*REFUSED, InvalidIdentifier, PrefixNotHere),
     ),
@@ -199,7 +217,7 @@ ENDPOINTS: tuple[Endpoint[Any, Any], ...] = (
         "Suspend or reactivate a prefix, or give it to another tenant (admin)",
         _change_prefix,
         _write_prefix,
-        _encode_prefix,
+        _encode_written_prefix,
         body=PrefixPatch,
         reply=PrefixReply,
         errors=(*KEYED, InvalidIdentifier, PrefixNotHere),
@@ -240,7 +258,7 @@ ENDPOINTS: tuple[Endpoint[Any, Any], ...] = (
         "Revoke a key (admin)",
         lambda asked: (asked.tail_text(), asked.idempotency()),
         _revoke,
-        lambda asked, key: json_reply(document.encode_key(key)),
+        _encode_revoked,
         reply=KeyReply,
         errors=(*KEYED, NotFound),
         headers=("Idempotency-Key",),

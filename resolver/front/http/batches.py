@@ -37,7 +37,7 @@ from registry.operations import Create, Put, RecordOperation, Retire
 from registry.registrar import Idempotency, Mode, Outcome
 
 from ...service import REPLY_BYTES_MAX, Resolution, Service
-from .endpoint import Asked, Endpoint, Reply, json_reply
+from .endpoint import Asked, Endpoint, Reply, json_reply, write_headers
 from .faults import validated
 from .identifiers import BASE, status_of, values_of
 from .models import BatchBody, BatchReply, BatchRow, ResolveBody, ResolvedReply
@@ -196,10 +196,7 @@ def _rows(batch: _Batch, outcome: Outcome) -> tuple[RowResult, ...]:
 
 def _encode_batch(asked: Asked, answer: tuple[BatchResult, bool]) -> Reply:
     result, replayed = answer
-    headers = {"Cache-Control": "no-store"}
-    if replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return json_reply(document.encode_batch(result), 200, headers)
+    return json_reply(document.encode_batch(result), 200, write_headers(replayed))
 
 
 ENDPOINTS: tuple[Endpoint[Any, Any], ...] = (

@@ -199,6 +199,11 @@ def json_reply(content: Any, status: int = 200, headers: Mapping[str, str] | Non
     return Reply(status, orjson.dumps(content), JSON, headers or {"Cache-Control": "no-store"})
 
 
+def write_headers(replayed: bool) -> dict[str, str]:
+    replay = {"Idempotency-Replayed": "true"} if replayed else {}
+    return {"Cache-Control": "no-store"} | replay
+
+
 def error_headers(error: BiaojieError) -> dict[str, str]:
     headers = {"Cache-Control": "no-store"}
     if isinstance(error, TooManyRequests | OverCapacity | TemporarilyUnavailable):
@@ -232,7 +237,7 @@ def etag(record: Record, *, private: bool = False) -> str:
 class Endpoint(Generic[Q, A]):
     """`path` has at most one `{…}`, at its end; if `whole_tail` it stands for any number of
     segments, else for one. `public`: answered for the public even while keys cannot be checked.
-    `body` and `reply` are for the contract; `decode` does the validating.
+    `body`, `reply` and `media` are for the contract; `decode` does the validating.
     """
 
     method: str
@@ -246,6 +251,7 @@ class Endpoint(Generic[Q, A]):
     query: type[BaseModel] = NoQuery
     body: type[BaseModel] | None = None
     reply: type[BaseModel] | None = None
+    media: str = JSON
     success: tuple[int, ...] = (200,)
     errors: tuple[type[BiaojieError], ...] = ()
     headers: tuple[str, ...] = ()

@@ -38,7 +38,7 @@ from registry.registrar import Idempotency
 
 from ...core import Source
 from ...service import Query, Resolution, Service
-from .endpoint import Asked, Endpoint, Reply, etag, json_reply
+from .endpoint import Asked, Endpoint, Reply, etag, json_reply, write_headers
 from .models import (
     CreateBody,
     DeleteQuery,
@@ -209,9 +209,7 @@ async def _write(service: Service, caller: Caller, write: _Write) -> tuple[Recei
 
 def _encode_receipt(asked: Asked, answer: tuple[Receipt, bool]) -> Reply:
     receipt, replayed = answer
-    headers = {"Cache-Control": "no-store"}
-    if replayed:
-        headers["Idempotency-Replayed"] = "true"
+    headers = write_headers(replayed)
     if receipt.action is not Action.PURGE:
         headers["ETag"] = f'"{receipt.version}.{receipt.sequence}"'
     created = receipt.action is Action.CREATE

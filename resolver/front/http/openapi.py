@@ -139,7 +139,11 @@ def _responses(endpoint: Endpoint[Any, Any]) -> Json:
         if status == 304:
             responses["304"] = {"description": "Not modified."}
         elif endpoint.reply is None:
-            responses[str(status)] = {"description": "Done."}
+            kind = "object" if endpoint.media == JSON else "string"
+            responses[str(status)] = {
+                "description": "Done.",
+                "content": {endpoint.media: {"schema": {"type": kind}}},
+            }
         else:
             responses[str(status)] = {
                 "description": "Created." if status == 201 else "Done.",

@@ -218,7 +218,12 @@ def public_endpoints(
             success=(200, 503),
         ),
         plain(
-            "/metrics", "metrics", metrics, tag="node", summary="Metrics in Prometheus text format"
+            "/metrics",
+            "metrics",
+            metrics,
+            tag="node",
+            summary="Metrics in Prometheus text format",
+            media=METRICS_CONTENT_TYPE,
         ),
         Endpoint(
             "GET",
