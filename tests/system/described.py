@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from jsonschema import Draft202012Validator
+from prometheus_client.parser import text_string_to_metric_families
 from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
 
 from tests.system.wire import Answer, Wire
 
@@ -28,7 +31,7 @@ class Described:
         with Wire(port) as wire:
             self.document = wire.ask("GET", "/openapi.json").json
         resource: Resource[Any] = Resource.from_contents(
-            self.document, default_specification=_DRAFT
+            self.document, default_specification=DRAFT202012
         )
         self._schemas: Registry[Any] = Registry().with_resource(ROOT, resource)
         self.undeclared: set[str] = set()
@@ -120,10 +123,64 @@ def check_problem(answer: Answer) -> None:
         assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
-def _draft() -> Any:
-    from referencing.jsonschema import DRAFT202012
+# Calls and values that most tests of the API use ---------------------------------------------
 
-    return DRAFT202012
+IDS = "/api/v1/identifiers"
+URL = {"index": 1, "type": "URL", "data": "https://acme.example/1"}
 
 
-_DRAFT = _draft()
+def value(index: int, data: str, type_: str = "URL", **more: Any) -> dict[str, Any]:
+    return {"index": index, "type": type_, "data": data, **more}
+
+
+def path(name: str) -> str:
+    return f"{IDS}/88.118.8/{quote(name)}"
+
+
+def data(answer: Answer) -> dict[int, str]:
+    return {v["index"]: v["data"] for v in answer.json["values"]}
+
+
+def batch(api: Described, mode: str, rows: list[Any], **more: Any) -> Answer:
+    return api.ask("POST", IDS + ":batch", {"mode": mode, "rows": rows, **more})
+
+
+def pages(api: Described, target: str, limit: int, key: str | None = "") -> list[Any]:
+    """All items of a list, page by page."""
+    items: list[Any] = []
+    after = ""
+    for _ in range(200):
+        page = api.ask("GET", f"{target}limit={limit}{after}", key=key).json
+        items += page["items"]
+        assert len(page["items"]) <= limit
+        if page["next"] is None:
+            return items
+        after = f"&after={quote(page['next'])}"
+    raise AssertionError("the list has no end")
+
+
+def end_of_log(api: Described) -> int:
+    after = 0
+    while True:
+        page = api.ask("GET", f"/api/v1/changes?after={after}&limit=1000").json
+        if not page["items"]:
+            return after
+        after = page["next"]
+
+
+Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def metrics(api: Described) -> Series:
+    with Wire(api.port) as wire:
+        text = wire.ask("GET", "/metrics").body.decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def total(series: Series, name: str, **labels: str) -> float:
+    wanted = set(labels.items())
+    return sum(v for (n, given), v in series.items() if n == name and wanted <= set(given))

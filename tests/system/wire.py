@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import time
 from collections.abc import Mapping
@@ -110,6 +111,10 @@ class Wire:
                 raise ConnectionError("closed within a body")
         body, self._left = self._left[:length], self._left[length:]
         return Answer(status, headers, body)
+
+    def silent(self, seconds: float) -> bool:
+        """Whether the node says nothing for so long."""
+        return not select.select([self.socket], [], [], seconds)[0]
 
     def ended(self) -> bool:
         """Whether the node hangs up within the timeout; whatever it still says is dropped."""
