@@ -189,7 +189,7 @@ class Pools:
 async def _commit(connection: AsyncConnection) -> None:
     try:
         await connection.commit()
-    except (exc.SQLAlchemyError, OSError) as error:
+    except Exception as error:
         if fault_of(error) is Fault.FULL:  # said by the database itself: nothing was written
             raise StorageFull(*FULL) from error
         raise TemporarilyUnavailable(*UNDECIDED, outcome="unknown") from error

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Row, func, select, tuple_
+from sqlalchemy import Row, bindparam, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from biaojie.account import ApiKey, Prefix, Role
@@ -141,32 +141,46 @@ async def look_up(connection: AsyncConnection, keys: Sequence[Key]) -> list[Foun
     return found
 
 
+_PREFIX_ID = select(prefixes.c.id).where(prefixes.c.name == bindparam("prefix"))
+_LIST_RECORDS = (
+    select(
+        records.c.suffix,
+        records.c.status,
+        records.c.version,
+        records.c.sequence,
+        records.c.template,
+        records.c.blob,
+    )
+    .where(
+        records.c.prefix_id == _PREFIX_ID.scalar_subquery(),
+        records.c.suffix > bindparam("after"),
+    )
+    .order_by(records.c.suffix)
+    .limit(bindparam("limit"))
+)
+
+
 async def list_records(
     connection: AsyncConnection, prefix: str, after: bytes | None, limit: int
 ) -> list[Record]:
-    r = records.c
-    statement = (
-        select(r.suffix, r.status, r.version, r.sequence, r.template, r.blob)
-        .where(
-            r.prefix_id == select(prefixes.c.id).where(prefixes.c.name == prefix).scalar_subquery(),
-            r.suffix > (after or b""),
-        )
-        .order_by(r.suffix)
-        .limit(limit)
-    )
-    rows = (await connection.execute(statement)).all()
+    page = {"prefix": prefix, "after": after or b"", "limit": limit}
+    rows = (await connection.execute(_LIST_RECORDS, page)).all()
     return [_record(Key(prefix, row[0]), row[1:]) for row in rows]
 
 
+_NAMED = prefixes.c.name.in_(bindparam("names", expanding=True))
+_PREFIX_IDS = select(prefixes.c.name, prefixes.c.id).where(_NAMED)
+_FIND_PREFIXES = select(prefixes.c.name, *_PREFIX).where(_NAMED)
+
+
 async def prefix_ids(connection: AsyncConnection, names: Sequence[str]) -> dict[str, int]:
-    statement = select(prefixes.c.name, prefixes.c.id).where(prefixes.c.name.in_(names))
-    rows = (await connection.execute(statement)).all()
+    rows = (await connection.execute(_PREFIX_IDS, {"names": names})).all()
     return {row[0]: row[1] for row in rows}
 
 
 async def find_prefixes(connection: AsyncConnection, names: Sequence[str]) -> dict[str, Prefix]:
-    statement = select(prefixes.c.name, *_PREFIX).where(prefixes.c.name.in_(names))
-    return {row[0]: _prefix(row[1:]) for row in (await connection.execute(statement)).all()}
+    rows = (await connection.execute(_FIND_PREFIXES, {"names": names})).all()
+    return {row[0]: _prefix(row[1:]) for row in rows}
 
 
 async def list_prefixes(
@@ -226,22 +240,27 @@ async def list_changes(connection: AsyncConnection, after: int, limit: int) -> l
     return [_entry(row) for row in (await connection.execute(statement)).all()]
 
 
+_HEAD = select(chain_head.c.sequence, chain_head.c.hash)
+# The primary key begins with `key`, and a key is as good as unique: what little else comes
+# along, of other actors or expired, is dropped afterwards.
+_FIND_RECEIPTS = select(receipts).where(receipts.c.key.in_(bindparam("keys", expanding=True)))
+
+
 async def head(connection: AsyncConnection) -> tuple[int, bytes]:
-    statement = select(chain_head.c.sequence, chain_head.c.hash)
-    sequence, hash_ = (await connection.execute(statement)).one()
+    sequence, hash_ = (await connection.execute(_HEAD)).one()
     return sequence, hash_
 
 
 async def find_receipts(
     connection: AsyncConnection, keys: Sequence[ReceiptKey], now: int
 ) -> dict[ReceiptKey, StoredReceipt]:
-    # The primary key begins with `key`, and a key is as good as unique: what little else comes
-    # along, of other actors or expired, is dropped here.
-    statement = select(receipts).where(receipts.c.key.in_({at.key for at in keys}))
+    if not keys:
+        return {}
     wanted = set(keys)
+    rows = await connection.execute(_FIND_RECEIPTS, {"keys": sorted({at.key for at in wanted})})
     return {
         at: StoredReceipt(row.fingerprint, row.reply, row.expires)
-        for row in (await connection.execute(statement)).all()
+        for row in rows.all()
         if (at := ReceiptKey(row.actor, row.key)) in wanted and row.expires >= now
     }
 

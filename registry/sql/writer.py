@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import Table, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from biaojie.account import ApiKey, Prefix
@@ -32,22 +32,6 @@ from .tables import (
 )
 
 _upsert = cache(upsert)
-# By hand, because it is the hot path and differs by database: one array per column on
-# PostgreSQL, one row after the other on SQLite.
-_REPLACE = """
-ON CONFLICT (prefix_id, suffix) DO UPDATE SET status = excluded.status,
-    version = excluded.version, sequence = excluded.sequence, template = excluded.template,
-    blob = excluded.blob
-"""
-_PUT_POSTGRESQL = (
-    "INSERT INTO records (prefix_id, suffix, status, version, sequence, template, blob)"  # noqa: S608
-    " SELECT * FROM unnest($1::int[], $2::bytea[], $3::smallint[], $4::int[], $5::bigint[],"
-    " $6::text[], $7::bytea[])" + _REPLACE
-)
-_PUT_SQLITE = (
-    "INSERT INTO records (prefix_id, suffix, status, version, sequence, template, blob)"  # noqa: S608
-    " VALUES (?, ?, ?, ?, ?, ?, ?)" + _REPLACE
-)
 _PURGE = delete(records).where(
     records.c.prefix_id == bindparam("at_prefix"), records.c.suffix == bindparam("at_suffix")
 )
@@ -57,6 +41,18 @@ _FORGET = delete(receipts).where(
 _REVOKE = (
     update(api_keys).where(api_keys.c.id == bindparam("at")).values(revoked=bindparam("since"))
 )
+_EXPIRED = (
+    select(receipts.c.key.label("at_key"), receipts.c.actor.label("at_actor"))
+    .where(receipts.c.expires < bindparam("now"))
+    .order_by(receipts.c.expires)
+    .limit(bindparam("limit"))
+)
+_MOVE_HEAD = (
+    update(chain_head)
+    .where(chain_head.c.sequence == bindparam("before"))
+    .values(sequence=bindparam("at"), hash=bindparam("to"))
+)
+_APPEND = insert(changelog)
 
 
 class SqlTransaction:
@@ -94,6 +90,16 @@ class SqlTransaction:
             with translated():
                 await self._connection.execute(statement, rows)
 
+    async def _put(self, table: Table, key: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+        """Upsert rows, whose fields are in the order of the table's columns."""
+        if not rows:
+            return
+        statement = _upsert(table, self._dialect, *key)
+        by_column = self._dialect == "postgresql"
+        parameters = tuple(map(list, zip(*rows, strict=True))) if by_column else rows
+        with translated():
+            await self._connection.exec_driver_sql(statement, parameters)
+
     async def _ids(self, names: Iterable[str]) -> dict[str, int]:
         missing = set(names) - self._prefix_ids.keys()
         if missing:
@@ -102,26 +108,25 @@ class SqlTransaction:
         return self._prefix_ids
 
     async def put_prefixes(self, prefixes_: Iterable[Prefix]) -> None:
+        by_name = {fold_prefix(prefix.name): prefix for prefix in prefixes_}
         rows = [
-            {
-                "name": fold_prefix(p.name),
-                "spelling": p.name,
-                "tenant": p.tenant,
-                "status": PREFIX_STATUS_NUMBER[p.status],
-                "created": p.created,
-                "version": p.version,
-                "sequence": p.sequence,
-            }
-            for p in prefixes_
+            (
+                name,
+                p.name,
+                p.tenant,
+                PREFIX_STATUS_NUMBER[p.status],
+                p.created,
+                p.version,
+                p.sequence,
+            )
+            for name, p in by_name.items()
         ]
-        await self._execute(_upsert(prefixes, self._dialect, "name"), rows)
+        await self._put(prefixes, ("name",), rows)
 
     async def put_records(self, records_: Mapping[Key, Record]) -> None:
         ids = await self._ids(key.prefix for key in records_)
         for key in records_:
             assert key.prefix in ids, f"prefix {key.prefix} is not homed"
-        if not records_:
-            return
         rows = [
             (
                 ids[key.prefix],
@@ -134,12 +139,7 @@ class SqlTransaction:
             )
             for key, record in records_.items()
         ]
-        with translated():
-            if self._dialect == "postgresql":
-                columns = tuple(map(list, zip(*rows, strict=True)))
-                await self._connection.exec_driver_sql(_PUT_POSTGRESQL, columns)
-            else:
-                await self._connection.exec_driver_sql(_PUT_SQLITE, rows)
+        await self._put(records, ("prefix_id", "suffix"), rows)
 
     async def purge_records(self, keys: Iterable[Key]) -> None:
         gone = list(keys)
@@ -174,43 +174,32 @@ class SqlTransaction:
 
     async def put_receipts(self, receipts_: Mapping[ReceiptKey, StoredReceipt]) -> None:
         rows = [
-            {
-                "actor": at.actor,
-                "key": at.key,
-                "fingerprint": kept.fingerprint,
-                "reply": kept.reply,
-                "expires": kept.expires,
-            }
+            (at.key, at.actor, kept.fingerprint, kept.reply, kept.expires)
             for at, kept in receipts_.items()
         ]
-        await self._execute(_upsert(receipts, self._dialect, "key", "actor"), rows)
+        await self._put(receipts, ("key", "actor"), rows)
 
     async def forget_receipts(self, now: int, limit: int) -> None:
-        r = receipts.c
-        expired = select(r.actor, r.key).where(r.expires < now).order_by(r.expires).limit(limit)
         with translated():
-            rows = (await self._connection.execute(expired)).all()
-        await self._execute(_FORGET, [{"at_actor": row.actor, "at_key": row.key} for row in rows])
+            expired = await self._connection.execute(_EXPIRED, {"now": now, "limit": limit})
+            rows = expired.mappings().all()
+        await self._execute(_FORGET, [dict(row) for row in rows])
 
     async def append(self, entry: Entry) -> None:
+        move = {"before": entry.sequence - 1, "at": entry.sequence, "to": entry.hash}
+        row = {
+            "sequence": entry.sequence,
+            "time_ms": entry.time_ms,
+            "actor": entry.actor,
+            "action": entry.action,
+            "prefix": entry.prefix,
+            "count": entry.count,
+            "root": entry.root,
+            "previous": entry.previous,
+            "hash": entry.hash,
+            "changes": pack_changes(entry.changes),
+        }
         with translated():
-            moved = await self._connection.execute(
-                update(chain_head)
-                .where(chain_head.c.sequence == entry.sequence - 1)
-                .values(sequence=entry.sequence, hash=entry.hash)
-            )
+            moved = await self._connection.execute(_MOVE_HEAD, move)
             assert moved.rowcount == 1, f"entry {entry.sequence} does not follow the head"
-            await self._connection.execute(
-                insert(changelog).values(
-                    sequence=entry.sequence,
-                    time_ms=entry.time_ms,
-                    actor=entry.actor,
-                    action=entry.action,
-                    prefix=entry.prefix,
-                    count=entry.count,
-                    root=entry.root,
-                    previous=entry.previous,
-                    hash=entry.hash,
-                    changes=pack_changes(entry.changes),
-                )
-            )
+            await self._connection.execute(_APPEND, row)

@@ -19,8 +19,8 @@ from registry.sql import SqlStore, migrate, open_store
 from tests.contract.sample import PREFIX, append, home, put, record
 from tests.postgres import Postgres, run_apart
 
-READ_S, WRITE_S = 0.5, 1.0
-SLACK_S = 1.5
+READ_S, WRITE_S = 0.8, 1.5
+SLACK_S = 3.0
 """What a busy machine may add to a timeout."""
 KEY = Key(PREFIX, b"SN1")
 
@@ -36,13 +36,16 @@ def own() -> Iterator[Postgres]:
 
 @pytest.fixture
 async def store(own: Postgres) -> AsyncIterator[SqlStore]:
+    """With one record, SN1, and the short timeouts above."""
+    patient = await open_store(own.url(), write_timeout_s=20)
+    await home(patient)
+    await put(patient, record("SN1"))
+    async with patient.transaction() as transaction:
+        await transaction.purge_records([Key(PREFIX, b"SN2")])
+    await patient.close()
     opened = await open_store(
         own.url(), connect_timeout_s=READ_S, read_timeout_s=READ_S, write_timeout_s=WRITE_S
     )
-    async with opened.transaction() as transaction:
-        await transaction.purge_records([KEY, Key(PREFIX, b"SN2")])
-    await home(opened)
-    await put(opened, record("SN1"))
     yield opened
     await opened.close()
 

@@ -23,8 +23,8 @@ from registry.sql import SqlStore, open_store
 from registry.sql.faults import Fault, fault_of
 from tests.contract.sample import PREFIX, append, home, put, record
 
-READ_S, WRITE_S = 0.5, 1.0
-SLACK_S = 1.5
+READ_S, WRITE_S = 0.8, 1.5
+SLACK_S = 3.0
 """What a busy machine may add to a timeout."""
 KEY = Key(PREFIX, b"SN1")
 
