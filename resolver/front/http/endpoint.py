@@ -74,7 +74,7 @@ class Asked:
         if header is None:
             return None
         scheme, _, token = header.partition(" ")
-        return token.strip() if scheme.lower() == "bearer" else header
+        return token.strip() if scheme.lower() == "bearer" else ""
 
     def tail_text(self) -> str:
         """The tail, percent-decoded once; raises InvalidIdentifier if it is not UTF-8."""
@@ -236,7 +236,8 @@ def etag(record: Record, *, private: bool = False) -> str:
 @dataclass(frozen=True, slots=True)
 class Endpoint(Generic[Q, A]):
     """`path` has at most one `{…}`, at its end; if `whole_tail` it stands for any number of
-    segments, else for one. `public`: answered for the public even while keys cannot be checked.
+    segments, else for one. `public`: answered for the public even while keys cannot be checked;
+    `keyless`: the same for everybody, whatever key is sent.
     `body`, `reply` and `media` are for the contract; `decode` does the validating.
     """
 
@@ -256,6 +257,7 @@ class Endpoint(Generic[Q, A]):
     errors: tuple[type[BiaojieError], ...] = ()
     headers: tuple[str, ...] = ()
     public: bool = False
+    keyless: bool = False
     whole_tail: bool = False
     error_encoder: Callable[[Asked, BiaojieError], Reply] | None = None
     front: str = "http"

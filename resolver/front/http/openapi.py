@@ -119,7 +119,7 @@ def _operation(endpoint: Endpoint[Any, Any], schemas: Mapping[str, Json]) -> Jso
         "summary": endpoint.summary,
         "parameters": parameters,
         "responses": _responses(endpoint),
-        "security": [{}, {"key": []}] if endpoint.public else [{"key": []}],
+        "security": _security(endpoint),
     }
     if endpoint.body is not None:
         operation["requestBody"] = {
@@ -127,6 +127,12 @@ def _operation(endpoint: Endpoint[Any, Any], schemas: Mapping[str, Json]) -> Jso
             "content": {JSON: {"schema": _ref(endpoint.body)}},
         }
     return operation
+
+
+def _security(endpoint: Endpoint[Any, Any]) -> list[Json]:
+    if endpoint.keyless:
+        return []
+    return [{}, {"key": []}] if endpoint.public else [{"key": []}]
 
 
 def _ref(model: type[BaseModel]) -> Json:
@@ -152,7 +158,7 @@ def _responses(endpoint: Endpoint[Any, Any]) -> Json:
     by_status: dict[int, list[type[BiaojieError]]] = {status: [] for status in ALWAYS}
     if endpoint.body is not None:
         by_status[415] = []
-    if endpoint.headers or endpoint.public:
+    if not endpoint.keyless:
         by_status[401] = []
     for error in endpoint.errors:
         by_status.setdefault(HTTP_STATUS[error.code], []).append(error)

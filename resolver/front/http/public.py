@@ -191,7 +191,17 @@ def public_endpoints(
         **more: Any,
     ) -> Endpoint[Any, Any]:
         return Endpoint(
-            "GET", path, operation, tag, summary, decode, _nothing, encoder, public=True, **more
+            "GET",
+            path,
+            operation,
+            tag,
+            summary,
+            decode,
+            _nothing,
+            encoder,
+            public=True,
+            keyless=True,
+            **more,
         )
 
     own = (

@@ -403,6 +403,8 @@ class HttpFront:
         )
 
     async def _authenticate(self, endpoint: Endpoint[Any, Any], asked: Asked) -> Caller:
+        if endpoint.keyless:
+            return PUBLIC
         try:
             caller = await self._service.authenticate(asked.key, asked.peer)
         except TemporarilyUnavailable:
