@@ -6,21 +6,31 @@ prefix and key: each must be what the log says was written last, and none may be
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from biaojie.change import Action, Change, Entry
-from biaojie.errors import TamperedLog
-from biaojie.identifier import fold_prefix
+from biaojie.errors import BiaojieError, TamperedLog
+from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 
-from .changelog import Verifier, record_digest, subject_prefix, text_digest
+from .changelog import (
+    Verifier,
+    key_digest,
+    prefix_digest,
+    record_digest,
+    subject_key,
+    subject_prefix,
+)
 from .store import ReadStore
 
 FAULTS_KEPT_MAX = 1_000
 ENTRIES_KEPT_MAX = 64
 PAGE = 200
+ENTRIES_PAGE = 8  # an entry may hold thousands of changes
 
 
 @dataclass(slots=True)
@@ -39,26 +49,6 @@ class Audit:
             self.faults.append(fault)
 
 
-@dataclass(slots=True)
-class _Expected:
-    """What the log says there is now."""
-
-    records: Counter[str] = field(default_factory=Counter)  # how many, by folded prefix
-    prefixes: dict[str, bytes] = field(default_factory=dict)
-    keys: dict[str, bytes] = field(default_factory=dict)
-
-    def note(self, change: Change) -> None:
-        match change.action:
-            case Action.CREATE:
-                self.records[fold_prefix(subject_prefix(change))] += 1
-            case Action.PURGE:
-                self.records[fold_prefix(subject_prefix(change))] -= 1
-            case Action.HOME_PREFIX | Action.CHANGE_PREFIX:
-                self.prefixes[change.subject] = change.digest
-            case Action.ISSUE_KEY | Action.REVOKE_KEY:
-                self.keys[change.subject] = change.digest
-
-
 async def audit(
     store: ReadStore,
     *,
@@ -67,119 +57,256 @@ async def audit(
     case_sensitive: bool = False,
     progress: Callable[[str, int], None] = lambda what, count: None,
 ) -> Audit:
-    """Walk everything in bounded memory. Records written while it runs do not disturb it."""
-    result = Audit()
-    expected = _Expected()
-    verifier = Verifier()
-    newest_record = await store.newest_record_sequence()
-    try:
-        while True:
-            await _walk(store, verifier, witness, expected, result, progress)
-            head = await store.head()
+    """Walk everything; what is written while it runs does not disturb it.
+
+    Memory grows with the number of prefixes, keys and purges, not with that of records.
+    """
+    return await _Auditor(store, witness, case_sensitive, progress).run(log_only=log_only)
+
+
+_MODULUS = 1 << 2048
+
+
+def _state(subject: str, version: int) -> int:
+    """A number for "this subject is at this version". Sums of such stand for sets of them.
+
+    Each change of a record replaces version n - 1 by n, so the sum over a prefix can be kept
+    while walking the log without knowing the records. 2,048 bits, because shorter sums can be
+    forged by choosing which records to set back.
+    """
+    return int.from_bytes(hashlib.shake_256(f"{version} {subject}".encode()).digest(256), "big")
+
+
+def _added(change: Change) -> int:
+    """What a change adds to the sum of its prefix, modulo `_MODULUS`."""
+    match change.action:
+        case Action.CREATE:
+            return _state(change.subject, 1)
+        case Action.PURGE:
+            return -_state(change.subject, change.version - 1)
+    return _state(change.subject, change.version) - _state(change.subject, change.version - 1)
+
+
+_OF_PREFIXES = (Action.HOME_PREFIX, Action.CHANGE_PREFIX)
+_OF_KEYS = (Action.ISSUE_KEY, Action.REVOKE_KEY)
+
+
+class _Auditor:
+    def __init__(
+        self,
+        store: ReadStore,
+        witness: tuple[int, bytes],
+        case_sensitive: bool,
+        progress: Callable[[str, int], None],
+    ) -> None:
+        self.store = store
+        self.witness = witness
+        self.case_sensitive = case_sensitive
+        self.progress = progress
+        self.result = Audit()
+        self.verifier = Verifier()
+        self.log = _Log(store)
+        self.counts: Counter[str] = Counter()  # records by folded prefix
+        self.sums: Counter[str] = Counter()  # of _state, by folded prefix
+        self.purged: dict[str, int] = {}  # subject → entry that purged it last
+        # States the log has given to prefixes and keys: the last, and those given meanwhile.
+        self.prefixes: dict[str, list[bytes]] = {}
+        self.keys: dict[str, list[bytes]] = {}
+        self.walked = False
+
+    async def run(self, *, log_only: bool) -> Audit:
+        result = self.result
+        newest_record = await self.store.newest_record_sequence()
+        try:
+            await self.follow()
+            head = await self.store.head()
             # Entries may have been appended meanwhile; a head without entries is a fault.
-            if head[0] <= verifier.head[0] or not await store.list_changes(verifier.head[0], 1):
-                break
-    except TamperedLog as error:
-        result.add(error.detail.en)
-        return result
-    if witness[0] > verifier.head[0]:
-        result.add(
-            f"the witness saw entry {witness[0]}, the log ends at {verifier.head[0]};"
-            " it was truncated"
-        )
-    for fault in verifier.end(head, newest_record):
-        result.add(fault)
-    if not log_only:
-        await _audit_state(store, expected, verifier.head[0], case_sensitive, result, progress)
-    return result
-
-
-async def _walk(
-    store: ReadStore,
-    verifier: Verifier,
-    witness: tuple[int, bytes],
-    expected: _Expected,
-    result: Audit,
-    progress: Callable[[str, int], None],
-) -> None:
-    while entries := await store.list_changes(verifier.head[0], PAGE):
-        for entry in entries:
-            for fault in verifier.feed(entry):
+            while head[0] > self.verifier.head[0] and await self.follow():
+                head = await self.store.head()
+            for fault in self.verifier.end(head, newest_record):
                 result.add(fault)
-            if entry.sequence == witness[0] and entry.hash != witness[1]:
-                result.add(f"entry {entry.sequence}: is not the one the witness saw")
-            for change in entry.changes:
-                expected.note(change)
-            result.entries += 1
-            result.changes += len(entry.changes)
-        progress("entries", result.entries)
+            if self.witness[0] > self.verifier.head[0]:
+                result.add(
+                    f"the witness saw entry {self.witness[0]}, the log ends at"
+                    f" {self.verifier.head[0]}; it was truncated"
+                )
+            if not log_only:
+                self.walked = True
+                await self.audit_state()
+        except TamperedLog as error:
+            result.add(error.detail.en)
+        return result
 
+    async def follow(self) -> list[Change]:
+        """Check the entries that have been appended since the last time.
 
-async def _audit_state(
-    store: ReadStore,
-    expected: _Expected,
-    upto: int,
-    case_sensitive: bool,
-    result: Audit,
-    progress: Callable[[str, int], None],
-) -> None:
-    log = _Log(store)
-    names: list[str] = []
-    after: str | None = None
-    while prefixes := await store.list_prefixes(after, PAGE):
-        after = fold_prefix(prefixes[-1].name)
-        for prefix in prefixes:
-            names.append(fold_prefix(prefix.name))
-            digest = text_digest(prefix.name, prefix.tenant, prefix.status, prefix.version)
-            if prefix.sequence <= upto and expected.prefixes.get(prefix.name) != digest:
-                result.add(f"prefix {prefix.name}: is not what the log says; it was edited")
-    for name in expected.prefixes.keys() - await _names(store, names):
-        result.add(f"prefix {name}: the log homed it, the registry has lost it")
-    await _audit_keys(store, expected, result)
-    for name in names:
-        count = newer = 0
-        async for record in _records(store, name, case_sensitive):
-            count += 1
-            result.records += 1
-            if record.sequence > upto:
-                newer += 1
-            elif not await log.holds(record):
-                result.add(f"record {record.identifier}: is not what the log says; it was edited")
-            if result.records % 1_000 == 0:
-                progress("records", result.records)
-        if not newer and count != expected.records[name]:
-            result.add(
-                f"prefix {name}: the log says {expected.records[name]} records, there are {count}"
+        The changes in them are returned once the first walk is over; during it the list only
+        says whether there were any.
+        """
+        seen: list[Change] = []
+        while entries := await self.store.list_changes(self.verifier.head[0], ENTRIES_PAGE):
+            for entry in entries:
+                for fault in self.verifier.feed(entry):
+                    self.result.add(fault)
+                if entry.sequence == self.witness[0] and entry.hash != self.witness[1]:
+                    self.result.add(f"entry {entry.sequence}: is not the one the witness saw")
+                for change in entry.changes:
+                    self.note(change, entry.sequence)
+                self.result.entries += 1
+                self.result.changes += len(entry.changes)
+                seen += entry.changes if self.walked else entry.changes[:1]
+            self.progress("entries", self.result.entries)
+        return seen
+
+    def note(self, change: Change, sequence: int) -> None:
+        states = None
+        if change.action in _OF_PREFIXES:
+            states = self.prefixes.setdefault(change.subject, [])
+        elif change.action in _OF_KEYS:
+            states = self.keys.setdefault(change.subject, [])
+        if states is not None:
+            if not self.walked:
+                states.clear()
+            states.append(change.digest)
+            return
+        if change.action is Action.PURGE:
+            self.purged[change.subject] = sequence
+        prefix = fold_prefix(subject_prefix(change))
+        self.counts[prefix] += {Action.CREATE: 1, Action.PURGE: -1}.get(change.action, 0)
+        self.sums[prefix] = (self.sums[prefix] + _added(change)) % _MODULUS
+
+    async def audit_state(self) -> None:
+        names = await self.audit_prefixes()
+        await self.audit_keys()
+        for name in names:
+            await self.audit_records(name)
+
+    async def audit_prefixes(self) -> list[str]:
+        """Checks them, and returns their folded names."""
+        lost = set(self.prefixes)
+        names: list[str] = []
+        after: str | None = None
+        with self.readable("the prefixes"):
+            while prefixes := await self.store.list_prefixes(after, PAGE):
+                await self.follow()
+                after = fold_prefix(prefixes[-1].name)
+                for prefix in prefixes:
+                    names.append(fold_prefix(prefix.name))
+                    lost.discard(prefix.name)
+                    if prefix_digest(prefix) not in self.prefixes.get(prefix.name, ()):
+                        self.result.add(
+                            f"prefix {prefix.name}: is not what the log says; it was edited"
+                        )
+            for name in sorted(lost):
+                self.result.add(f"prefix {name}: the log homed it, the registry has lost it")
+        return names
+
+    async def audit_keys(self) -> None:
+        lost = set(self.keys)
+        after: str | None = None
+        with self.readable("the keys"):
+            while keys := await self.store.list_keys(after, PAGE):
+                await self.follow()
+                after = keys[-1].id
+                for key in keys:
+                    lost.discard(key.id)
+                    if key_digest(key) not in self.keys.get(key.id, ()):
+                        self.result.add(
+                            f"key {key.id}: is not what the log says; it was edited or slipped in"
+                        )
+            for key_id in sorted(lost):
+                self.result.add(f"key {key_id}: the log issued it, the registry has lost it")
+
+    @contextmanager
+    def readable(self, what: str) -> Iterator[None]:
+        """Rows that cannot be read were written by somebody else."""
+        try:
+            yield
+        except BiaojieError:
+            raise
+        except Exception as error:
+            self.result.add(f"{what} cannot be read: {error!r}")
+
+    async def audit_records(self, prefix: str) -> None:
+        """Each record of a prefix, and that they are all of those there should be.
+
+        Records may change while their prefix is read. A record that had changed by the time
+        its page was read is left out of the sums on both sides; one that changes afterwards
+        was read, and counts, as it was before.
+        """
+        count, expected_count = 0, self.counts[prefix]
+        total, expected = 0, self.sums[prefix]
+        changed: set[bytes] = set()
+        after: bytes | None = None
+        while True:
+            page: list[Record] | None = None
+            with self.readable(f"a record of {prefix}, and so the rest of that prefix,"):
+                listed = await self.store.list_records(prefix, after, PAGE)
+                found = await self.store.look_up([self.key(record) for record in listed])
+                page = listed
+            if page is None:
+                await self.narrow(prefix, after)
+                return
+            for change in await self.follow():
+                if change.action in _OF_PREFIXES or change.action in _OF_KEYS:
+                    continue
+                key = subject_key(change.subject, case_sensitive=self.case_sensitive)
+                if key.prefix != prefix or key.suffix in changed or key.suffix <= (after or b""):
+                    continue
+                changed.add(key.suffix)
+                if change.action is not Action.CREATE:
+                    expected_count -= 1
+                    expected -= _state(change.subject, change.version - 1)
+            for record in sorted(page, key=lambda record: record.sequence):
+                await self.audit_record(record)
+            for record, (_, again) in zip(page, found, strict=True):
+                key = self.key(record)
+                if key.prefix != prefix or key.suffix <= (after or b""):
+                    self.result.add(
+                        f"record {record.identifier}: is kept under another's name;"
+                        f" the rest of {prefix} was not checked"
+                    )
+                    return
+                after = key.suffix
+                if after in changed:
+                    continue
+                if again is None:
+                    self.result.add(f"record {record.identifier}: is not found by its name")
+                count += 1
+                subject = str(record.identifier)
+                total += _state(subject, record.version)
+                if record.sequence < self.purged.get(subject, 0):
+                    self.result.add(f"record {subject}: was purged after it was written")
+            if not page:
+                break
+        if count != expected_count:
+            self.result.add(
+                f"prefix {prefix}: the log says {expected_count} records, there are {count}"
+                f" ({len(changed)} that changed meanwhile left out)"
             )
+        elif total % _MODULUS != expected % _MODULUS:
+            self.result.add(f"prefix {prefix}: holds an older state of a record than the last")
 
+    async def audit_record(self, record: Record) -> None:
+        self.result.records += 1
+        if self.result.records % 1_000 == 0:
+            self.progress("records", self.result.records)
+        subject = str(record.identifier)
+        if not await self.log.holds(record):
+            self.result.add(f"record {subject}: is not what the log says; it was edited")
 
-async def _names(store: ReadStore, folded: list[str]) -> set[str]:
-    found: set[str] = set()
-    for at in range(0, len(folded), PAGE):
-        prefixes = await store.find_prefixes(folded[at : at + PAGE])
-        found |= {prefix.name for prefix in prefixes.values()}
-    return found
+    async def narrow(self, prefix: str, after: bytes | None) -> None:
+        """Say which record of a page cannot be read."""
+        for _ in range(PAGE):
+            name = f"{prefix}/{after.decode(errors='replace')}" if after else "the first"
+            with self.readable(f"the record that follows {name}"):
+                [record] = await self.store.list_records(prefix, after, 1)
+                after = self.key(record).suffix
+                continue
+            return
 
-
-async def _audit_keys(store: ReadStore, expected: _Expected, result: Audit) -> None:
-    left = dict(expected.keys)
-    after: str | None = None
-    while keys := await store.list_keys(after, PAGE):
-        after = keys[-1].id
-        for key in keys:
-            digest = text_digest(key.id, key.tenant, key.role, key.revoked)
-            if left.pop(key.id, None) != digest:
-                result.add(f"key {key.id}: is not what the log says; it was edited or slipped in")
-    for key_id in left:
-        result.add(f"key {key_id}: the log issued it, the registry has lost it")
-
-
-async def _records(store: ReadStore, prefix: str, case_sensitive: bool) -> AsyncIterator[Record]:
-    after: bytes | None = None
-    while records := await store.list_records(prefix, after, PAGE):
-        for record in records:
-            yield record
-        after = records[-1].identifier.key(case_sensitive=case_sensitive).suffix
+    def key(self, record: Record) -> Key:
+        return record.identifier.key(case_sensitive=self.case_sensitive)
 
 
 class _Log:
@@ -187,23 +314,22 @@ class _Log:
 
     def __init__(self, store: ReadStore) -> None:
         self._store = store
-        self._kept: OrderedDict[int, dict[str, set[tuple[int, bytes]]]] = OrderedDict()
+        self._kept: OrderedDict[int, dict[str, tuple[int, bytes]]] = OrderedDict()
 
     async def holds(self, record: Record) -> bool:
         written = self._kept.get(record.sequence)
         if written is None:
             entries = await self._store.list_changes(record.sequence - 1, 1)
-            written = _written(entries[0]) if entries else {}
+            written = _written(entries[0], record.sequence) if entries else {}
             self._kept[record.sequence] = written
             while len(self._kept) > ENTRIES_KEPT_MAX:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(record.sequence)
-        states = written.get(str(record.identifier), set())
-        return (record.version, record_digest(record)) in states
+        return written.get(str(record.identifier)) == (record.version, record_digest(record))
 
 
-def _written(entry: Entry) -> dict[str, set[tuple[int, bytes]]]:
-    found: dict[str, set[tuple[int, bytes]]] = {}
-    for change in entry.changes:
-        found.setdefault(change.subject, set()).add((change.version, change.digest))
-    return found
+def _written(entry: Entry, sequence: int) -> dict[str, tuple[int, bytes]]:
+    """The last state an entry gave to each of its subjects."""
+    if entry.sequence != sequence:
+        return {}
+    return {change.subject: (change.version, change.digest) for change in entry.changes}

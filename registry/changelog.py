@@ -15,6 +15,7 @@ import msgpack
 
 from biaojie.account import ApiKey, Prefix
 from biaojie.change import Action, Change, Entry
+from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 
 ZERO = bytes(32)
@@ -115,6 +116,16 @@ def subject_prefix(change: Change) -> str:
     if change.action in (Action.ISSUE_KEY, Action.REVOKE_KEY):
         return ""
     return change.subject.partition("/")[0]
+
+
+def subject_key(subject: str, *, case_sensitive: bool = False) -> Key:
+    """The look-up key of an identifier the log names.
+
+    It is not parsed again: it was valid by the rules of its time.
+    """
+    prefix, _, text = subject.partition("/")
+    suffix = text.encode()
+    return Key(fold_prefix(prefix), suffix if case_sensitive else suffix.upper())
 
 
 def next_entry(head: tuple[int, bytes], time_ms: int, changes: Sequence[Change]) -> Entry:

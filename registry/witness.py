@@ -11,6 +11,8 @@ import json
 import os
 from pathlib import Path
 
+from biaojie.errors import TamperedLog
+
 
 class Witness:
     def __init__(self, data_dir: Path) -> None:
@@ -32,11 +34,14 @@ class Witness:
         self._sequence = sequence
 
     def read(self) -> tuple[int, bytes]:
-        """(0, b"") if there is none; raises ValueError on a file that is not a witness."""
+        """(0, b"") if there is none; raises TamperedLog on a file that is not a witness."""
         try:
             document = json.loads(self._path.read_text(encoding="utf-8"))
             return int(document["sequence"]), bytes.fromhex(document["hash"])
         except FileNotFoundError:
             return 0, b""
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{self._path} is not a witness: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise TamperedLog(
+                f"{self._path} is not a witness of the log: {error!r}.",
+                f"{self._path} 不是变更日志的见证文件：{error!r}。",
+            ) from error

@@ -7,13 +7,21 @@ The environment wins over the file. Wrong settings fail at once, with every faul
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 PREFIX = "BIAOJIE_"
 # Read by the command line, not by the node.
@@ -36,6 +44,7 @@ class Settings(BaseModel):
     )
     database_url: str = Field(
         "",
+        repr=False,
         description="Registry: `postgresql+asyncpg://user:password@host/name` or"
         " `sqlite+aiosqlite:///file`; empty for `registry.db` in the data folder.",
     )
@@ -69,7 +78,10 @@ class Settings(BaseModel):
         True, description="Whether new identifiers may have a slash in the suffix."
     )
     deadline_s: float = Field(
-        2.0, gt=0, le=60, description="Longest time for one request, in seconds."
+        2.0,
+        gt=0,
+        le=60,
+        description="Longest time for one request, in seconds; more than `store_timeout_s`.",
     )
     batch_deadline_s: float = Field(
         10.0, gt=0, le=300, description="Longest time for a batch or a page of a list."
@@ -169,6 +181,16 @@ class Settings(BaseModel):
         except InvalidIdentifier as error:
             raise ValueError(error.detail.en) from None
 
+    @model_validator(mode="after")
+    def _together(self) -> Settings:
+        if self.store_timeout_s >= self.deadline_s:
+            # A reader's time would be up before the registry is given up on, stale answer unsent.
+            raise ValueError(
+                f"store_timeout_s ({self.store_timeout_s:g}) must be less than"
+                f" deadline_s ({self.deadline_s:g})"
+            )
+        return self
+
     @property
     def registry_url(self) -> str:
         """The database URL, the default filled in."""
@@ -181,12 +203,13 @@ class Settings(BaseModel):
         return shown
 
 
+_PASSWORD = re.compile(r"(?<=://)([^:/?#@]*):.*@", re.DOTALL)
+_SECRET_FIELD = re.compile(r"([?&][^=&]*(?:pass|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
+
+
 def mask_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{host}"))
+    """The URL without its secrets, even where they were not percent-encoded as they should."""
+    return _SECRET_FIELD.sub(r"\1***", _PASSWORD.sub(r"\1:***@", url))
 
 
 def load(config: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -219,8 +242,9 @@ def load(config: Path | None = None, environment: Mapping[str, str] | None = Non
         settings = Settings.model_validate(given)
     except ValidationError as error:
         for fault in error.errors(include_url=False):
+            message = fault["msg"].removeprefix("Value error, ")
             field = str(fault["loc"][0]) if fault["loc"] else ""
-            faults.append(f"{origin.get(field, field)}: {field}: {fault['msg']}")
+            faults.append(f"{origin[field]}: {field}: {message}" if field else message)
         raise SettingsFault(faults) from None
     if faults:
         raise SettingsFault(faults)

@@ -25,6 +25,7 @@ from biaojie.errors import (
 )
 from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
+from registry.changelog import subject_key
 
 from ..core import Answer, Onward, Source
 from ..health import Health
@@ -185,12 +186,7 @@ class CacheStep:
             if change.action in (Action.HOME_PREFIX, Action.CHANGE_PREFIX):
                 prefixes.add(fold_prefix(change.subject))
                 continue
-            # Not parsed again: it was valid when it was written, and must go in any case.
-            prefix, _, text = change.subject.partition("/")
-            suffix = text.encode()
-            self._forget_key(
-                Key(fold_prefix(prefix), suffix if self._case_sensitive else suffix.upper())
-            )
+            self._forget_key(subject_key(change.subject, case_sensitive=self._case_sensitive))
         if prefixes:
             self._forget_prefixes(prefixes)
 
