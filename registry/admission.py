@@ -117,6 +117,11 @@ def decide_record(
     authorize(caller, Right.PURGE if isinstance(operation, Purge) else Right.WRITE, prefix.tenant)
     if prefix.status is PrefixStatus.SUSPENDED and caller.role is not Role.ADMIN:
         raise PrefixSuspended()
+    retired = current is not None and current.status is Status.RETIRED
+    if retired and not isinstance(operation, Purge):
+        # Before any condition: a tombstone matches nothing and yet is not absent.
+        name = operation.identifier
+        raise IdentifierRetired(f"{name} has been retired.", f"{name} 已注销。")
     match operation:
         case Create():
             return _create(operation, current, now, strict_slash)
@@ -135,10 +140,6 @@ def decide_record(
 
 def _missing(identifier: Identifier) -> IdentifierNotFound:
     return IdentifierNotFound(f"{identifier} is not registered.", f"{identifier} 未注册。")
-
-
-def _retired(identifier: Identifier) -> IdentifierRetired:
-    return IdentifierRetired(f"{identifier} has been retired.", f"{identifier} 已注销。")
 
 
 def _check(condition: Condition | None, current: Record | None) -> None:
@@ -202,8 +203,6 @@ def _new(operation: Create | Put, now: int, strict_slash: bool) -> Decision:
 
 def _create(operation: Create, current: Record | None, now: int, strict_slash: bool) -> Decision:
     if current is not None:
-        if current.status is Status.RETIRED:
-            raise _retired(current.identifier)
         raise IdentifierTaken(
             f"{current.identifier} is already registered.", f"{current.identifier} 已被注册。"
         )
@@ -230,8 +229,6 @@ def _put(operation: Put, current: Record | None, now: int, strict_slash: bool) -
 
 
 def _changeable(current: Record, status: Status | None) -> None:
-    if current.status is Status.RETIRED:
-        raise _retired(current.identifier)
     if current.status is Status.FROZEN and status in (None, Status.FROZEN):
         raise RecordFrozen(f"{current.identifier} is frozen.", f"{current.identifier} 已冻结。")
 
@@ -288,8 +285,6 @@ def _retire(operation: Retire, current: Record | None, now: int) -> Decision:
     _check(operation.condition, current)
     if current is None:
         raise _missing(operation.identifier)
-    if current.status is Status.RETIRED:
-        raise _retired(current.identifier)
     return Decision(
         Action.RETIRE,
         replace(
