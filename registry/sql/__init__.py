@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .engine import Limits, Pools, read_url
-from .schema import UnfitDatabase, check_durability, check_schema, file_of, migrate
+from .schema import UnfitDatabase, check_durability, check_schema, explained, file_of, migrate
 from .store import SqlStore
 
 __all__ = ["SqlStore", "UnfitDatabase", "migrate", "open_store"]
@@ -35,10 +35,11 @@ async def open_store(
         )
     pools = Pools(parsed, Limits(connect_timeout_s, read_timeout_s, write_timeout_s, pool_size))
     try:
-        await pools.read(check_schema)
-        if not allow_unsafe_durability:
-            async with pools.write() as connection:
-                await check_durability(connection)
+        with explained():
+            await pools.read(check_schema)
+            if not allow_unsafe_durability:
+                async with pools.write() as connection:
+                    await check_durability(connection)
     except BaseException:
         await pools.close()
         raise

@@ -74,17 +74,30 @@ async def attempts(attempt: Callable[[], Awaitable[T]]) -> T:
         await asyncio.sleep(_PAUSE_S)
 
 
+_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+_PARAMETERS = {"sqlite": set[str](), "postgresql": {"host", "port", "ssl", "target_session_attrs"}}
+
+
 def read_url(text: str) -> URL:
-    """A database URL with the driver filled in; raises ValueError on another kind."""
+    """A database URL with the driver filled in; raises ValueError on one we cannot use.
+
+    Parameters for PostgreSQL: host (a directory for a Unix socket), port, ssl or sslmode
+    (disable to verify-full), target_session_attrs. None for SQLite.
+    """
     try:
         url = make_url(text)
     except exc.ArgumentError as error:
         raise ValueError("not a database URL") from error
-    drivers = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
     kind = url.get_backend_name()
-    if kind not in drivers or (kind == "sqlite" and url.database in (None, "", ":memory:")):
+    if kind not in _DRIVERS or (kind == "sqlite" and url.database in (None, "", ":memory:")):
         raise ValueError(f"not a database this program knows: {kind}")
-    return url.set(drivername=drivers[kind])
+    if kind == "postgresql" and "sslmode" in url.query:
+        mode = url.query["sslmode"]
+        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+    unknown = set(url.query) - _PARAMETERS[kind]
+    if unknown:
+        raise ValueError(f"not a parameter of a {kind} database: {', '.join(sorted(unknown))}")
+    return url.set(drivername=_DRIVERS[kind])
 
 
 class Pools:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
@@ -12,9 +14,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from biaojie.errors import BiaojieError, Text
+from biaojie.errors import BiaojieError, TemporarilyUnavailable, Text
 
 from .engine import Limits, Pools, read_url
+
+_TURN_S = 60.0
+"""For a migration, waiting for other processes included."""
 
 
 class UnfitDatabase(BiaojieError):
@@ -23,6 +28,19 @@ class UnfitDatabase(BiaojieError):
     code = "unfit-database"
     title = Text("The database is not fit to serve", "数据库不满足服务条件")
     advice = Text("Correct it as described, then start again.", "请按说明改正后重新启动。")
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Add what the driver said to TemporarilyUnavailable: at start it is the operator who reads."""
+    try:
+        yield
+    except TemporarilyUnavailable as error:
+        said = getattr(error.__cause__, "orig", None) or error.__cause__
+        if not str(said):
+            raise
+        en, zh = error.detail
+        raise TemporarilyUnavailable(f"{en} ({said})", f"{zh}（{said}）") from error
 
 
 def _config() -> Config:
@@ -44,7 +62,7 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-async def migrate(text: str, limits: Limits | None = None) -> None:
+async def migrate(text: str) -> None:
     """Bring the database at this URL to the newest schema, making the SQLite file if need be.
 
     Safe to run from many processes at once: they take turns, and all but the first find
@@ -55,10 +73,11 @@ async def migrate(text: str, limits: Limits | None = None) -> None:
         assert url.database is not None
         # 0600: records may hold secret values. SQLite gives its -wal and -shm files the same.
         os.close(os.open(Path(url.database), os.O_CREAT | os.O_RDWR, 0o600))
-    pools = Pools(url, limits or Limits(write_s=60.0))
+    pools = Pools(url, Limits(write_s=_TURN_S))
     try:
-        async with pools.write() as connection:
-            await connection.run_sync(_upgrade)
+        with explained():
+            async with pools.write() as connection:
+                await connection.run_sync(_upgrade)
     finally:
         await pools.close()
 

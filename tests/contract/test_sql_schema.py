@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from biaojie.errors import BiaojieError, TemporarilyUnavailable
 from registry.sql import UnfitDatabase, migrate, open_store
+from registry.sql.engine import read_url
 from registry.sql.schema import check_durability, newest_schema
 from registry.sql.tables import metadata
 from tests.contract.sample import PREFIX, home, put, record
@@ -131,13 +132,44 @@ async def test_a_migration_that_fails_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "url", ["mysql://localhost/x", "sqlite://", "sqlite:///:memory:", "nonsense"]
+    "url",
+    [
+        "mysql://localhost/x",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite:///file.db?mode=memory",
+        "postgresql://localhost/x?connect_timeout=5",
+        "nonsense",
+    ],
 )
 async def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match="database"):
         await open_store(url)
     with pytest.raises(ValueError, match="database"):
         await migrate(url)
+
+
+def test_sslmode_is_understood() -> None:
+    url = read_url("postgresql://me:secret@db.example:5433/registry?sslmode=verify-full")
+    assert url.get_driver_name() == "asyncpg"
+    assert dict(url.query) == {"ssl": "verify-full"}
+    assert (url.host, url.port, url.password) == ("db.example", 5433, "secret")
+
+
+async def test_why_a_server_cannot_be_used_is_said_at_start(postgres: Postgres) -> None:
+    with pytest.raises(TemporarilyUnavailable, match='"none" does not exist'):
+        await open_store(postgres.url("none"))
+    with pytest.raises(TemporarilyUnavailable, match=r"refused|Connect call failed"):
+        await migrate("postgresql://127.0.0.1:1/registry")
+
+
+async def test_how_suffixes_compare_is_settled_once(database_url: str) -> None:
+    store = await open_store(database_url)
+    await store.settle_rules(case_sensitive=True)
+    await store.settle_rules(case_sensitive=True)
+    with pytest.raises(UnfitDatabase, match="case_sensitive"):
+        await store.settle_rules(case_sensitive=False)
+    await store.close()
 
 
 async def test_postgresql_without_fsync_is_refused_unless_allowed() -> None:
@@ -166,9 +198,9 @@ async def test_sqlite_commits_are_synchronous_in_wal(sqlite_url: str) -> None:
     async with store._pools.write() as connection:
         modes = [
             (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar_one()
-            for name in ("journal_mode", "synchronous")
+            for name in ("journal_mode", "synchronous", "page_size")
         ]
-    assert modes == ["wal", 2]
+    assert modes == ["wal", 2, 8192]
     await store.close()
 
 
