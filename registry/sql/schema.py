@@ -62,17 +62,27 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
+def _make_file(path: str) -> None:
+    try:
+        # 0600: records may hold secret values. SQLite gives its -wal and -shm files the same.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise UnfitDatabase(
+            f"The file {path} cannot be opened: {error.strerror}.",
+            f"无法打开文件 {path}：{error.strerror}。",
+        ) from error
+
+
 async def migrate(text: str) -> None:
     """Bring the database at this URL to the newest schema, making the SQLite file if need be.
 
     Safe to run from many processes at once: they take turns, and all but the first find
-    nothing to do. Raises TemporarilyUnavailable if the turn does not come within a minute.
+    nothing to do. Raises TemporarilyUnavailable if the turn does not come within a minute,
+    UnfitDatabase where the file cannot be made.
     """
     url = read_url(text)
     if url.get_backend_name() == "sqlite":
-        assert url.database is not None
-        # 0600: records may hold secret values. SQLite gives its -wal and -shm files the same.
-        os.close(os.open(Path(url.database), os.O_CREAT | os.O_RDWR, 0o600))
+        _make_file(url.database or "")
     pools = Pools(url, Limits(write_s=_TURN_S))
     try:
         with explained():

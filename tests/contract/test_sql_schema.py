@@ -95,6 +95,11 @@ async def test_a_missing_file_is_refused_and_not_made(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+async def test_a_file_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnfitDatabase, match="No such file"):
+        await migrate(f"sqlite:///{tmp_path}/no/such/directory.db")
+
+
 async def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
     await migrate(f"sqlite:///{tmp_path}/registry.db")
     store = await open_store(f"sqlite:///{tmp_path}/registry.db")
