@@ -17,6 +17,7 @@ from registry.admission import SYSTEM, Caller
 from registry.memory import MemoryStore
 from registry.operations import Create, HomePrefix, Modify, Operation, Put
 from registry.registrar import Registrar
+from registry.sql import open_store
 from registry.store import Store
 from resolver.core import Resolver
 from resolver.health import Health
@@ -144,6 +145,15 @@ async def registering(store: Any, **options: Any) -> AsyncIterator[Registrar]:
     finally:
         async with asyncio.timeout(10):
             await registrar.stop()
+
+
+@asynccontextmanager
+async def opened(url: str, **options: Any) -> AsyncIterator[Any]:
+    store = await open_store(url, **options)
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 async def write(registrar: Registrar, *operations: Operation, caller: Caller = SYSTEM) -> Any:
