@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from tests.postgres import Postgres
+from tests.system.described import Described, end_of_log, metrics, total
+
 START_S = 20.0
 
 
@@ -178,3 +181,32 @@ def node(make_node: Callable[..., RunningNode]) -> RunningNode:
     shared.home("88.118.8", "acme")
     shared.home("88.118.9", "globex")
     return shared
+
+
+@pytest.fixture(scope="session")
+def postgres_node(
+    make_node: Callable[..., RunningNode], postgres: Postgres, _migrated_template: str
+) -> RunningNode:
+    """As `node`, on PostgreSQL."""
+    database = postgres.create_database(_migrated_template)
+    shared = make_node(database_url=postgres.url(database))
+    shared.home("88.118.8", "acme")
+    shared.home("88.118.9", "globex")
+    return shared
+
+
+@pytest.fixture(scope="session")
+def api(node: RunningNode) -> Described:
+    """An admin's client of `node` that holds every reply against the node's description."""
+    return Described(node.port, node.key)
+
+
+@pytest.fixture
+def unharmed(api: Described, node: RunningNode) -> Iterator[Described]:
+    """`api` for tests that must leave nothing behind: neither log entries nor internal errors."""
+    before = end_of_log(api)
+    yield api
+    assert node.process is not None
+    assert node.process.poll() is None
+    assert end_of_log(api) == before
+    assert total(metrics(api), "biaojie_requests_total", outcome="internal") == 0

@@ -184,3 +184,9 @@ def metrics(api: Described) -> Series:
 def total(series: Series, name: str, **labels: str) -> float:
     wanted = set(labels.items())
     return sum(v for (n, given), v in series.items() if n == name and wanted <= set(given))
+
+
+def verdict(answer: Answer) -> tuple[int, str]:
+    assert answer.headers["content-type"] == "application/problem+json"
+    check_problem(answer)
+    return answer.status, answer.code

@@ -7,18 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import pytest
-
 from tests.system.described import IDS, URL, Described, data, path, value
 from tests.system.wire import Wire, request
 
 if TYPE_CHECKING:
     from tests.system.conftest import RunningNode
-
-
-@pytest.fixture(scope="module")
-def api(node: RunningNode) -> Described:
-    return Described(node.port, node.key)
 
 
 # One record -----------------------------------------------------------------------------

@@ -25,12 +25,7 @@ from tests.system.described import (
 from tests.system.wire import Wire, request
 
 if TYPE_CHECKING:
-    from tests.system.conftest import RunningNode
-
-
-@pytest.fixture(scope="module")
-def api(node: RunningNode) -> Described:
-    return Described(node.port, node.key)
+    pass
 
 
 # Many at once -------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import pytest
 import schemathesis
 
 from tests.system.described import URL, Described, metrics, path, total
@@ -13,11 +12,6 @@ from tests.system.wire import Wire, request
 
 if TYPE_CHECKING:
     from tests.system.conftest import RunningNode
-
-
-@pytest.fixture(scope="module")
-def api(node: RunningNode) -> Described:
-    return Described(node.port, node.key)
 
 
 # Languages, ids, description -------------------------------------------------------------------

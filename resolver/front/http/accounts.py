@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,14 +46,18 @@ from .models import (
 
 REFUSED: tuple[type[BiaojieError], ...] = (Unauthenticated, Forbidden)
 KEYED: tuple[type[BiaojieError], ...] = (*REFUSED, IdempotencyMismatch, IdempotencyRunning)
+_KEY_ID = re.compile(r"[0-9A-Za-z]{1,64}")
 
 
 def _cursor(text: str | None) -> str | None:
     if text is None:
         return None
     try:
-        return base64.b64decode(text, altchars=b"-_", validate=True).decode()
-    except (ValueError, binascii.Error):
+        name = base64.b64decode(text, altchars=b"-_", validate=True).decode("ascii")
+        if not name.isprintable():
+            raise ValueError
+        return name
+    except ValueError:
         raise InvalidRequest(
             "after: not a cursor; pass `next` of the page before.",
             "after：不是有效游标；请传入上一页的 `next`。",
@@ -136,6 +140,12 @@ async def _issue(service: Service, caller: Caller, body: KeyBody) -> tuple[str, 
 def _encode_issued(asked: Asked, answer: tuple[str, ApiKey]) -> Reply:
     secret, key = answer
     return json_reply({**document.encode_key(key), "key": secret}, 201)
+
+
+def _key_id(asked: Asked) -> str:
+    if not _KEY_ID.fullmatch(asked.tail):
+        raise NotFound("There is no such key.", "没有该密钥。")
+    return asked.tail
 
 
 async def _revoke(
@@ -256,7 +266,7 @@ ENDPOINTS: tuple[Endpoint[Any, Any], ...] = (
         "revoke-key",
         "keys",
         "Revoke a key (admin)",
-        lambda asked: (asked.tail_text(), asked.idempotency()),
+        lambda asked: (_key_id(asked), asked.idempotency()),
         _revoke,
         _encode_revoked,
         reply=KeyReply,

@@ -462,7 +462,9 @@ def _beyond(octets: int) -> int:
 
 def _printable(text: str) -> str:
     """Text that may be repeated in a reply: what was no UTF-8 on the wire is replaced."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _refusing(refusal: BiaojieError) -> Callable[[Asked], Any]:
