@@ -264,7 +264,7 @@ def test_a_key_belongs_to_its_caller(api: Described, node: RunningNode) -> None:
     other = node.issue("registrar", "globex")
     api.ask("PUT", path("mine"), {"values": [URL]}, Idempotency_Key="shared")
     theirs = api.ask(
-        "PUT", IDS + "/88.118.9/theirs", {"values": []}, key=other, Idempotency_Key="shared"
+        "PUT", IDS + "/88.118.9/same-key", {"values": []}, key=other, Idempotency_Key="shared"
     )
     assert theirs.status == 201
 
