@@ -132,9 +132,9 @@ def decide_record(
         case Retire():
             return _retire(operation, current, now)
         case Purge():
+            _check(operation.condition, current)
             if current is None:
                 raise _missing(operation.identifier)
-            _check(operation.condition, current)
             return Decision(Action.PURGE, None)
 
 
