@@ -43,6 +43,10 @@ _ALWAYS_SERVED = frozenset({"healthz", "readyz", "metrics"})
 _BATCHES = frozenset({"batch", "resolve-many", "list"})
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?#]*", re.IGNORECASE)  # the form that proxies send
 
+DISMISSED_S = 1.0
+"""How long a peer has to read why it is sent away, and"""
+DISMISSED_SHARE = 1.25
+"""how many connections there may be then, as a share of `connections_max`."""
 BODY_BYTES_FREE = 65_536
 """A body up to this size is decoded on the loop and not counted; see BODIES_MAX."""
 BODIES_MAX = 32
@@ -85,6 +89,8 @@ class Connection(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
         if crowded:
             # Answered before a request is read: cheap for us, clear for the client.
             self._dismiss(OverCapacity())
+            if len(self._manager.connections) > self._limits.connections_max * DISMISSED_SHARE:
+                self.force_close()
 
     def data_received(self, data: bytes) -> None:
         before = self._request_count
@@ -127,7 +133,12 @@ class Connection(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
         head = f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.transport.write(head.encode() + b"\r\n" + reply.body)
-        self.force_close()
+        # Closed at once, bytes that are still to come would make the peer lose our words.
+        self._force_close = True
+        if self._waiter is not None:
+            self._waiter.cancel()
+        self.transport.write_eof()
+        self._head_timer = self._loop.call_later(DISMISSED_S, self.force_close)
 
     def handle_error(
         self,
