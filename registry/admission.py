@@ -14,6 +14,7 @@ from typing import NamedTuple
 from biaojie.account import ApiKey, Prefix, PrefixStatus, Role
 from biaojie.change import Action
 from biaojie.errors import (
+    Elsewhere,
     Forbidden,
     IdentifierNotFound,
     IdentifierRetired,
@@ -115,6 +116,8 @@ def decide_record(
             f"本节点不托管前缀 {operation.identifier.prefix}。",
         )
     authorize(caller, Right.PURGE if isinstance(operation, Purge) else Right.WRITE, prefix.tenant)
+    if prefix.status.elsewhere:
+        raise elsewhere(prefix)
     if prefix.status is PrefixStatus.SUSPENDED and caller.role is not Role.ADMIN:
         raise PrefixSuspended()
     retired = current is not None and current.status is Status.RETIRED
@@ -136,6 +139,16 @@ def decide_record(
             if current is None:
                 raise _missing(operation.identifier)
             return Decision(Action.PURGE, None)
+
+
+def elsewhere(prefix: Prefix) -> Elsewhere:
+    """The error that says where the records of `prefix` are."""
+    return Elsewhere(
+        f"The records of {prefix.name} are at another node.",
+        f"前缀 {prefix.name} 的记录由其他节点负责。",
+        referral=f"0.NA/{prefix.name}",
+        kind=prefix.status.value,
+    )
 
 
 def _missing(identifier: Identifier) -> IdentifierNotFound:
@@ -317,6 +330,7 @@ def decide_home(operation: HomePrefix, caller: Caller, current: Prefix | None, n
     return Prefix(
         name=check_prefix(operation.name),
         tenant=_checked_text(operation.tenant, "tenant", TENANT_CHARS_MAX),
+        status=operation.status,
         created=now,
     )
 

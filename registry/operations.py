@@ -76,8 +76,11 @@ RecordOperation = Create | Put | Modify | Retire | Purge
 
 @dataclass(frozen=True, slots=True)
 class HomePrefix:
+    """Make a prefix known here: homed (active), or as living at another node."""
+
     name: str
     tenant: str
+    status: PrefixStatus = PrefixStatus.ACTIVE
 
 
 @dataclass(frozen=True, slots=True)

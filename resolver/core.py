@@ -15,6 +15,7 @@ from typing import Protocol
 from biaojie.account import Prefix, PrefixStatus
 from biaojie.errors import (
     BiaojieError,
+    Elsewhere,
     IdentifierNotFound,
     IdentifierRetired,
     PrefixNotHere,
@@ -59,6 +60,8 @@ def public_view(
     """What the public sees of what the registry holds: a record, or why there is none."""
     if prefix is None:
         return None, PrefixNotHere
+    if prefix.status.elsewhere:
+        return None, Elsewhere
     if prefix.status is PrefixStatus.SUSPENDED:
         return None, PrefixSuspended
     if record is None or record.status is Status.DRAFT:

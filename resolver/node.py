@@ -34,6 +34,7 @@ from .service import Service
 from .settings import Settings
 from .steps.cache import CacheStep
 from .steps.local import LocalStep
+from .steps.referral import ReferralStep
 from .tail import Tail
 
 WITNESS_S = 30.0
@@ -74,12 +75,14 @@ class Node:
             commit_timeout_s=settings.commit_timeout_s,
         )
         self.tail = Tail(store, self.health, [], poll_s=settings.poll_s)
+        referral = ReferralStep(store, timeout_s=settings.store_timeout_s)
         self.service = Service(
             store,
             self.registrar,
-            Resolver([self.cache, self.local]),
+            Resolver([self.cache, self.local, referral]),
             self.local,
             self.tail,
+            referral=referral,
             case_sensitive=case_sensitive,
             watchers_max=settings.watchers_max,
         )

@@ -17,6 +17,7 @@ from biaojie.account import ApiKey, Prefix, Role
 from biaojie.change import Action, Entry
 from biaojie.errors import (
     BiaojieError,
+    Elsewhere,
     IdentifierNotFound,
     IdentifierRetired,
     NotFound,
@@ -26,10 +27,10 @@ from biaojie.errors import (
     TooManyRequests,
     Unauthenticated,
 )
-from biaojie.identifier import Identifier, fold_prefix
+from biaojie.identifier import Identifier, Key, fold_prefix
 from biaojie.record import Record, Status, fold_type
 from registry.accounts import KEY_PATTERN, digest, new_key
-from registry.admission import PUBLIC, Caller, Right, allows, authorize
+from registry.admission import PUBLIC, Caller, Right, allows, authorize, elsewhere
 from registry.changelog import part_of, subject_prefix
 from registry.operations import Operation
 from registry.registrar import Idempotency, Mode, Outcome, Registrar
@@ -37,6 +38,7 @@ from registry.store import Store
 
 from .core import Answer, Resolver, Source
 from .steps.local import LocalStep
+from .steps.referral import ReferralStep
 from .tail import Tail
 
 KEY_TRUSTED_S = 2.0
@@ -99,6 +101,7 @@ class Service:
         local: LocalStep,
         tail: Tail,
         *,
+        referral: ReferralStep | None = None,
         case_sensitive: bool = False,
         watchers_max: int = 256,
         clock: Callable[[], float] = time.time,
@@ -109,6 +112,7 @@ class Service:
         self._resolver = resolver
         self._local = local
         self._tail = tail
+        self._referral = referral or ReferralStep(store)
         self._case_sensitive = case_sensitive
         self._watchers_max = watchers_max
         self._watchers = 0
@@ -165,7 +169,7 @@ class Service:
     async def resolve(self, query: Query, caller: Caller = PUBLIC) -> Resolution:
         """The values asked for that this caller may read.
 
-        Raises IdentifierNotFound, IdentifierRetired, PrefixNotHere, PrefixSuspended,
+        Raises IdentifierNotFound, IdentifierRetired, PrefixNotHere, PrefixSuspended, Elsewhere,
         TemporarilyUnavailable, OverCapacity.
         """
         key = query.identifier.key(case_sensitive=self._case_sensitive)
@@ -177,6 +181,8 @@ class Service:
                     raise
             else:
                 if prefix is not None and allows(caller, Right.READ_PRIVATE, prefix.tenant):
+                    if prefix.status.elsewhere:
+                        raise elsewhere(prefix)
                     if record is None:
                         raise IdentifierNotFound()
                     if record.status is Status.RETIRED:
@@ -184,11 +190,14 @@ class Service:
                     view = select(record.readable(), query)
                     return Resolution(view, Source.STORE, 0, record.ttl_s(self._clock()), True)
                 if query.authoritative:
-                    answer = self._local.answer(prefix, record)
-                    return self._resolution(answer, query)
-        return self._resolution(await self._resolver.resolve(key), query)
+                    return await self._public(self._local.answer(prefix, record), query, key)
+        return await self._public(await self._resolver.resolve(key), query, key)
 
-    def _resolution(self, answer: Answer, query: Query) -> Resolution:
+    async def _public(self, answer: Answer, query: Query, key: Key) -> Resolution:
+        if answer.absence is Elsewhere or (answer.absence is PrefixNotHere and query.authoritative):
+            responsible = await self._referral.responsible(key.prefix)
+            if responsible is not None:
+                raise elsewhere(responsible)
         view = select(answer.found(), query)
         return Resolution(view, answer.source, answer.age_s, answer.ttl_s, False)
 

@@ -24,6 +24,7 @@ from resolver.health import Health
 from resolver.service import Service
 from resolver.steps.cache import CacheStep
 from resolver.steps.local import LocalStep
+from resolver.steps.referral import ReferralStep
 from resolver.tail import Tail
 
 PREFIX = "88.118.8"
@@ -196,7 +197,7 @@ class Parts:
         self.local = LocalStep(self.store, self.health, **{"timeout_s": 0.3, **(local or {})})
         self.registrar = Registrar(self.store, on_commit=self._committed)
         self.tail = Tail(self.store, self.health, [], poll_s=poll_s, timeout_s=tail_timeout_s)
-        self.resolver = Resolver([self.cache, self.local])
+        self.resolver = Resolver([self.cache, self.local, ReferralStep(self.store)])
         self.service = Service(
             self.store, self.registrar, self.resolver, self.local, self.tail, **(service or {})
         )

@@ -23,7 +23,12 @@ from biaojie.record import Status
 
 STATUS_NUMBER = {Status.DRAFT: 0, Status.ACTIVE: 1, Status.FROZEN: 2, Status.RETIRED: 3}
 STATUS_OF = {number: status for status, number in STATUS_NUMBER.items()}
-PREFIX_STATUS_NUMBER = {PrefixStatus.ACTIVE: 1, PrefixStatus.SUSPENDED: 2}
+PREFIX_STATUS_NUMBER = {
+    PrefixStatus.ACTIVE: 1,
+    PrefixStatus.SUSPENDED: 2,
+    PrefixStatus.DELEGATED: 3,
+    PrefixStatus.REFERRED: 4,
+}
 PREFIX_STATUS_OF = {number: status for status, number in PREFIX_STATUS_NUMBER.items()}
 assert len(STATUS_OF) == len(Status)
 assert len(PREFIX_STATUS_OF) == len(PrefixStatus)

@@ -15,10 +15,21 @@ class Role(StrEnum):
 
 
 class PrefixStatus(StrEnum):
-    """active: resolves and registers. suspended: does neither until active again."""
+    """active: resolves and registers. suspended: does neither until active again.
+
+    The other two name prefixes whose records live at another node, found by the HS_SITE values
+    of `0.NA/<prefix>`. delegated: the owner runs a node of its own below ours (Handle answer
+    303). referred: another service answers for it (302).
+    """
 
     ACTIVE = "active"
     SUSPENDED = "suspended"
+    DELEGATED = "delegated"
+    REFERRED = "referred"
+
+    @property
+    def elsewhere(self) -> bool:
+        return self in (PrefixStatus.DELEGATED, PrefixStatus.REFERRED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,6 +156,15 @@ class PrefixNotHere(BiaojieError):
     advice = Text("Ask the node responsible for the prefix.", "请向负责该前缀的节点查询。")
 
 
+class Elsewhere(BiaojieError):
+    code = "elsewhere"
+    title = Text("Another node is responsible for this prefix", "该前缀由其他节点负责")
+    advice = Text(
+        "Ask the node that the HS_SITE values of the identifier in `referral` describe.",
+        "请向 `referral` 所指标识的 HS_SITE 值描述的节点查询。",
+    )
+
+
 class PrefixSuspended(BiaojieError):
     code = "prefix-suspended"
     title = Text("The prefix is suspended", "前缀已暂停")

@@ -87,7 +87,8 @@ async def _list_prefixes(service: Service, caller: Caller, query: PageQuery) -> 
 
 def _home(asked: Asked) -> _PrefixWrite:
     body = asked.body_as(PrefixBody)
-    return _PrefixWrite(HomePrefix(check_prefix(body.prefix), body.tenant), asked.idempotency())
+    operation = HomePrefix(check_prefix(body.prefix), body.tenant, PrefixStatus(body.status))
+    return _PrefixWrite(operation, asked.idempotency())
 
 
 def _change_prefix(asked: Asked) -> _PrefixWrite:

@@ -129,6 +129,12 @@ _TEXTS = (
         "四位数字，依次为：管理员可读、管理员可写、公众可读、公众可写。省略时，密钥类型为 1100。",
     ),
     Text("Set by the node; ignored on input.", "由节点设置，输入时忽略。"),
+    Text(
+        "`delegated` and `referred` prefixes live at another node: register its HS_SITE values"
+        " under `0.NA/<prefix>`, and whoever asks here is sent there.",
+        "`delegated` 与 `referred` 前缀由其他节点负责：请在 `0.NA/<前缀>` 下登记其 HS_SITE 值，"
+        "查询者将被引导至该节点。",
+    ),
 )
 
 CHINESE: dict[str, str] = {text.en: text.zh for text in _TEXTS}

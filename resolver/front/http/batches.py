@@ -13,6 +13,7 @@ from biaojie.change import BatchResult, RowResult
 from biaojie.errors import (
     BatchRejected,
     BiaojieError,
+    Elsewhere,
     Forbidden,
     IdempotencyMismatch,
     IdempotencyRunning,
@@ -174,6 +175,7 @@ _ROW_ERRORS = (
     Forbidden,
     PrefixNotHere,
     PrefixSuspended,
+    Elsewhere,
     IdentifierNotFound,
     IdentifierRetired,
     IdentifierTaken,

@@ -12,6 +12,7 @@ from ulid import ULID
 from biaojie.change import Action, Receipt
 from biaojie.errors import (
     BiaojieError,
+    Elsewhere,
     Forbidden,
     IdempotencyMismatch,
     IdempotencyRunning,
@@ -59,6 +60,7 @@ READ_ERRORS: tuple[type[BiaojieError], ...] = (
     IdentifierRetired,
     PrefixNotHere,
     PrefixSuspended,
+    Elsewhere,
 )
 WRITE_ERRORS: tuple[type[BiaojieError], ...] = (
     InvalidIdentifier,
@@ -67,6 +69,7 @@ WRITE_ERRORS: tuple[type[BiaojieError], ...] = (
     Forbidden,
     PrefixNotHere,
     PrefixSuspended,
+    Elsewhere,
     IdentifierRetired,
     IdempotencyMismatch,
     IdempotencyRunning,

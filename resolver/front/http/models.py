@@ -43,6 +43,7 @@ IdentifierText = Annotated[
     str, Field(min_length=1, max_length=12 * IDENTIFIER_CHARS_MAX, examples=["88.118.8/SN0001"])
 ]
 PrefixText = Annotated[str, Field(min_length=1, max_length=PREFIX_CHARS_MAX, examples=["88.118.8"])]
+PrefixState = Literal["active", "suspended", "delegated", "referred"]
 Settable = Literal["draft", "active", "frozen"]
 Time = Annotated[str, Field(examples=["2030-01-01T00:00:00Z"])]
 Hex32 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
@@ -164,12 +165,16 @@ class BatchBody(Shape):
 
 
 class PrefixBody(Shape):
+    """`delegated` and `referred` prefixes live at another node: register its HS_SITE values
+    under `0.NA/<prefix>`, and whoever asks here is sent there."""
+
     prefix: PrefixText
     tenant: str = Field(min_length=1, max_length=TENANT_CHARS_MAX, examples=["acme"])
+    status: PrefixState = "active"
 
 
 class PrefixPatch(Shape):
-    status: Literal["active", "suspended"] | None = None
+    status: PrefixState | None = None
     tenant: str | None = Field(None, min_length=1, max_length=TENANT_CHARS_MAX)
 
 
@@ -291,7 +296,7 @@ class BatchReply(Shape):
 class PrefixReply(Shape):
     prefix: str
     tenant: str
-    status: Literal["active", "suspended"]
+    status: PrefixState
     created: Time
     version: int
     sequence: int

@@ -37,6 +37,7 @@ HTTP_STATUS: dict[str, int] = {
     "identifier-retired": 410,
     "version-mismatch": 412,
     "too-large": 413,
+    "elsewhere": 421,
     "unsupported-media-type": 415,
     "idempotency-mismatch": 422,
     "batch-rejected": 422,
