@@ -1,0 +1,61 @@
+"""Finding messages in a TCP stream: envelope, then as many octets as it says. No fragments here;
+the truncated mark means nothing on TCP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .codes import ENVELOPE_OCTETS, HEADER_OCTETS, MESSAGE_OCTETS_MAX
+from .cursor import Malformed
+from .message import decode_envelope
+
+
+class StreamFraming:
+    """The octets of one connection in, frames out.
+
+        for frame in framing.feed(data):
+            message = decode_message(frame)
+
+    It keeps at most one message of `octets_max` and what one `feed` brought; a longer message
+    is refused on its envelope. After Malformed the stream cannot be followed any more.
+    """
+
+    __slots__ = ("_buffer", "_octets_max")
+
+    def __init__(self, octets_max: int = MESSAGE_OCTETS_MAX) -> None:
+        self._buffer = bytearray()
+        self._octets_max = octets_max
+
+    @property
+    def buffered(self) -> int:
+        """Octets of messages that are not whole yet. 0 between messages: only then may the
+        peer hang up without having cut something off."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Take what arrived at once; then give each whole frame, or raise Malformed where the
+        stream goes wrong (frames before that have been given by then)."""
+        self._buffer += data
+        return self._frames()
+
+    def _frames(self) -> Iterator[bytes]:
+        buffer = self._buffer
+        while len(buffer) >= ENVELOPE_OCTETS:
+            envelope = decode_envelope(bytes(buffer[:ENVELOPE_OCTETS]), self._octets_max)
+            if envelope.length < HEADER_OCTETS:
+                raise Malformed(16, f"a message of at least {HEADER_OCTETS} octets")
+            size = ENVELOPE_OCTETS + envelope.length
+            if len(buffer) < size:
+                return
+            frame = bytes(buffer[:size])
+            del buffer[:size]
+            yield frame
+
+
+def whole_frames(data: bytes, octets_max: int = MESSAGE_OCTETS_MAX) -> tuple[bytes, ...]:
+    """The frames of an HTTP body, which must end where a frame ends; raises Malformed."""
+    framing = StreamFraming(octets_max)
+    frames = tuple(framing.feed(data))
+    if framing.buffered:
+        raise Malformed(len(data), f"the rest of a message, {framing.buffered} octets of it came")
+    return frames
