@@ -34,7 +34,9 @@ from biaojie.errors import (
 from biaojie.identifier import Identifier, check_prefix
 from biaojie.limits import LABEL_CHARS_MAX, TENANT_CHARS_MAX
 from biaojie.record import Permissions, Record, Status, Value, check_values
+from biaojie.wire.handle.typed import AdminRight
 
+from .handle_rights import HandleIdentity, needed
 from .operations import (
     ChangePrefix,
     Condition,
@@ -53,11 +55,17 @@ from .store import Found
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. `role` is None for the public, which has no key and no tenant."""
+    """Who asks: the holder of an API key (`role`), of a key value at a handle (`handle`), or
+    the public, which has neither. `key_id` is what the change log calls them."""
 
     key_id: str = ""
     tenant: str = ""
     role: Role | None = None
+    handle: HandleIdentity | None = None
+
+    @property
+    def is_public(self) -> bool:
+        return self.role is None and self.handle is None
 
 
 PUBLIC = Caller()
@@ -80,17 +88,27 @@ _RIGHTS: Mapping[Role, frozenset[Right]] = {
 }
 
 
-def allows(caller: Caller, right: Right, tenant: str | None) -> bool:
-    """The policy. `tenant` owns what is asked for; None when it belongs to the node."""
+def allows(
+    caller: Caller, right: Right, tenant: str | None, *, needs: int = 0, holds: int = 0
+) -> bool:
+    """The policy. `tenant` owns what is asked for; None when it belongs to the node.
+
+    Handle identities have no role: of them the AdminRight bits `needs` are asked, all of which
+    they must hold by HS_ADMIN values (`holds`). What names no bits is not for them.
+    """
+    if caller.handle is not None:
+        return needs > 0 and needs & ~holds == 0
     if caller.role is None or right not in _RIGHTS[caller.role]:
         return False
     return caller.role is Role.ADMIN or (tenant is not None and tenant == caller.tenant)
 
 
-def authorize(caller: Caller, right: Right, tenant: str | None) -> None:
+def authorize(
+    caller: Caller, right: Right, tenant: str | None, *, needs: int = 0, holds: int = 0
+) -> None:
     """Raise Unauthenticated or Forbidden unless the policy allows it."""
-    if not allows(caller, right, tenant):
-        raise Unauthenticated() if caller.role is None else Forbidden()
+    if not allows(caller, right, tenant, needs=needs, holds=holds):
+        raise Unauthenticated() if caller.is_public else Forbidden()
 
 
 class Decision(NamedTuple):
@@ -101,21 +119,29 @@ class Decision(NamedTuple):
 
 
 def decide_record(
-    operation: RecordOperation, caller: Caller, found: Found, now: int, *, strict_slash: bool
+    operation: RecordOperation,
+    caller: Caller,
+    found: Found,
+    now: int,
+    *,
+    strict_slash: bool,
+    holds: int = 0,
 ) -> Decision:
     """The outcome of an operation on a record, given what is there now.
 
+    `holds` are the AdminRight bits of a Handle identity on this record.
     `strict_slash` refuses new identifiers with a slash in the suffix, as some national nodes do.
     """
     prefix, current = found
     if prefix is None:
         # The public learns nothing more than that it needs a key.
-        authorize(caller, Right.WRITE, caller.tenant)
-        raise PrefixNotHere(
-            f"The prefix {operation.identifier.prefix} is not homed at this node.",
-            f"本节点不托管前缀 {operation.identifier.prefix}。",
-        )
-    authorize(caller, Right.PURGE if isinstance(operation, Purge) else Right.WRITE, prefix.tenant)
+        if caller.handle is None:
+            authorize(caller, Right.WRITE, caller.tenant)
+        raise _not_here(operation.identifier)
+    right = Right.PURGE if isinstance(operation, Purge) else Right.WRITE
+    authorize(caller, right, prefix.tenant, needs=needed(operation, current), holds=holds)
+    if prefix.status is PrefixStatus.UNHOMED:
+        raise _not_here(operation.identifier)
     if prefix.status.elsewhere:
         raise elsewhere(prefix)
     if prefix.status is PrefixStatus.SUSPENDED and caller.role is not Role.ADMIN:
@@ -139,6 +165,13 @@ def decide_record(
             if current is None:
                 raise _missing(operation.identifier)
             return Decision(Action.PURGE, None)
+
+
+def _not_here(identifier: Identifier) -> PrefixNotHere:
+    return PrefixNotHere(
+        f"The prefix {identifier.prefix} is not homed at this node.",
+        f"本节点不托管前缀 {identifier.prefix}。",
+    )
 
 
 def elsewhere(prefix: Prefix) -> Elsewhere:
@@ -323,8 +356,14 @@ def _checked_text(text: str, name: str, chars_max: int, *, empty: bool = False) 
     return text
 
 
-def decide_home(operation: HomePrefix, caller: Caller, current: Prefix | None, now: int) -> Prefix:
-    authorize(caller, Right.MANAGE, None)
+def decide_home(
+    operation: HomePrefix, caller: Caller, current: Prefix | None, now: int, *, holds: int = 0
+) -> Prefix:
+    """`holds` are the AdminRight bits of a Handle identity on the prefixes above this one."""
+    needs = AdminRight.ADD_DERIVED_PREFIX
+    authorize(caller, Right.MANAGE, None, needs=needs, holds=holds)
+    if current is not None and current.status is PrefixStatus.UNHOMED:
+        return replace(current, status=operation.status, version=current.version + 1)
     if current is not None:
         raise PrefixTaken(f"{current.name} is already homed.", f"前缀 {current.name} 已托管。")
     return Prefix(
@@ -335,8 +374,13 @@ def decide_home(operation: HomePrefix, caller: Caller, current: Prefix | None, n
     )
 
 
-def decide_change_prefix(operation: ChangePrefix, caller: Caller, current: Prefix | None) -> Prefix:
-    authorize(caller, Right.MANAGE, None)
+def decide_change_prefix(
+    operation: ChangePrefix, caller: Caller, current: Prefix | None, *, holds: int = 0
+) -> Prefix:
+    """A Handle identity may unhome a prefix, with rights on those above it, and nothing else."""
+    unhomes = operation.status is PrefixStatus.UNHOMED and operation.tenant is None
+    needs = AdminRight.DELETE_DERIVED_PREFIX if unhomes else 0
+    authorize(caller, Right.MANAGE, None, needs=needs, holds=holds)
     if current is None:
         raise PrefixNotHere()
     tenant = current.tenant

@@ -56,9 +56,9 @@ def text_digest(*fields: str | int) -> bytes:
 
 
 def prefix_digest(prefix: Prefix) -> bytes:
-    """SHA-256 of a prefix's whole state except `sequence`."""
+    """SHA-256 of a prefix's whole state except `sequence`, and how far its index is made."""
     p = prefix
-    return text_digest(p.name, p.tenant, p.status.value, p.version, p.created)
+    return text_digest(p.name, p.tenant, p.status.value, p.version, p.created, *p.searchable)
 
 
 def key_digest(key: ApiKey) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from biaojie.account import PrefixStatus, Role
 from biaojie.identifier import Identifier
-from biaojie.record import Status, Value
+from biaojie.record import Reference, Status, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +76,16 @@ RecordOperation = Create | Put | Modify | Retire | Purge
 
 @dataclass(frozen=True, slots=True)
 class HomePrefix:
-    """Make a prefix known here: homed (active), or as living at another node."""
+    """Make a prefix known here: homed (active), or as living at another node.
+
+    With `admin`, a record `0.NA/<name>` is registered as well, whose HS_ADMIN value gives that
+    Handle identity every right under the prefix.
+    """
 
     name: str
     tenant: str
     status: PrefixStatus = PrefixStatus.ACTIVE
+    admin: Reference | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -290,8 +290,8 @@ class Registrar:
         receipts = await tx.find_receipts(
             [key for submission in group if (key := submission.receipt_key)], now
         )
-        operations = [op for submission in group for op in submission.operations]
-        staging = await Staging.load(tx, operations, self._rules, head[0] + 1, now)
+        asked = [(submission.caller, op) for submission in group for op in submission.operations]
+        staging = await Staging.load(tx, asked, self._rules, head[0] + 1, now)
         answers: list[Outcome | BiaojieError] = []
         fresh: dict[ReceiptKey, StoredReceipt] = {}
         for submission in group:

@@ -8,15 +8,16 @@ a `branch()`, merged only if the submission as a whole is accepted.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from biaojie.account import ApiKey, Prefix
 from biaojie.change import Action, Change, Receipt
 from biaojie.identifier import Key, fold_prefix
-from biaojie.record import Record
+from biaojie.record import Record, Reference
 
 from .admission import (
+    SYSTEM,
     Caller,
     decide_change_prefix,
     decide_home,
@@ -25,8 +26,19 @@ from .admission import (
     decide_revoke,
 )
 from .changelog import ZERO, key_digest, prefix_digest, record_digest
+from .handle_rights import (
+    PREFIXES,
+    HandleIdentity,
+    admins,
+    ancestors,
+    full_admin,
+    groups_of,
+    held,
+    prefix_identifier,
+)
 from .operations import (
     ChangePrefix,
+    Create,
     HomePrefix,
     IssueKey,
     Operation,
@@ -43,8 +55,22 @@ class Rules:
     case_sensitive: bool = False
     strict_slash: bool = False
 
+    def prefix_key(self, prefix: str) -> Key:
+        """Where the record of a prefix is looked up."""
+        return prefix_identifier(prefix).key(case_sensitive=self.case_sensitive)
+
 
 RULES_DEFAULT = Rules()
+NODE_TENANT = "node"
+"""Owns `0.NA` where it is homed by itself."""
+LOOK_UP_MAX = 4_096
+
+
+async def _look_up_all(tx: Transaction, keys: Sequence[Key]) -> list[Found]:
+    found: list[Found] = []
+    for at in range(0, len(keys), LOOK_UP_MAX):
+        found += await tx.look_up(keys[at : at + LOOK_UP_MAX])
+    return found
 
 
 @dataclass(slots=True)
@@ -61,6 +87,7 @@ class Staging:
     found: ChainMap[Key, Found] = field(default_factory=ChainMap)
     prefixes: ChainMap[str, Prefix | None] = field(default_factory=ChainMap)
     keys: ChainMap[str, ApiKey | None] = field(default_factory=ChainMap)
+    groups: Mapping[HandleIdentity, frozenset[Reference]] = field(default_factory=dict)
     new_keys: dict[bytes, ApiKey] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
 
@@ -68,7 +95,7 @@ class Staging:
     async def load(
         cls,
         tx: Transaction,
-        operations: Iterable[Operation],
+        asked: Iterable[tuple[Caller, Operation]],
         rules: Rules,
         sequence: int,
         now: int,
@@ -76,15 +103,30 @@ class Staging:
         records: dict[Key, None] = {}
         prefixes: dict[str, None] = {}
         keys: dict[str, None] = {}
-        for operation in operations:
+        identities: set[HandleIdentity] = set()
+        for caller, operation in asked:
             match operation:
                 case HomePrefix() | ChangePrefix():
                     prefixes[fold_prefix(operation.name)] = None
+                    above = [operation.name, *ancestors(operation.name)]
+                    if isinstance(operation, HomePrefix) and operation.admin is not None:
+                        prefixes[PREFIXES] = None
+                        records[rules.prefix_key(operation.name)] = None
                 case IssueKey() | RevokeKey():
                     keys[operation.id] = None
+                    above = []
                 case _:
                     records[operation.identifier.key(case_sensitive=rules.case_sensitive)] = None
-        found = await tx.look_up(list(records)) if records else []
+                    above = [operation.identifier.prefix]
+            if caller.handle is not None:
+                identities.add(caller.handle)
+                records.update(dict.fromkeys(rules.prefix_key(name) for name in above))
+        found = await _look_up_all(tx, list(records))
+        named = {ref for _, record in found for _, ref in admins(record)} if identities else set()
+        groups = {
+            identity: await groups_of(identity, named, lambda some: _look_up_all(tx, some))
+            for identity in identities
+        }
         homed = await tx.find_prefixes(list(prefixes)) if prefixes else {}
         issued = await tx.find_keys_by_id(list(keys)) if keys else {}
         return cls(
@@ -95,6 +137,7 @@ class Staging:
             ChainMap({}, dict(zip(records, found, strict=True))),
             ChainMap({}, {name: homed.get(name) for name in prefixes}),
             ChainMap({}, {key_id: issued.get(key_id) for key_id in keys}),
+            groups,
         )
 
     def branch(self) -> Staging:
@@ -106,6 +149,7 @@ class Staging:
             self.found.new_child(),
             self.prefixes.new_child(),
             self.keys.new_child(),
+            self.groups,
         )
 
     def merge(self, branch: Staging) -> None:
@@ -133,7 +177,12 @@ class Staging:
         # A prefix changed earlier in this commit is as that change left it.
         found = Found(self.prefixes.get(key.prefix, loaded.prefix), loaded.record)
         decision = decide_record(
-            operation, caller, found, self.now, strict_slash=self.rules.strict_slash
+            operation,
+            caller,
+            found,
+            self.now,
+            strict_slash=self.rules.strict_slash,
+            holds=self._holds(caller, found.record, [key.prefix]),
         )
         record = decision.record
         if record is None:
@@ -156,16 +205,41 @@ class Staging:
     def _apply_prefix(self, operation: HomePrefix | ChangePrefix, caller: Caller) -> Receipt:
         folded = fold_prefix(operation.name)
         current = self.prefixes[folded]
+        holds = self._holds(caller, None, [folded, *ancestors(folded)])
         if isinstance(operation, HomePrefix):
             action = Action.HOME_PREFIX
-            prefix = decide_home(operation, caller, current, self.now)
+            prefix = decide_home(operation, caller, current, self.now, holds=holds)
         else:
             action = Action.CHANGE_PREFIX
-            prefix = decide_change_prefix(operation, caller, current)
-        self.prefixes[folded] = replace(prefix, sequence=self.sequence)
+            prefix = decide_change_prefix(operation, caller, current, holds=holds)
+        receipt = self._put_prefix(action, prefix, caller)
+        if isinstance(operation, HomePrefix) and operation.admin is not None:
+            self._give_to(operation.name, operation.admin, caller)
+        return receipt
+
+    def _put_prefix(self, action: Action, prefix: Prefix, caller: Caller) -> Receipt:
+        self.prefixes[fold_prefix(prefix.name)] = replace(prefix, sequence=self.sequence)
         return self._note(
             action, prefix.name, prefix.status, prefix.version, caller, prefix_digest(prefix)
         )
+
+    def _give_to(self, name: str, admin: Reference, caller: Caller) -> None:
+        """Register `0.NA/<name>` with this administrator, homing `0.NA` if that is not yet."""
+        if self.prefixes[PREFIXES] is None:
+            home = decide_home(HomePrefix(PREFIXES, NODE_TENANT), SYSTEM, None, self.now)
+            self._put_prefix(Action.HOME_PREFIX, home, caller)
+        key = self.rules.prefix_key(name)
+        if self.found[key].record is None:
+            self.found[key] = Found(self.prefixes[PREFIXES], None)
+            create = Create(prefix_identifier(name), (full_admin(admin),))
+            self._apply_record(create, SYSTEM)
+
+    def _holds(self, caller: Caller, record: Record | None, prefixes: Iterable[str]) -> int:
+        """AdminRight bits of a Handle identity on a record and under its prefixes."""
+        if caller.handle is None:
+            return 0
+        above = [self.found[self.rules.prefix_key(name)].record for name in prefixes]
+        return held(caller.handle, self.groups[caller.handle], record, *above)
 
     def _apply_key(self, operation: IssueKey | RevokeKey, caller: Caller) -> Receipt:
         if isinstance(operation, IssueKey):

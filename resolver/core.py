@@ -58,7 +58,7 @@ def public_view(
     prefix: Prefix | None, record: Record | None
 ) -> tuple[Record | None, type[BiaojieError] | None]:
     """What the public sees of what the registry holds: a record, or why there is none."""
-    if prefix is None:
+    if prefix is None or prefix.status is PrefixStatus.UNHOMED:
         return None, PrefixNotHere
     if prefix.status.elsewhere:
         return None, Elsewhere

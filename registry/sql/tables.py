@@ -28,6 +28,7 @@ PREFIX_STATUS_NUMBER = {
     PrefixStatus.SUSPENDED: 2,
     PrefixStatus.DELEGATED: 3,
     PrefixStatus.REFERRED: 4,
+    PrefixStatus.UNHOMED: 5,
 }
 PREFIX_STATUS_OF = {number: status for status, number in PREFIX_STATUS_NUMBER.items()}
 assert len(STATUS_OF) == len(Status)

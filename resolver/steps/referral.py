@@ -10,15 +10,10 @@ import asyncio
 from biaojie.account import Prefix
 from biaojie.errors import Elsewhere, TemporarilyUnavailable
 from biaojie.identifier import Key
+from registry.handle_rights import ancestors
 from registry.store import ReadStore
 
 from ..core import Answer, Onward, Source
-
-
-def ancestors(prefix: str) -> list[str]:
-    """`88.118.8.1` → `88.118.8`, `88.118`, `88`; at most 31, a prefix has 64 characters."""
-    labels = prefix.split(".")
-    return [".".join(labels[:count]) for count in range(len(labels) - 1, 0, -1)]
 
 
 class ReferralStep:

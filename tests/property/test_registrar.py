@@ -75,8 +75,12 @@ class World:
         if role is not Role.ADMIN:
             if role is Role.READER or caller.tenant != prefix[0] or isinstance(op, Purge):
                 return "forbidden"
-            if prefix[1] == "suspended":
-                return "prefix-suspended"
+        if prefix[1] == "unhomed":
+            return "prefix-not-here"
+        if prefix[1] in ("delegated", "referred"):
+            return "elsewhere"
+        if prefix[1] == "suspended" and role is not Role.ADMIN:
+            return "prefix-suspended"
         row = self.rows.get(at)
         if row is not None and row.status == "retired" and not isinstance(op, Purge):
             return "identifier-retired"
@@ -146,6 +150,9 @@ class World:
             return "unauthenticated" if caller.role is None else "forbidden"
         known = self.prefixes.get(op.name.upper())
         if isinstance(op, HomePrefix):
+            if known is not None and known[1] == "unhomed":
+                known[1] = "active"
+                return "ok"
             if known is not None:
                 return "prefix-taken"
             self.prefixes[op.name.upper()] = [op.tenant, "active"]

@@ -9,10 +9,10 @@ from biaojie.errors import Elsewhere, IdentifierNotFound, PrefixNotHere
 from biaojie.identifier import Identifier
 from biaojie.record import Value
 from registry.admission import SYSTEM, Caller
+from registry.handle_rights import ancestors
 from registry.memory import MemoryStore
 from registry.operations import ChangePrefix, Create, HomePrefix
 from resolver.service import Query
-from resolver.steps.referral import ancestors
 from tests.core_parts import Parts
 
 VALUES = (Value(1, "URL", b"https://example.com"),)
