@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -135,6 +136,25 @@ class _GatedTransaction:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
+
+
+@asynccontextmanager
+async def nothing_left_behind() -> AsyncIterator[None]:
+    """Whatever began inside has ended, and no exception was left for nobody to see."""
+    heard: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: heard.append(str(context)))
+    before = asyncio.all_tasks()
+    try:
+        yield
+        for _ in range(10):
+            await asyncio.sleep(0)
+        gc.collect()
+        await asyncio.sleep(0)
+    finally:
+        loop.set_exception_handler(None)
+    assert heard == []
+    assert asyncio.all_tasks() <= before
 
 
 @asynccontextmanager
