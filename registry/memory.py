@@ -19,7 +19,8 @@ from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 
 from .changelog import ZERO
-from .store import Found, ReceiptKey, StoredReceipt
+from .matching import Match
+from .store import INDEXING_MAX, Found, ReceiptKey, StoredReceipt
 
 _FEW = 64
 """From this many new names on, sorting a prefix once is cheaper than inserting one by one."""
@@ -27,7 +28,9 @@ _FEW = 64
 
 @dataclass(slots=True)
 class _State:
-    """Tables by key. In an overlay, None in `records` or `receipts` stands for "removed"."""
+    """Tables by key. In an overlay, None in `records` or `receipts` stands for "removed", as
+    False does in `rows`. `indexed` has the prefixes whose index is not complete, None once it is.
+    """
 
     prefixes: dict[str, Prefix] = field(default_factory=dict)
     records: dict[Key, Record | None] = field(default_factory=dict)
@@ -35,6 +38,14 @@ class _State:
     key_ids: dict[bytes, str] = field(default_factory=dict)
     receipts: dict[ReceiptKey, StoredReceipt | None] = field(default_factory=dict)
     log: list[Entry] = field(default_factory=list)
+    rows: dict[Match, bool] = field(default_factory=dict)
+    indexed: dict[str, bytes | None] = field(default_factory=dict)
+    suffixes: dict[str, list[bytes]] = field(default_factory=dict)
+
+    def suffixes_after(self, prefix: str, after: bytes | None, limit: int) -> list[bytes]:
+        suffixes = self.suffixes.get(prefix, [])
+        start = 0 if after is None else bisect_right(suffixes, after)
+        return suffixes[start : start + limit]
 
 
 def _head(log: Sequence[Entry]) -> tuple[int, bytes]:
@@ -77,8 +88,18 @@ class MemoryTransaction:
     async def head(self) -> tuple[int, bytes]:
         return _head(self.overlay.log or self._base.log)
 
+    async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
+        changed = [key.suffix for key in self.overlay.records if key.prefix == prefix]
+        listed = self._base.suffixes_after(prefix, after, limit + len(changed))
+        suffixes = {*listed, *(s for s in changed if after is None or s > after)}
+        found = (self._record(Key(prefix, suffix)) for suffix in sorted(suffixes))
+        return [record for record in found if record is not None][:limit]
+
     async def put_prefixes(self, prefixes: Iterable[Prefix]) -> None:
-        self.overlay.prefixes.update({fold_prefix(p.name): p for p in prefixes})
+        for prefix in prefixes:
+            name = fold_prefix(prefix.name)
+            self.overlay.prefixes[name] = prefix
+            self.overlay.indexed[name] = b"" if prefix.indexing else None
 
     async def put_records(self, records: Mapping[Key, Record]) -> None:
         for key in records:
@@ -87,6 +108,19 @@ class MemoryTransaction:
 
     async def purge_records(self, keys: Iterable[Key]) -> None:
         self.overlay.records.update(dict.fromkeys(keys))
+
+    async def change_rows(self, added: Iterable[Match], removed: Iterable[Match]) -> None:
+        self.overlay.rows.update(dict.fromkeys(added, True))
+        self.overlay.rows.update(dict.fromkeys(removed, False))
+
+    async def indexed_to(self, prefix: str) -> bytes | None:
+        return self.overlay.indexed.get(prefix, self._base.indexed.get(prefix))
+
+    async def set_indexed_to(self, prefix: str, suffix: bytes | None) -> None:
+        known = self._prefix(prefix)
+        assert known is not None
+        self.overlay.prefixes[prefix] = replace(known, indexing=suffix is not None)
+        self.overlay.indexed[prefix] = suffix
 
     async def put_keys(self, keys: Mapping[bytes, ApiKey]) -> None:
         self.overlay.keys.update({key.id: key for key in keys.values()})
@@ -115,7 +149,7 @@ class MemoryStore:
 
     def __init__(self, wait_s: float = 5.0) -> None:
         self._state = _State()
-        self._suffixes: dict[str, list[bytes]] = {}
+        self._found: dict[tuple[bytes, bool], list[Key]] = {}
         self._lock = asyncio.Lock()
         self._wait_s = wait_s
 
@@ -145,16 +179,25 @@ class MemoryStore:
                     added.setdefault(key.prefix, []).append(key.suffix)
             elif known:
                 del state.records[key]
-                suffixes = self._suffixes[key.prefix]
+                suffixes = state.suffixes[key.prefix]
                 del suffixes[bisect_left(suffixes, key.suffix)]
         for prefix, new in added.items():
-            suffixes = self._suffixes.setdefault(prefix, [])
+            suffixes = state.suffixes.setdefault(prefix, [])
             if len(new) < _FEW:
                 for suffix in new:
                     insort(suffixes, suffix)
             else:
                 suffixes += new
                 suffixes.sort()
+        for (digest, public, key), wanted in overlay.rows.items():
+            keys = self._found.setdefault((digest, public), [])
+            at = bisect_left(keys, key)
+            there = keys[at : at + 1] == [key]
+            if wanted and not there:
+                keys.insert(at, key)
+            elif there and not wanted:
+                del keys[at]
+        state.indexed.update(overlay.indexed)
         for receipt_key, receipt in overlay.receipts.items():
             if receipt is None:
                 state.receipts.pop(receipt_key, None)
@@ -170,9 +213,8 @@ class MemoryStore:
         return [Found(state.prefixes.get(k.prefix), state.records.get(k)) for k in keys]
 
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
-        suffixes = self._suffixes.get(prefix, [])
-        start = 0 if after is None else bisect_right(suffixes, after)
-        found = (self._state.records[Key(prefix, s)] for s in suffixes[start : start + limit])
+        suffixes = self._state.suffixes_after(prefix, after, limit)
+        found = (self._state.records[Key(prefix, suffix)] for suffix in suffixes)
         return [record for record in found if record is not None]
 
     async def find_prefixes(self, names: Sequence[str]) -> dict[str, Prefix]:
@@ -202,6 +244,22 @@ class MemoryStore:
 
     async def head(self) -> tuple[int, bytes]:
         return _head(self._state.log)
+
+    async def find_matches(
+        self, digest: bytes, *, private: bool, prefix: str | None, after: Key, limit: int
+    ) -> list[Key]:
+        if prefix is not None:
+            after = max(after, Key(prefix, b""))
+        found: list[Key] = []
+        for public in (True, False) if private else (True,):
+            keys = self._found.get((digest, public), [])
+            start = bisect_right(keys, after)
+            found += keys[start : start + limit]
+        return [key for key in sorted(found) if prefix in (None, key.prefix)][:limit]
+
+    async def list_indexing(self) -> list[Prefix]:
+        at = sorted(name for name, to in self._state.indexed.items() if to is not None)
+        return [self._state.prefixes[name] for name in at[:INDEXING_MAX]]
 
     async def newest_record_sequence(self) -> int:
         state = self._state

@@ -17,6 +17,11 @@ from biaojie.change import Entry
 from biaojie.identifier import Key
 from biaojie.record import Record
 
+from .matching import Match
+
+INDEXING_MAX = 1_000
+"""Most prefixes that `list_indexing` gives."""
+
 
 class Found(NamedTuple):
     """The answer for one key. `prefix` is None when the prefix is not homed here."""
@@ -87,6 +92,19 @@ class ReadStore(Protocol):
         """Sequence and hash of the newest entry; (0, 32 zero bytes) for an empty log."""
         ...
 
+    async def find_matches(
+        self, digest: bytes, *, private: bool, prefix: str | None, after: Key, limit: int
+    ) -> list[Key]:
+        """Keys > `after` that have an index row of this digest, in order; those of one prefix.
+
+        Only public rows unless `private`. A row tells where to look, not what is there.
+        """
+        ...
+
+    async def list_indexing(self) -> list[Prefix]:
+        """Prefixes whose index is not complete, in order of folded name; at most 1,000."""
+        ...
+
     async def newest_record_sequence(self) -> int:
         """The greatest sequence any record or prefix carries; 0 if there is none."""
         ...
@@ -112,8 +130,13 @@ class Transaction(Protocol):
 
     async def head(self) -> tuple[int, bytes]: ...
 
+    async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]: ...
+
     async def put_prefixes(self, prefixes: Iterable[Prefix]) -> None:
-        """Insert or replace by folded name. Comes before the records under a new prefix."""
+        """Insert or replace by folded name. Comes before the records under a new prefix.
+
+        One with `indexing` has its index made anew from the first record on.
+        """
         ...
 
     async def put_records(self, records: Mapping[Key, Record]) -> None:
@@ -121,6 +144,19 @@ class Transaction(Protocol):
         ...
 
     async def purge_records(self, keys: Iterable[Key]) -> None: ...
+
+    async def change_rows(self, added: Iterable[Match], removed: Iterable[Match]) -> None:
+        """Index rows, none of them in both; one that is there, or is not, already may be named."""
+        ...
+
+    async def indexed_to(self, prefix: str) -> bytes | None:
+        """The folded suffix up to which a prefix is indexed, empty at the beginning.
+
+        None when its index is complete, or there is no such prefix.
+        """
+        ...
+
+    async def set_indexed_to(self, prefix: str, suffix: bytes | None) -> None: ...
 
     async def put_keys(self, keys: Mapping[bytes, ApiKey]) -> None:
         """Insert new keys by the SHA-256 of their secret."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Row, bindparam, func, select, tuple_
+from sqlalchemy import Row, Select, bindparam, func, select, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from biaojie.account import ApiKey, Prefix, Role
@@ -16,7 +16,7 @@ from biaojie.identifier import Key
 from biaojie.record import Record
 
 from ..changelog import unpack_changes
-from ..store import Found, ReceiptKey, StoredReceipt
+from ..store import INDEXING_MAX, Found, ReceiptKey, StoredReceipt
 from .blob import decode_blob
 from .tables import (
     PREFIX_STATUS_OF,
@@ -27,6 +27,7 @@ from .tables import (
     prefixes,
     receipts,
     records,
+    value_index,
 )
 
 LOOK_UP_MAX = 4_096
@@ -40,6 +41,8 @@ _PREFIX = (
     prefixes.c.created,
     prefixes.c.version,
     prefixes.c.sequence,
+    prefixes.c.searchable,
+    prefixes.c.indexed_to.is_not(None),
 )
 _ENTRY = (
     changelog.c.sequence,
@@ -60,6 +63,7 @@ _ENTRY = (
 # that has grown since its statistics were taken reads the whole prefix for each key.
 _ANSWER = """
 SELECT w.n, p.id, p.spelling, p.tenant, p.status, p.created, p.version, p.sequence,
+       p.searchable, p.indexed_to IS NOT NULL,
        r.status, r.version, r.sequence, r.template, r.blob
 """
 _LOOK_UP_POSTGRESQL = (
@@ -104,8 +108,17 @@ def look_up_statement(dialect: str, keys: Sequence[Key]) -> tuple[str, tuple[Any
 
 def _prefix(row: Sequence[Any]) -> Prefix:
     """From the columns of `_PREFIX`."""
-    _, spelling, tenant, status, created, version, sequence = row
-    return Prefix(spelling, tenant, PREFIX_STATUS_OF[status], created, version, sequence)
+    _, spelling, tenant, status, created, version, sequence, searchable, indexing = row
+    return Prefix(
+        spelling,
+        tenant,
+        PREFIX_STATUS_OF[status],
+        created,
+        version,
+        sequence,
+        tuple(searchable.split("\n")) if searchable else (),
+        bool(indexing),
+    )
 
 
 def _record(key: Key, row: Sequence[Any]) -> Record:
@@ -134,9 +147,9 @@ async def look_up(connection: AsyncConnection, keys: Sequence[Key]) -> list[Foun
             continue
         prefix = seen.get(prefix_id)
         if prefix is None:
-            prefix = seen[prefix_id] = _prefix(row[1:8])
+            prefix = seen[prefix_id] = _prefix(row[1:10])
         found[n] = (
-            _without_row(prefix) if row[8] is None else Found(prefix, _record(keys[n], row[8:]))
+            _without_row(prefix) if row[10] is None else Found(prefix, _record(keys[n], row[10:]))
         )
     return found
 
@@ -195,6 +208,65 @@ async def list_prefixes(
     if tenant is not None:
         statement = statement.where(prefixes.c.tenant == tenant)
     return [_prefix(row) for row in (await connection.execute(statement)).all()]
+
+
+_v = value_index.c
+_INDEXED_TO = select(prefixes.c.indexed_to).where(prefixes.c.name == bindparam("prefix"))
+_INDEXING = (
+    select(*_PREFIX)
+    .where(prefixes.c.indexed_to.is_not(None))
+    .order_by(prefixes.c.name)
+    .limit(INDEXING_MAX)
+)
+
+
+@cache
+def _matches(private: bool, of_one: bool) -> Select[Any]:
+    """Each kind of row is one seek and a walk along the primary key, at most `limit` rows."""
+
+    def rows(public: int) -> Select[Any]:
+        place = (
+            (_v.prefix == bindparam("prefix"), _v.suffix > bindparam("suffix"))
+            if of_one
+            else (tuple_(_v.prefix, _v.suffix) > tuple_(bindparam("prefix"), bindparam("suffix")),)
+        )
+        found = select(_v.prefix, _v.suffix).where(
+            _v.digest == bindparam("digest"), _v.public == public, *place
+        )
+        return found.order_by(_v.prefix, _v.suffix).limit(bindparam("limit"))
+
+    if not private:
+        return rows(1)
+    both = union_all(*(select(rows(public).subquery()) for public in (0, 1))).subquery()
+    return select(both).order_by(both.c.prefix, both.c.suffix).limit(bindparam("limit"))
+
+
+async def find_matches(
+    connection: AsyncConnection,
+    digest: bytes,
+    *,
+    private: bool,
+    prefix: str | None,
+    after: Key,
+    limit: int,
+) -> list[Key]:
+    if prefix is not None:
+        after = max(after, Key(prefix, b""))
+        if after.prefix != prefix:
+            return []
+    place = {"prefix": after.prefix, "suffix": after.suffix}
+    statement = _matches(private, prefix is not None)
+    rows = await connection.execute(statement, {"digest": digest, "limit": limit, **place})
+    return [Key(*row) for row in rows.all()]
+
+
+async def list_indexing(connection: AsyncConnection) -> list[Prefix]:
+    return [_prefix(row) for row in (await connection.execute(_INDEXING)).all()]
+
+
+async def indexed_to(connection: AsyncConnection, prefix: str) -> bytes | None:
+    to: bytes | None = await connection.scalar(_INDEXED_TO, {"prefix": prefix})
+    return to
 
 
 def _api_key(row: Row[Any]) -> ApiKey:

@@ -62,6 +62,18 @@ class SqlStore:
     async def head(self) -> tuple[int, bytes]:
         return await self._pools.read(reader.head)
 
+    async def find_matches(
+        self, digest: bytes, *, private: bool, prefix: str | None, after: Key, limit: int
+    ) -> list[Key]:
+        return await self._pools.read(
+            lambda c: reader.find_matches(
+                c, digest, private=private, prefix=prefix, after=after, limit=limit
+            )
+        )
+
+    async def list_indexing(self) -> list[Prefix]:
+        return await self._pools.read(reader.list_indexing)
+
     async def newest_record_sequence(self) -> int:
         """Reads every record, in short runs: its time grows with the registry."""
         newest = await self._pools.read(reader.newest_prefix_sequence)

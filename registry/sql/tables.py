@@ -63,7 +63,17 @@ prefixes = Table(
     Column("created", _big(), nullable=False),
     Column("version", Integer, nullable=False),
     Column("sequence", _big(), nullable=False),
+    Column("searchable", Text),
+    Column("indexed_to", LargeBinary),
     Index("prefixes_name_key", "name", unique=True),
+)
+"""`searchable`: types, one a line; NULL for none. `indexed_to`: the suffix up to which their
+rows in `value_index` are complete; NULL when they all are."""
+Index(
+    "prefixes_indexing_idx",
+    prefixes.c.name,
+    postgresql_where=prefixes.c.indexed_to.is_not(None),
+    sqlite_where=prefixes.c.indexed_to.is_not(None),
 )
 
 records = Table(
@@ -78,6 +88,17 @@ records = Table(
     Column("blob", LargeBinary, nullable=False),
     sqlite_with_rowid=False,
 )
+
+value_index = Table(
+    "value_index",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("public", SmallInteger, primary_key=True, autoincrement=False),
+    Column("prefix", _exact(), primary_key=True),
+    Column("suffix", LargeBinary, primary_key=True),
+    sqlite_with_rowid=False,
+)
+"""See registry.matching.Match. In this order, one seek finds a value under all prefixes."""
 
 api_keys = Table(
     "api_keys",
@@ -161,5 +182,6 @@ def upsert(table: Table, dialect: str, *key: str) -> str:
     replaced = [f"{name} = excluded.{name}" for name in names if name not in key]
     return (
         f"INSERT INTO {table.name} ({', '.join(names)}) {rows}"
-        f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {', '.join(replaced)}"
+        f" ON CONFLICT ({', '.join(key)}) DO "
+        + (f"UPDATE SET {', '.join(replaced)}" if replaced else "NOTHING")
     )

@@ -15,6 +15,7 @@ from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 
 from ..changelog import pack_changes
+from ..matching import Match
 from ..store import Found, ReceiptKey, StoredReceipt
 from . import reader
 from .blob import encode_blob
@@ -29,6 +30,7 @@ from .tables import (
     receipts,
     records,
     upsert,
+    value_index,
 )
 
 _upsert = cache(upsert)
@@ -40,6 +42,12 @@ _FORGET = delete(receipts).where(
 )
 _REVOKE = (
     update(api_keys).where(api_keys.c.id == bindparam("at")).values(revoked=bindparam("since"))
+)
+_REMOVE_ROW = delete(value_index).where(
+    *(value_index.c[name] == bindparam(f"at_{name}") for name in value_index.c.keys())
+)
+_SET_INDEXED = (
+    update(prefixes).where(prefixes.c.name == bindparam("at")).values(indexed_to=bindparam("to"))
 )
 _EXPIRED = (
     select(receipts.c.key.label("at_key"), receipts.c.actor.label("at_actor"))
@@ -107,6 +115,10 @@ class SqlTransaction:
                 self._prefix_ids |= await reader.prefix_ids(self._connection, list(missing))
         return self._prefix_ids
 
+    async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
+        with translated():
+            return await reader.list_records(self._connection, prefix, after, limit)
+
     async def put_prefixes(self, prefixes_: Iterable[Prefix]) -> None:
         by_name = {fold_prefix(prefix.name): prefix for prefix in prefixes_}
         rows = [
@@ -118,6 +130,8 @@ class SqlTransaction:
                 p.created,
                 p.version,
                 p.sequence,
+                "\n".join(p.searchable) or None,
+                b"" if p.indexing else None,
             )
             for name, p in by_name.items()
         ]
@@ -152,6 +166,19 @@ class SqlTransaction:
                 if key.prefix in ids
             ],
         )
+
+    async def change_rows(self, added: Iterable[Match], removed: Iterable[Match]) -> None:
+        gone = [_row(match) for match in removed]
+        names = [f"at_{name}" for name in value_index.c.keys()]
+        await self._execute(_REMOVE_ROW, [dict(zip(names, row, strict=True)) for row in gone])
+        await self._put(value_index, tuple(value_index.c.keys()), [_row(match) for match in added])
+
+    async def indexed_to(self, prefix: str) -> bytes | None:
+        with translated():
+            return await reader.indexed_to(self._connection, prefix)
+
+    async def set_indexed_to(self, prefix: str, suffix: bytes | None) -> None:
+        await self._execute(_SET_INDEXED, [{"at": prefix, "to": suffix}])
 
     async def put_keys(self, keys: Mapping[bytes, ApiKey]) -> None:
         rows = [
@@ -203,3 +230,7 @@ class SqlTransaction:
             moved = await self._connection.execute(_MOVE_HEAD, move)
             assert moved.rowcount == 1, f"entry {entry.sequence} does not follow the head"
             await self._connection.execute(_APPEND, row)
+
+
+def _row(match: Match) -> tuple[bytes, int, str, bytes]:
+    return match.digest, int(match.public), match.key.prefix, match.key.suffix

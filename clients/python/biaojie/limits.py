@@ -27,3 +27,7 @@ RESOLVE_MANY_MAX = 1_000
 IDEMPOTENCY_KEY_CHARS_MAX = 255
 TENANT_CHARS_MAX = 64
 LABEL_CHARS_MAX = 128
+SEARCHABLE_TYPES_MAX = 16
+"""Value types that one prefix may declare searchable."""
+SEARCH_VALUES_MAX = 8
+"""Values that one search may ask for."""
