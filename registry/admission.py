@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import NamedTuple
 
-from biaojie.account import ApiKey, Prefix, PrefixStatus, Role
+from biaojie.account import ApiKey, Prefix, PrefixStatus, Role, check_searchable
 from biaojie.change import Action
 from biaojie.errors import (
     Elsewhere,
@@ -363,7 +363,8 @@ def decide_home(
     needs = AdminRight.ADD_DERIVED_PREFIX
     authorize(caller, Right.MANAGE, None, needs=needs, holds=holds)
     if current is not None and current.status is PrefixStatus.UNHOMED:
-        return replace(current, status=operation.status, version=current.version + 1)
+        again = _searching(current, operation.searchable or None)
+        return replace(again, status=operation.status, version=current.version + 1)
     if current is not None:
         raise PrefixTaken(f"{current.name} is already homed.", f"前缀 {current.name} 已托管。")
     return Prefix(
@@ -371,14 +372,23 @@ def decide_home(
         tenant=_checked_text(operation.tenant, "tenant", TENANT_CHARS_MAX),
         status=operation.status,
         created=now,
+        searchable=check_searchable(operation.searchable),
     )
+
+
+def _searching(prefix: Prefix, types: tuple[str, ...] | None) -> Prefix:
+    """With these types declared searchable; its records are indexed anew if they are others."""
+    searchable = prefix.searchable if types is None else check_searchable(types)
+    indexing = prefix.indexing or searchable != prefix.searchable
+    return replace(prefix, searchable=searchable, indexing=indexing)
 
 
 def decide_change_prefix(
     operation: ChangePrefix, caller: Caller, current: Prefix | None, *, holds: int = 0
 ) -> Prefix:
     """A Handle identity may unhome a prefix, with rights on those above it, and nothing else."""
-    unhomes = operation.status is PrefixStatus.UNHOMED and operation.tenant is None
+    others = (operation.tenant, operation.searchable)
+    unhomes = operation.status is PrefixStatus.UNHOMED and others == (None, None)
     needs = AdminRight.DELETE_DERIVED_PREFIX if unhomes else 0
     authorize(caller, Right.MANAGE, None, needs=needs, holds=holds)
     if current is None:
@@ -387,7 +397,7 @@ def decide_change_prefix(
     if operation.tenant is not None:
         tenant = _checked_text(operation.tenant, "tenant", TENANT_CHARS_MAX)
     return replace(
-        current,
+        _searching(current, operation.searchable),
         tenant=tenant,
         status=operation.status or current.status,
         version=current.version + 1,

@@ -86,13 +86,17 @@ class HomePrefix:
     tenant: str
     status: PrefixStatus = PrefixStatus.ACTIVE
     admin: Reference | None = None
+    searchable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ChangePrefix:
+    """What is None stays as it is. `searchable` replaces the declared types as a whole."""
+
     name: str
     tenant: str | None = None
     status: PrefixStatus | None = None
+    searchable: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

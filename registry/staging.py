@@ -36,6 +36,7 @@ from .handle_rights import (
     held,
     prefix_identifier,
 )
+from .matching import Match, row_changes
 from .operations import (
     ChangePrefix,
     Create,
@@ -274,7 +275,12 @@ class Staging:
             await tx.put_prefixes(prefixes)
         records: dict[Key, Record] = {}
         purged: list[Key] = []
+        added: set[Match] = set()
+        removed: set[Match] = set()
         for key, found in self.found.maps[0].items():
+            rows = self._row_changes(key, found)
+            added |= rows[0]
+            removed |= rows[1]
             if found.record is None:
                 purged.append(key)
             else:
@@ -283,6 +289,8 @@ class Staging:
             await tx.put_records(records)
         if purged:
             await tx.purge_records(purged)
+        if added or removed:
+            await tx.change_rows(added, removed)
         if self.new_keys:
             await tx.put_keys(self.new_keys)
         revoked = {
@@ -292,3 +300,11 @@ class Staging:
         }
         if revoked:
             await tx.revoke_keys(revoked)
+
+    def _row_changes(self, key: Key, found: Found) -> tuple[set[Match], set[Match]]:
+        """Rows of the index of values to add and to remove, by what the prefix is in the end."""
+        before = self.found.maps[-1].get(key)
+        prefix = self.prefixes.get(key.prefix) or found.prefix
+        if prefix is None or not (prefix.searchable or prefix.indexing):
+            return set(), set()
+        return row_changes(prefix, key, before.record if before else None, found.record)

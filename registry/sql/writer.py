@@ -43,8 +43,9 @@ _FORGET = delete(receipts).where(
 _REVOKE = (
     update(api_keys).where(api_keys.c.id == bindparam("at")).values(revoked=bindparam("since"))
 )
+_ROW = tuple(column.name for column in value_index.columns)
 _REMOVE_ROW = delete(value_index).where(
-    *(value_index.c[name] == bindparam(f"at_{name}") for name in value_index.c.keys())
+    *(value_index.c[name] == bindparam(f"at_{name}") for name in _ROW)
 )
 _SET_INDEXED = (
     update(prefixes).where(prefixes.c.name == bindparam("at")).values(indexed_to=bindparam("to"))
@@ -168,10 +169,10 @@ class SqlTransaction:
         )
 
     async def change_rows(self, added: Iterable[Match], removed: Iterable[Match]) -> None:
-        gone = [_row(match) for match in removed]
-        names = [f"at_{name}" for name in value_index.c.keys()]
-        await self._execute(_REMOVE_ROW, [dict(zip(names, row, strict=True)) for row in gone])
-        await self._put(value_index, tuple(value_index.c.keys()), [_row(match) for match in added])
+        names = [f"at_{name}" for name in _ROW]
+        gone = [dict(zip(names, _row(match), strict=True)) for match in removed]
+        await self._execute(_REMOVE_ROW, gone)
+        await self._put(value_index, _ROW, [_row(match) for match in added])
 
     async def indexed_to(self, prefix: str) -> bytes | None:
         with translated():
