@@ -136,7 +136,8 @@ class LocalStep:
         except Exception:
             # It answered, but with something that cannot be read, such as a damaged record.
             failure = Internal()
-            log.exception("look-up failed", keys=len(batch))
+            if len(batch) == 1:
+                log.exception("look-up failed", key=next(iter(batch)))
         if self._watcher is not None:
             self._watcher.looked_up(len(batch), time.perf_counter() - started, failure is None)
         if isinstance(failure, Internal) and len(batch) > 1:
