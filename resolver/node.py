@@ -26,8 +26,9 @@ from registry.witness import Witness
 
 from .core import Resolver
 from .front.http import accounts, batches, identifiers
+from .front.http.connection import HttpLimits
 from .front.http.public import Facts, public_endpoints
-from .front.http.server import HttpFront, HttpLimits
+from .front.http.server import HttpFront
 from .health import Health
 from .observe import Observer
 from .service import Service

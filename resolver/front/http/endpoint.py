@@ -114,7 +114,8 @@ class Asked:
                     errors=[{"path": f"query.{name}", "message": "given twice"}],
                 )
             else:
-                given[name] = True if (shape and shape.annotation is bool and not text) else text
+                # As on Handle proxies, ?auth may stand without a value.
+                given[name] = True if name == "auth" and not text else text
         return validated(model, given, "query")
 
     def body_as(self, model: type[M]) -> M:

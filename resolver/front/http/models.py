@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     FailFast,
     Field,
@@ -37,13 +38,21 @@ from biaojie.limits import (
     VALUES_MAX,
 )
 
-Index = Annotated[int, Field(ge=1, le=INDEX_MAX, strict=True)]
+
+def _whole(given: Any) -> Any:
+    """In JSON 1.0 is a whole number; "1" and true are none."""
+    return int(given) if isinstance(given, float) and given.is_integer() else given
+
+
+Index = Annotated[int, Field(ge=1, le=INDEX_MAX, strict=True), BeforeValidator(_whole)]
+IndexOrAll = Annotated[int, Field(ge=0, le=INDEX_MAX, strict=True), BeforeValidator(_whole)]
+Seconds = Annotated[int, Field(ge=0, le=TTL_MAX_S, strict=True), BeforeValidator(_whole)]
 # Pasted forms (hdl:, https://…) are longer than what they stand for.
 IdentifierText = Annotated[
     str, Field(min_length=1, max_length=12 * IDENTIFIER_CHARS_MAX, examples=["88.118.8/SN0001"])
 ]
 PrefixText = Annotated[str, Field(min_length=1, max_length=PREFIX_CHARS_MAX, examples=["88.118.8"])]
-PrefixState = Literal["active", "suspended", "delegated", "referred"]
+PrefixState = Literal["active", "suspended", "delegated", "referred", "unhomed"]
 Settable = Literal["draft", "active", "frozen"]
 Time = Annotated[str, Field(examples=["2030-01-01T00:00:00Z"])]
 Hex32 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
@@ -73,7 +82,7 @@ class Octets(Shape):
 
 class ReferenceShape(Shape):
     identifier: IdentifierText
-    index: int = Field(0, ge=0, le=INDEX_MAX, strict=True)
+    index: IndexOrAll = 0
 
 
 class ValueShape(Shape):
@@ -84,7 +93,7 @@ class ValueShape(Shape):
     data: Annotated[str, Field(max_length=VALUE_BYTES_MAX)] | Octets = Field(
         examples=["https://acme.example/p/SN0001"]
     )
-    ttl: Annotated[int, Field(ge=0, le=TTL_MAX_S, strict=True)] | Time = Field(
+    ttl: Seconds | Time = Field(
         TTL_DEFAULT_S, description="Seconds, or the time at which the value expires."
     )
     permissions: str = Field(
@@ -120,8 +129,19 @@ class PatchBody(Shape):
     template: Template = None
 
 
+_EITHER: Any = [
+    {
+        "required": [given],
+        "properties": {given: {"type": "string"}, other: {"type": "null"}},
+    }
+    for given, other in (("identifier", "prefix"), ("prefix", "identifier"))
+]
+
+
 class CreateBody(Shape):
     """Give `identifier`, or give `prefix` to have a suffix minted."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": _EITHER})
 
     identifier: IdentifierText | None = None
     prefix: PrefixText | None = None
@@ -202,7 +222,11 @@ class ResolveQuery(Shape):
         max_length=64,
         description='… of these types; "URL." means URL and all its subtypes.',
     )
-    auth: bool = Field(False, description="Authoritative: bypass every cache.")
+    auth: bool = Field(
+        False,
+        description="Authoritative: bypass every cache.",
+        json_schema_extra={"allowEmptyValue": True},
+    )
 
 
 class DeleteQuery(Shape):
@@ -210,7 +234,14 @@ class DeleteQuery(Shape):
 
 
 Limit = Annotated[int, Field(ge=1, le=PAGE_ROWS_MAX)]
-Cursor = Annotated[str, Field(max_length=1_500, description="`next` of the page before.")]
+Cursor = Annotated[
+    str,
+    Field(
+        max_length=1_500,
+        pattern="^([A-Za-z0-9_-]{4})*([A-Za-z0-9_-]{2}==|[A-Za-z0-9_-]{3}=)?$",
+        description="`next` of the page before.",
+    ),
+]
 
 
 class PageQuery(Shape):

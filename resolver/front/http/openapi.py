@@ -22,6 +22,13 @@ HEADER_TEXTS = {
     "If-None-Match": "For reads: ETags you hold. For writes: * to fail if it exists.",
     "Idempotency-Key": "1 to 255 characters of your choice; the same key gets the same reply.",
 }
+HEADER_SCHEMAS: Mapping[str, Json] = {
+    "If-Match": {"pattern": r'^(\*|"?[0-9]{1,18}(\.[0-9]{1,18})?(\.p)?"?)$'},
+    "If-None-Match": {},
+    "Idempotency-Key": {"pattern": "^[!-~]([ -~]{0,253}[!-~])?$"},
+}
+PATH_EXAMPLES = {"identifier": "88.118.8/SN0001", "prefix": "88.118.8", "id": "abcd2345"}
+_ABOUT_PARAMETERS = ("title", "description", "allowEmptyValue")
 ALWAYS = (400, 408, 413, 429, 500, 503, 504)
 TAGS = (
     ("identifiers", "Resolve, register, change and retire identifiers."),
@@ -87,9 +94,7 @@ def _operation(endpoint: Endpoint[Any, Any], schemas: Mapping[str, Json]) -> Jso
                 if endpoint.whole_tail
                 else "Percent-encoded.",
                 "schema": {"type": "string", "minLength": 1},
-                "example": {"identifier": "88.118.8/SN0001", "prefix": "88.118.8"}.get(
-                    name, "abcd2345"
-                ),
+                "example": PATH_EXAMPLES[name],
             }
         )
     query = schemas.get(endpoint.query.__name__, {})
@@ -98,8 +103,10 @@ def _operation(endpoint: Endpoint[Any, Any], schemas: Mapping[str, Json]) -> Jso
             "name": name,
             "in": "query",
             "required": name in query.get("required", ()),
-            "schema": {k: v for k, v in schema.items() if k not in ("title", "description")},
+            "schema": {k: v for k, v in schema.items() if k not in _ABOUT_PARAMETERS},
         }
+        if schema.get("allowEmptyValue"):
+            parameter["allowEmptyValue"] = True
         if "description" in schema:
             parameter["description"] = schema["description"]
         parameters.append(parameter)
@@ -110,7 +117,7 @@ def _operation(endpoint: Endpoint[Any, Any], schemas: Mapping[str, Json]) -> Jso
                 "in": "header",
                 "required": False,
                 "description": HEADER_TEXTS[name],
-                "schema": {"type": "string"},
+                "schema": {"type": "string", **HEADER_SCHEMAS[name]},
             }
         )
     operation: Json = {

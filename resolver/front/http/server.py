@@ -1,26 +1,23 @@
 """Bytes in, bytes out: the web server around the route table.
 
-Uses aiohttp's low-level server, so that routing sees the path exactly as it was sent. Every
-limit on what strangers may send or hold open is enforced here.
+Uses aiohttp's low-level server, so that routing sees the path exactly as it was sent. The
+limits on what strangers may send are enforced here, those on connections in `connection`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import socket
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from http import HTTPStatus
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
-from aiohttp.web_protocol import RequestHandler, RequestPayloadError
+from aiohttp.web_protocol import RequestPayloadError
 
 from biaojie.errors import (
     BiaojieError,
-    Internal,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
@@ -35,7 +32,9 @@ from registry.admission import PUBLIC, Caller
 from ...exchange import new_request_id, serve
 from ...observe import Observer
 from ...service import Service
+from .connection import ConnectionServer, HttpLimits, response_of
 from .endpoint import Asked, Endpoint, Reply, problem_reply
+from .models import NoQuery
 
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -43,150 +42,10 @@ _ALWAYS_SERVED = frozenset({"healthz", "readyz", "metrics"})
 _BATCHES = frozenset({"batch", "resolve-many", "list"})
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?#]*", re.IGNORECASE)  # the form that proxies send
 
-DISMISSED_S = 1.0
-"""How long a peer has to read why it is sent away, and"""
-DISMISSED_SHARE = 1.25
-"""how many connections there may be then, as a share of `connections_max`."""
 BODY_BYTES_FREE = 65_536
 """A body up to this size is decoded on the loop and not counted; see BODIES_MAX."""
 BODIES_MAX = 32
 """Bodies of the largest size that may be in memory at once; beyond: OverCapacity."""
-
-
-@dataclass(frozen=True, slots=True)
-class HttpLimits:
-    body_bytes_max: int = 8 * 2**20
-    header_bytes_max: int = 16_384
-    header_timeout_s: float = 10.0
-    body_timeout_s: float = 15.0
-    reply_timeout_s: float = 30.0
-    keepalive_timeout_s: float = 75.0
-    connections_max: int = 10_000
-    requests_max: int = 512
-    deadline_s: float = 2.0
-    batch_deadline_s: float = 10.0
-
-
-class Connection(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
-    """aiohttp's connection with two more limits: one for slow headers, one on their number."""
-
-    __slots__ = ("_head_timer", "_limits")
-
-    def __init__(self, manager: ConnectionServer, **kwargs: Any) -> None:
-        super().__init__(manager, **kwargs)
-        self._limits = manager.limits
-        self._head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(self._manager, ConnectionServer)
-        crowded = len(self._manager.connections) >= self._limits.connections_max
-        super().connection_made(transport)
-        connection = transport.get_extra_info("socket")
-        if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-            # A peer that takes nothing of what we wrote holds the connection no longer than this.
-            milliseconds = int(self._limits.reply_timeout_s * 1000)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-        if crowded:
-            # Answered before a request is read: cheap for us, clear for the client.
-            self._dismiss(OverCapacity())
-            if len(self._manager.connections) > self._limits.connections_max * DISMISSED_SHARE:
-                self.force_close()
-
-    def data_received(self, data: bytes) -> None:
-        before = self._request_count
-        super().data_received(data)
-        if self._request_count > before or self._request_in_progress:
-            self._stop_head_timer()
-        elif data and self._head_timer is None:
-            # Part of a request head: it must be whole in time, however it trickles in.
-            self._head_timer = self._loop.call_later(self._limits.header_timeout_s, self._cut)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._stop_head_timer()
-        super().connection_lost(exc)
-
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _cut(self) -> None:
-        self._head_timer = None
-        if not self._request_in_progress:
-            self._dismiss(RequestTimeout())
-
-    def _dismiss(self, error: BiaojieError) -> None:
-        """Say why and hang up, without having read a request."""
-        if self.transport is None:
-            return
-        error.request_id = new_request_id()
-        assert isinstance(self._manager, ConnectionServer)
-        self._manager.refused(error, str((self.peername or ("",))[0]))
-        reply = problem_reply(error, chinese=False)
-        headers = {
-            **reply.headers,
-            "Content-Type": reply.content_type,
-            "Content-Length": str(len(reply.body)),
-            "X-Request-Id": error.request_id,
-            "Connection": "close",
-        }
-        head = f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\n"
-        head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self.transport.write(head.encode() + b"\r\n" + reply.body)
-        # Closed at once, bytes that are still to come would make the peer lose our words.
-        self._force_close = True
-        if self._waiter is not None:
-            self._waiter.cancel()
-        self.transport.write_eof()
-        self._head_timer = self._loop.call_later(DISMISSED_S, self.force_close)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """What the parser refused, or our own mistake: the same problem document as ever."""
-        error: BiaojieError = Internal()
-        if status == 400:
-            error = InvalidRequest(
-                "The HTTP message is malformed or its headers are too large.",
-                "HTTP 报文格式错误或头部过大。",
-                errors=[],
-            )
-        error.request_id = new_request_id()
-        if isinstance(self._manager, ConnectionServer):
-            self._manager.refused(error, request.remote or "", exc if status != 400 else None)
-        if request.writer.output_size > 0:
-            raise ConnectionError("the reply had already begun")
-        response = _response(problem_reply(error, chinese=False), error.request_id)
-        response.force_close()
-        return response
-
-
-class ConnectionServer(web.Server):
-    """`refused(error, peer, fault)` is told of what never became a request."""
-
-    limits: HttpLimits
-    refused: Callable[..., None]
-
-    def __call__(self) -> RequestHandler:  # type: ignore[type-arg,unused-ignore]
-        return Connection(self, loop=self._loop, **self._kwargs)
-
-
-def _response(reply: Reply, request_id: str) -> web.Response:
-    response = web.Response(status=reply.status, body=reply.body or None)
-    if reply.body:
-        response.headers["Content-Type"] = reply.content_type
-    response.headers.update(reply.headers)
-    response.headers["X-Request-Id"] = request_id
-    response.headers["Server"] = "biaojie"
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "no-referrer"
-    if reply.headers.get("Connection") == "close":
-        response.force_close()
-    return response
 
 
 class Routes:
@@ -289,7 +148,7 @@ class HttpFront:
             finally:
                 self._requests -= slot
                 self._body_bytes -= _beyond(len(asked.body))
-        response = _response(reply, request_id)
+        response = response_of(reply, request_id)
         if asked.method in ("GET", "HEAD", "OPTIONS"):
             response.headers["Access-Control-Allow-Origin"] = "*"
             response.headers["Access-Control-Expose-Headers"] = (
@@ -394,6 +253,8 @@ class HttpFront:
                 question = await asyncio.to_thread(decode, asked)
             else:
                 question = decode(asked)
+            if endpoint.query is NoQuery and not endpoint.keyless and endpoint.tag:
+                asked.query_as(NoQuery)
             return await endpoint.service(self._service, caller, question)
 
         deadline_s = self._limits.deadline_s
@@ -436,6 +297,9 @@ class HttpFront:
     def _unrouted(self, asked: Asked, refusal: BiaojieError) -> Reply:
         refusal.request_id = asked.request_id
         if asked.method == "OPTIONS" and isinstance(refusal, MethodNotAllowed):
+            self._observer.answered(
+                "http", "options", "ok", 0.0, request_id=asked.request_id, peer=asked.peer
+            )
             return self._preflight(refusal)
         self._refused(refusal, asked.peer)
         reply = problem_reply(refusal, chinese=asked.chinese)
