@@ -21,6 +21,7 @@ from biaojie.errors import (
 )
 from biaojie.identifier import Identifier, Key, fold_prefix
 from biaojie.record import Record, Status
+from biaojie.wire.handle.typed import AdminRight
 from registry.admission import Caller, Right, allows, elsewhere
 from registry.matching import Criterion, has_all
 from registry.store import Found, ReadStore
@@ -57,9 +58,10 @@ class Search:
     def __init__(self, store: ReadStore) -> None:
         self._store = store
 
-    async def find(self, caller: Caller, question: Question) -> Findings:
+    async def find(self, caller: Caller, question: Question, *, holds: int = 0) -> Findings:
         """Callers with rights on `prefix` search all they may read there, drafts included;
-        others, and all but admins without a `prefix`, what the public may read.
+        others, and all but admins without a `prefix`, what the public may read. `holds` are
+        the AdminRight bits of a Handle identity on the prefix.
 
         Raises InvalidRequest for a type that `prefix` does not declare searchable,
         PrefixNotHere, PrefixSuspended, Elsewhere, and TemporarilyUnavailable while what is
@@ -69,16 +71,19 @@ class Search:
             private = caller.role is Role.ADMIN
             await self._check_indexes(question.criteria, private)
         else:
-            private = await self._check_prefix(caller, question.prefix, question.criteria)
+            private = await self._check_prefix(caller, question.prefix, question.criteria, holds)
         return await _Page(self._store, question, private).read()
 
-    async def _check_prefix(self, caller: Caller, name: str, criteria: Sequence[Criterion]) -> bool:
+    async def _check_prefix(
+        self, caller: Caller, name: str, criteria: Sequence[Criterion], holds: int
+    ) -> bool:
         """Whether the caller has rights on it; raises why it cannot be searched."""
         folded = fold_prefix(name)
         prefix = (await self._store.find_prefixes([folded])).get(folded)
         if prefix is None:
             raise PrefixNotHere()
-        private = allows(caller, Right.READ_PRIVATE, prefix.tenant)
+        needs = AdminRight.AUTHORIZED_READ
+        private = allows(caller, Right.READ_PRIVATE, prefix.tenant, needs=needs, holds=holds)
         if not _open(prefix, private):
             raise _closed(prefix)
         for type_, _ in criteria:

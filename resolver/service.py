@@ -37,6 +37,7 @@ from registry.registrar import Idempotency, Mode, Outcome, Registrar
 from registry.store import Store
 
 from .core import Answer, Resolver, Source
+from .search import Findings, Question, Search
 from .steps.local import LocalStep
 from .steps.referral import ReferralStep
 from .tail import Tail
@@ -113,6 +114,7 @@ class Service:
         self._local = local
         self._tail = tail
         self._referral = referral or ReferralStep(store)
+        self._search = Search(store)
         self._case_sensitive = case_sensitive
         self._watchers_max = watchers_max
         self._watchers = 0
@@ -242,6 +244,10 @@ class Service:
                 return page, False
             after = self.cursor(records[-1])
         return page, True
+
+    async def search(self, caller: Caller, question: Question) -> Findings:
+        """Identifiers by their values; see `Search.find`."""
+        return await self._search.find(caller, question)
 
     def cursor(self, record: Record) -> bytes:
         """Where the page that ends with `record` goes on."""
