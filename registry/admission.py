@@ -29,6 +29,7 @@ from biaojie.errors import (
     Unauthenticated,
     ValueNotFound,
     ValueReadOnly,
+    ValueTaken,
     VersionMismatch,
 )
 from biaojie.identifier import Identifier, check_prefix
@@ -296,6 +297,14 @@ def _read_only_kept(current: Record, values: tuple[Value, ...]) -> tuple[Value, 
     return tuple(after.values())
 
 
+def _no_value(current: Record, index: int) -> ValueNotFound:
+    return ValueNotFound(
+        f"{current.identifier} has no value {index}.",
+        f"{current.identifier} 没有索引为 {index} 的值。",
+        index=index,
+    )
+
+
 def _modify(operation: Modify, current: Record | None, now: int) -> Decision:
     _check(operation.condition, current)
     if current is None:
@@ -305,13 +314,17 @@ def _modify(operation: Modify, current: Record | None, now: int) -> Decision:
     values = {value.index: value for value in current.values}
     for index in operation.remove:
         if index not in values:
-            raise ValueNotFound(
-                f"{current.identifier} has no value {index}.",
-                f"{current.identifier} 没有索引为 {index} 的值。",
-                index=index,
-            )
+            raise _no_value(current, index)
         del values[index]
     for value in _stamped(operation.set, now):
+        if operation.only == "new" and value.index in values:
+            raise ValueTaken(
+                f"{current.identifier} already has a value {value.index}.",
+                f"{current.identifier} 已有索引为 {value.index} 的值。",
+                index=value.index,
+            )
+        if operation.only == "known" and value.index not in values:
+            raise _no_value(current, value.index)
         values[value.index] = value
     after = _read_only_kept(current, check_values(values.values()))
     return Decision(

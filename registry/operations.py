@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from biaojie.account import PrefixStatus, Role
 from biaojie.identifier import Identifier
@@ -45,7 +46,11 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Modify:
-    """Add or replace values by index, remove others, change status or template."""
+    """Add or replace values by index, remove others, change status or template.
+
+    `only` "new": each index set must be free (else ValueTaken). "known": each must be in use
+    (else ValueNotFound), as Handle's add and modify have it.
+    """
 
     identifier: Identifier
     set: tuple[Value, ...] = ()
@@ -53,6 +58,7 @@ class Modify:
     status: Status | None = None
     template: str | None = None
     condition: Condition | None = None
+    only: Literal["any", "new", "known"] = "any"
 
 
 @dataclass(frozen=True, slots=True)

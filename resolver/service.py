@@ -29,12 +29,14 @@ from biaojie.errors import (
 )
 from biaojie.identifier import Identifier, Key, fold_prefix
 from biaojie.record import Record, Status, fold_type
+from biaojie.wire.handle.typed import AdminRight
 from registry.accounts import KEY_PATTERN, digest, new_key
 from registry.admission import PUBLIC, Caller, Right, allows, authorize, elsewhere
 from registry.changelog import part_of, subject_prefix
+from registry.handle_rights import admins, groups_of, held, prefix_identifier
 from registry.operations import Operation
 from registry.registrar import Idempotency, Mode, Outcome, Registrar
-from registry.store import Store
+from registry.store import Found, Store
 
 from .core import Answer, Resolver, Source
 from .search import Findings, Question, Search
@@ -121,7 +123,7 @@ class Service:
         self._clock = clock
         self._monotonic = monotonic
         self._keys: OrderedDict[bytes, tuple[ApiKey, float]] = OrderedDict()
-        self._guesses = Guesses()
+        self.guesses = Guesses()
 
     # Who asks ---------------------------------------------------------------------------
 
@@ -140,11 +142,11 @@ class Service:
         if kept is not None and now < kept[1]:
             return _caller(kept[0])
         if kept is None:  # a key that was valid a moment ago is no guess
-            self._guesses.check(peer, now)
+            self.guesses.check(peer, now)
         known = await self._local.find_key(hashed) if well_formed else None
         if known is None or known.revoked:
             self._keys.pop(hashed, None)
-            self._guesses.missed(peer, now)
+            self.guesses.missed(peer, now)
             raise Unauthenticated(
                 "The key is not valid here: unknown or revoked.",
                 "该密钥在本节点无效：未知或已吊销。",
@@ -175,14 +177,20 @@ class Service:
         TemporarilyUnavailable, OverCapacity.
         """
         key = query.identifier.key(case_sensitive=self._case_sensitive)
-        if caller.role is not None or query.authoritative:
+        if not caller.is_public or query.authoritative:
             try:
                 prefix, record = await self._local.fetch(key)
             except (TemporarilyUnavailable, OverCapacity):
                 if query.authoritative:
                     raise
             else:
-                if prefix is not None and allows(caller, Right.READ_PRIVATE, prefix.tenant):
+                if prefix is not None and allows(
+                    caller,
+                    Right.READ_PRIVATE,
+                    prefix.tenant,
+                    needs=AdminRight.AUTHORIZED_READ,
+                    holds=await self._holds(caller, key.prefix, record),
+                ):
                     if prefix.status.elsewhere:
                         raise elsewhere(prefix)
                     if record is None:
@@ -194,6 +202,19 @@ class Service:
                 if query.authoritative:
                     return await self._public(self._local.answer(prefix, record), query, key)
         return await self._public(await self._resolver.resolve(key), query, key)
+
+    async def _holds(self, caller: Caller, prefix: str, record: Record | None = None) -> int:
+        """AdminRight bits of a Handle identity on a record and its prefix; 0 for others."""
+        if caller.handle is None:
+            return 0
+        home = prefix_identifier(prefix).key(case_sensitive=self._case_sensitive)
+        above = (await self._local.fetch(home)).record
+        named = [reference for _, reference in admins(record) + admins(above)]
+        groups = await groups_of(caller.handle, named, self._fetch_all)
+        return held(caller.handle, groups, record, above)
+
+    async def _fetch_all(self, keys: Sequence[Key]) -> list[Found]:
+        return list(await asyncio.gather(*(self._local.fetch(key) for key in keys)))
 
     async def _public(self, answer: Answer, query: Query, key: Key) -> Resolution:
         if answer.absence is Elsewhere or (answer.absence is PrefixNotHere and query.authoritative):
@@ -227,7 +248,13 @@ class Service:
         """
         folded = fold_prefix(prefix)
         homed = (await self._store.find_prefixes([folded])).get(folded)
-        authorize(caller, Right.READ_PRIVATE, homed.tenant if homed else caller.tenant)
+        authorize(
+            caller,
+            Right.READ_PRIVATE,
+            homed.tenant if homed else caller.tenant,
+            needs=AdminRight.LIST_HANDLES,
+            holds=await self._holds(caller, folded),
+        )
         if homed is None:
             raise PrefixNotHere()
         page: list[Record] = []
@@ -265,7 +292,7 @@ class Service:
         idempotency: Idempotency | None = None,
     ) -> Outcome:
         """See `Registrar.submit`. The public is refused before anything is queued."""
-        if caller.role is None:
+        if caller.is_public:
             raise Unauthenticated()
         return await self._registrar.submit(
             caller, operations, mode=mode, dry_run=dry_run, idempotency=idempotency

@@ -189,6 +189,12 @@ class IdentifierTaken(BiaojieError):
     )
 
 
+class ValueTaken(BiaojieError):
+    code = "value-taken"
+    title = Text("The record already has a value with this index", "记录中已有该索引的值")
+    advice = Text("Use another index, or modify the value.", "请使用其他索引，或修改该值。")
+
+
 class PrefixTaken(BiaojieError):
     code = "prefix-taken"
     title = Text("The prefix is already homed", "前缀已托管")

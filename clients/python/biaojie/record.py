@@ -200,9 +200,16 @@ class Record:
         return self if len(values) == len(self.values) else replace(self, values=values)
 
     def readable(self) -> Record:
-        """The view for callers with rights: values with the admin-read or public-read bit."""
+        """The view for callers with rights: values with the admin-read or public-read bit.
+
+        Secrets are for checking only and are in no view at all.
+        """
         either = Permissions.ADMIN_READ | Permissions.PUBLIC_READ
-        values = tuple(v for v in self.values if v.permissions & either)
+        values = tuple(
+            v
+            for v in self.values
+            if v.permissions & either and fold_type(v.type) not in SECRET_TYPES
+        )
         return self if len(values) == len(self.values) else replace(self, values=values)
 
     def value(self, index: int) -> Value | None:

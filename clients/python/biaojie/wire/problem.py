@@ -31,6 +31,7 @@ HTTP_STATUS: dict[str, int] = {
     "method-not-allowed": 405,
     "request-timeout": 408,
     "identifier-taken": 409,
+    "value-taken": 409,
     "prefix-taken": 409,
     "record-frozen": 409,
     "idempotency-running": 409,

@@ -31,6 +31,7 @@ from ...errors import (
     Unauthenticated,
     Unreachable,
     ValueNotFound,
+    ValueTaken,
 )
 
 ENVELOPE_OCTETS: Final = 20
@@ -202,6 +203,7 @@ RESPONSE_CODES: Final[dict[str, ResponseCode]] = {
     "unreachable": ResponseCode.SERVER_BUSY,
     "unsupported-media-type": ResponseCode.PROTOCOL_ERROR,
     "value-not-found": ResponseCode.VALUES_NOT_FOUND,
+    "value-taken": ResponseCode.VALUE_ALREADY_EXISTS,
     "value-read-only": ResponseCode.INSUFFICIENT_PERMISSIONS,
     "version-mismatch": ResponseCode.ERROR,
 }
@@ -219,7 +221,7 @@ ERROR_CLASSES: Final[dict[ResponseCode, type[BiaojieError]]] = {
     ResponseCode.HANDLE_ALREADY_EXISTS: IdentifierTaken,
     ResponseCode.INVALID_HANDLE: InvalidIdentifier,
     ResponseCode.VALUES_NOT_FOUND: ValueNotFound,
-    ResponseCode.VALUE_ALREADY_EXISTS: InvalidRecord,
+    ResponseCode.VALUE_ALREADY_EXISTS: ValueTaken,
     ResponseCode.INVALID_VALUE: InvalidRecord,
     ResponseCode.OUT_OF_DATE_SITE_INFO: PrefixNotHere,
     ResponseCode.SERVER_NOT_RESPONSIBLE: PrefixNotHere,

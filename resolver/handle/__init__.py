@@ -1,0 +1,2 @@
+"""What the Handle protocol needs of the node, whichever front carries it: identities, sites,
+operations."""
