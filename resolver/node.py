@@ -19,13 +19,14 @@ from biaojie.change import Entry
 from biaojie.errors import BiaojieError, Forbidden
 from registry.accounts import new_key
 from registry.admission import SYSTEM
+from registry.indexing import Indexer
 from registry.registrar import Registrar
 from registry.staging import Rules
 from registry.store import Store
 from registry.witness import Witness
 
 from .core import Resolver
-from .front.http import accounts, batches, identifiers
+from .front.http import accounts, batches, identifiers, search
 from .front.http.connection import HttpLimits
 from .front.http.public import Facts, public_endpoints
 from .front.http.server import HttpFront
@@ -87,8 +88,10 @@ class Node:
             case_sensitive=case_sensitive,
             watchers_max=settings.watchers_max,
         )
-        self.tail.listeners += [self.cache, self.service]
-        api = (*identifiers.ENDPOINTS, *batches.ENDPOINTS, *accounts.ENDPOINTS)
+        self.indexer = Indexer(store, case_sensitive=case_sensitive)
+        self.tail.listeners += [self.cache, self.service, self.indexer]
+        fronts = (identifiers, batches, search, accounts)
+        api = tuple(endpoint for front in fronts for endpoint in front.ENDPOINTS)
         facts = Facts(
             settings.node_name,
             settings.public_url or "/",
@@ -115,6 +118,7 @@ class Node:
     def _committed(self, entry: Entry) -> None:
         self.cache.forget(entry)
         self.service.forget(entry)
+        self.indexer.forget(entry)
         self.tail.committed()
 
     def _state(self) -> str:
@@ -141,6 +145,7 @@ class Node:
         await self.store.settle_rules(self.settings.suffix_case_sensitive)
         self.registrar.start()
         await self.tail.start()
+        self.indexer.start()
         await first_key(self.store, self.registrar, self.settings.data_dir)
         self._witness_task = asyncio.create_task(self._keep_witness(), name="witness")
         self.port = await self.front.start(
@@ -156,6 +161,7 @@ class Node:
         await self.front.stop()
         await self.registrar.stop()
         await self.tail.stop()
+        await self.indexer.stop()
         await self.local.close()
         if self._witness_task is not None:
             self._witness_task.cancel()

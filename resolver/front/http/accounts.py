@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from biaojie.account import ApiKey, Prefix, PrefixStatus, Role
+from biaojie.account import ApiKey, Prefix, PrefixStatus, Role, check_searchable
 from biaojie.change import Entry
 from biaojie.errors import (
     BiaojieError,
@@ -87,7 +87,12 @@ async def _list_prefixes(service: Service, caller: Caller, query: PageQuery) -> 
 
 def _home(asked: Asked) -> _PrefixWrite:
     body = asked.body_as(PrefixBody)
-    operation = HomePrefix(check_prefix(body.prefix), body.tenant, PrefixStatus(body.status))
+    operation = HomePrefix(
+        check_prefix(body.prefix),
+        body.tenant,
+        PrefixStatus(body.status),
+        searchable=check_searchable(body.searchable),
+    )
     return _PrefixWrite(operation, asked.idempotency())
 
 
@@ -95,22 +100,25 @@ def _change_prefix(asked: Asked) -> _PrefixWrite:
     body = asked.body_as(PrefixPatch)
     status = PrefixStatus(body.status) if body.status else None
     name = check_prefix(asked.tail_text())
-    return _PrefixWrite(ChangePrefix(name, body.tenant, status), asked.idempotency())
+    searchable = None if body.searchable is None else check_searchable(body.searchable)
+    return _PrefixWrite(ChangePrefix(name, body.tenant, status, searchable), asked.idempotency())
 
 
 async def _write_prefix(
     service: Service, caller: Caller, write: _PrefixWrite
 ) -> tuple[Prefix, bool]:
-    outcome = await service.write(caller, [write.operation], idempotency=write.idempotency)
+    operation = write.operation
+    outcome = await service.write(caller, [operation], idempotency=write.idempotency)
     receipt = outcome.single()
-    now = await service.find_prefix(caller, write.operation.name)
+    now = await service.find_prefix(caller, operation.name)
     # What this request made of it, whatever came after: a replay is the first reply again.
     made = replace(
         now,
-        tenant=write.operation.tenant or now.tenant,
+        tenant=operation.tenant or now.tenant,
         status=PrefixStatus(receipt.status),
         version=receipt.version,
         sequence=receipt.sequence,
+        searchable=now.searchable if operation.searchable is None else operation.searchable,
     )
     return made, outcome.replayed
 
@@ -225,7 +233,7 @@ ENDPOINTS: tuple[Endpoint[Any, Any], ...] = (
         "/api/v1/prefixes/{prefix}",
         "change-prefix",
         "prefixes",
-        "Suspend or reactivate a prefix, or give it to another tenant (admin)",
+        "Change a prefix's status, its tenant, or what is searchable (admin)",
         _change_prefix,
         _write_prefix,
         _encode_written_prefix,

@@ -36,6 +36,7 @@ _TEXTS = (
     ),
     Text("Register a new identifier, or have one minted", "注册新标识，或由节点生成后缀"),
     Text("List the identifiers under a prefix", "列出前缀下的标识"),
+    Text("Find identifiers by their values", "按值检索标识"),
     Text("Resolve up to 1,000 identifiers at once", "批量解析，一次至多 1,000 个"),
     Text(
         "Register, replace or retire up to 2,000 identifiers at once",
@@ -48,8 +49,8 @@ _TEXTS = (
     Text("Home a prefix at this node (admin)", "在本节点托管前缀（管理员）"),
     Text("Look at a prefix", "查看前缀"),
     Text(
-        "Suspend or reactivate a prefix, or give it to another tenant (admin)",
-        "暂停或恢复前缀，或转给其他租户（管理员）",
+        "Change a prefix's status, its tenant, or what is searchable (admin)",
+        "修改前缀的状态、所属租户或可检索类型（管理员）",
     ),
     Text("List keys (admin)", "列出密钥（管理员）"),
     Text("Issue a key; its secret is shown once (admin)", "签发密钥，全文仅显示一次（管理员）"),
@@ -82,6 +83,11 @@ _TEXTS = (
     ),
     Text("Remove for good instead of retiring (admin).", "彻底删除而非注销（管理员）。"),
     Text("`next` of the page before.", "上一页返回的 `next`。"),
+    Text(
+        "TYPE=DATA: the whole value, not a part of it. Given more than once, all must be values"
+        " of the record.",
+        "TYPE=DATA：完整的值，而非其一部分。给出多个时，记录须同时具有这些值。",
+    ),
     Text("Sequence of the last entry you have.", "已有的最后一条日志的序号。"),
     Text("Seconds to wait for news (long poll).", "等待新条目的秒数（长轮询）。"),
     # Replies
@@ -99,6 +105,15 @@ _TEXTS = (
         "给出 `identifier`；或只给出 `prefix`，由节点生成后缀。",
     ),
     Text("What a minted suffix begins with.", "所生成后缀的开头。"),
+    Text(
+        "Value types by which identifiers can be found, in upper case.",
+        "可用于检索标识的值类型，以大写表示。",
+    ),
+    Text(
+        "`searchable` replaces the declared types as a whole; `[]` takes all of them back.",
+        "`searchable` 整体替换已声明的类型；`[]` 表示全部取消。",
+    ),
+    Text("Not to be searched before this is false again.", "为 false 之前不可检索。"),
     Text(
         "`tenant` may be empty only for the role admin, which acts for every tenant.",
         "仅管理员角色的 `tenant` 可以为空，它可代表所有租户。",

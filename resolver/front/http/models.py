@@ -30,6 +30,8 @@ from biaojie.limits import (
     PREFIX_CHARS_MAX,
     REFERENCES_MAX,
     RESOLVE_MANY_MAX,
+    SEARCH_VALUES_MAX,
+    SEARCHABLE_TYPES_MAX,
     TENANT_CHARS_MAX,
     TTL_DEFAULT_S,
     TTL_MAX_S,
@@ -184,6 +186,16 @@ class BatchBody(Shape):
     ] = Field(min_length=1)
 
 
+Searchable = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=TYPE_CHARS_MAX)]],
+    Field(
+        max_length=SEARCHABLE_TYPES_MAX,
+        description="Value types by which identifiers can be found, in upper case.",
+        examples=[["URL"]],
+    ),
+]
+
+
 class PrefixBody(Shape):
     """`delegated` and `referred` prefixes live at another node: register its HS_SITE values
     under `0.NA/<prefix>`, and whoever asks here is sent there."""
@@ -191,11 +203,15 @@ class PrefixBody(Shape):
     prefix: PrefixText
     tenant: str = Field(min_length=1, max_length=TENANT_CHARS_MAX, examples=["acme"])
     status: PrefixState = "active"
+    searchable: Searchable = Field(default_factory=list)
 
 
 class PrefixPatch(Shape):
+    """`searchable` replaces the declared types as a whole; `[]` takes all of them back."""
+
     status: PrefixState | None = None
     tenant: str | None = Field(None, min_length=1, max_length=TENANT_CHARS_MAX)
+    searchable: Searchable | None = None
 
 
 class KeyBody(Shape):
@@ -253,6 +269,19 @@ class ListQuery(PageQuery):
     prefix: PrefixText
 
 
+class SearchQuery(PageQuery):
+    value: list[
+        Annotated[str, Field(max_length=TYPE_CHARS_MAX + 1 + VALUE_BYTES_MAX, pattern="=")]
+    ] = Field(
+        min_length=1,
+        max_length=SEARCH_VALUES_MAX,
+        description="TYPE=DATA: the whole value, not a part of it. Given more than once, all"
+        " must be values of the record.",
+        examples=[["URL=https://acme.example/p/SN0001"]],
+    )
+    prefix: PrefixText | None = None
+
+
 class ChangesQuery(Shape):
     after: int = Field(0, ge=0, le=2**63 - 1, description="Sequence of the last entry you have.")
     limit: Limit = 100
@@ -281,6 +310,11 @@ class ReceiptReply(Shape):
     status: str
     version: int
     sequence: int
+
+
+class IdentifierPage(Shape):
+    items: list[str]
+    next: str | None
 
 
 class RecordPage(Shape):
@@ -331,6 +365,8 @@ class PrefixReply(Shape):
     created: Time
     version: int
     sequence: int
+    searchable: list[str]
+    indexing: bool = Field(description="Not to be searched before this is false again.")
 
 
 class PrefixPage(Shape):

@@ -39,7 +39,7 @@ from .models import NoQuery
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _ALWAYS_SERVED = frozenset({"healthz", "readyz", "metrics"})
-_BATCHES = frozenset({"batch", "resolve-many", "list"})
+_BATCHES = frozenset({"batch", "resolve-many", "list", "search", "search-handles"})
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?#]*", re.IGNORECASE)  # the form that proxies send
 
 BODY_BYTES_FREE = 65_536

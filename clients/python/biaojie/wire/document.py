@@ -222,6 +222,14 @@ def _flag(document: Mapping[str, Any], name: str) -> bool:
     return got
 
 
+def _texts(document: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """A list of texts; none where nodes of an earlier version do not tell."""
+    got = document.get(name, [])
+    if not isinstance(got, list) or not all(isinstance(text, str) for text in got):
+        raise _bad(f"answer.{name}", "must be a list of text.", "应为文本列表。")
+    return tuple(got)
+
+
 def _hash(document: Mapping[str, Any], name: str) -> bytes:
     got = bytes.fromhex(_text(document, name))
     if len(got) != 32:
@@ -343,6 +351,8 @@ def encode_prefix(prefix: Prefix) -> Json:
         "created": encode_time(prefix.created),
         "version": prefix.version,
         "sequence": prefix.sequence,
+        "searchable": list(prefix.searchable),
+        "indexing": prefix.indexing,
     }
 
 
@@ -356,6 +366,8 @@ def decode_prefix(document: object) -> Prefix:
             created=decode_time(body.get("created"), "created"),
             version=_whole(body, "version"),
             sequence=_whole(body, "sequence"),
+            searchable=_texts(body, "searchable"),
+            indexing=body.get("indexing") is True,
         )
 
 
