@@ -38,7 +38,7 @@ from .values import (
 if TYPE_CHECKING:
     from .certificate import Certificate, parse_identity, self_signed
     from .certificate import decode as decode_certificate
-    from .generate import generate
+    from .generation import generate
     from .keyfile import Loaded, load
     from .session import (
         DiffieHellman,
@@ -98,7 +98,7 @@ _LAZY = {
     "decrypt_message": "session.decrypt_message",
     "default_hash": "signing.default_hash",
     "encrypt_message": "session.encrypt_message",
-    "generate": "generate.generate",
+    "generate": "generation.generate",
     "load": "keyfile.load",
     "new_session_key": "session.new_session_key",
     "parse_identity": "certificate.parse_identity",

@@ -62,7 +62,8 @@ def encode_public_key(key: PublicKey, form: Literal["binary", "pem"] = "binary")
     if form == "pem":
         return wire.encode_public_key(wire.PemKey(pem.encode_public(key)))
     if isinstance(key, RsaPublicKey):
-        return wire.encode_public_key(wire.RsaKey(key.e, key.n))
+        # handle.net leaves four zero octets, and finds a certificate's key by comparing octets
+        return wire.encode_public_key(wire.RsaKey(key.e, key.n)) + bytes(4)
     if isinstance(key, DsaPublicKey):
         return wire.encode_public_key(wire.DsaKey(key.q, key.p, key.g, key.y))
     # The national SDK reads DER inside this frame (and writes PEM text, which it cannot read)

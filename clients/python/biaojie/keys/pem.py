@@ -20,7 +20,8 @@ TEXT_OCTETS_MAX = 131_072
 ITERATIONS_MAX = 1_000_000
 """Of a passphrase's derivation: about half a second."""
 ITERATIONS = 200_000
-_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----([^-]{0,131072})-----END \1-----", re.ASCII)
+_LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----")
+_PRIVATE = frozenset(f"{kind}PRIVATE KEY" for kind in ("", "RSA ", "DSA ", "EC ", "SM2 "))
 _PBES2 = "1.2.840.113549.1.5.13"
 _PBKDF2 = "1.2.840.113549.1.5.12"
 _HMACS = {
@@ -54,8 +55,14 @@ def blocks(text: bytes) -> Iterator[Block]:
         raise bad(
             f"The text is over {TEXT_OCTETS_MAX} octets.", f"文本超过 {TEXT_OCTETS_MAX} 字节。"
         )
-    for label, body in _BLOCK.findall(text):
-        headers, empty, rest = body.replace(b"\r\n", b"\n").partition(b"\n\n")
+    at = 0
+    while begin := _LABEL.search(text, at):
+        label, at = begin[1], begin.end()
+        end = text.find(b"-----END " + label + b"-----", at)
+        if end < 0:
+            continue
+        body, at = text[at:end].replace(b"\r\n", b"\n"), end
+        headers, empty, rest = body.partition(b"\n\n")
         if not empty or b":" not in headers:
             headers, rest = b"", body
         try:
@@ -106,7 +113,7 @@ def decode_private(text: bytes, passphrase: bytes | None = None) -> PrivateKey:
                 " convert it: openssl pkcs8 -topk8 -in FILE.",
                 "不支持这种过时的 PEM 加密方式；请先转换：openssl pkcs8 -topk8 -in 文件。",
             )
-        if block.label in ("PRIVATE KEY", "RSA PRIVATE KEY", "DSA PRIVATE KEY", "EC PRIVATE KEY"):
+        if block.label in _PRIVATE:
             return structures.decode_private(block.der)
         if block.label == "ENCRYPTED PRIVATE KEY":
             return structures.decode_private(decrypt(block.der, passphrase))

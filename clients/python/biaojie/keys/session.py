@@ -19,7 +19,7 @@ from ..wire.handle.cursor import Malformed, Reader
 from ..wire.handle.keys import SessionKey
 from ..wire.handle.version import Version
 from . import ciphers, der, octets, sm2_curve
-from .errors import InvalidKey, Undecryptable, bad, missing
+from .errors import Undecryptable, bad, missing
 from .signing import library_private_key
 from .values import (
     DhPublicKey,
@@ -33,7 +33,7 @@ from .values import (
 )
 
 try:
-    from cryptography.hazmat.primitives.asymmetric import dh, rsa
+    from cryptography.hazmat.primitives.asymmetric import rsa
     from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 except ImportError:
     raise missing("cryptography") from None
@@ -45,6 +45,7 @@ _KEY_OCTETS: Final[dict[int, int]] = {
     Cipher.SM4: 16,
 }
 _WRAPPED_OCTETS_MAX: Final = 1_100
+_DH_SECRET_BITS: Final = 256
 MODP_2048: Final = int(
     "FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22514A08798E34"
     "04DDEF9519B3CD3A431B302B0A6DF25F14374FE1356D6D51C245E485B576625E7EC6F44C42E9A637ED6B0BFF5CB6"
@@ -136,19 +137,15 @@ def unwrap(private: PrivateKey, data: bytes, version: Version) -> SessionKey:
 class DiffieHellman:
     """One side of mode 4. The client makes it with no argument and sends `offer()`; the server
     makes it in the client's group with `DiffieHellman(peer)`, and answers `reply(cipher,
-    version)`. Both then `agree`."""
+    version)`. Both then `agree`.
+
+    The powers are Python's own: the secret serves once, and `cryptography` is giving this up.
+    """
 
     def __init__(self, peer: DhPublicKey | None = None) -> None:
-        """Raises InvalidKey where the peer's group is unusable."""
         p, g = (peer.p, peer.g) if peer else (MODP_2048, 2)
-        try:
-            parameters = dh.DHParameterNumbers(p, g).parameters()
-            self._private = parameters.generate_private_key()
-        except ValueError:
-            raise InvalidKey(
-                "The Diffie-Hellman group is unusable.", "Diffie-Hellman 参数不可用。"
-            ) from None
-        self.public = DhPublicKey(p, g, self._private.public_key().public_numbers().y)
+        self._secret = secrets.randbits(_DH_SECRET_BITS) | 1 << (_DH_SECRET_BITS - 1)
+        self.public = DhPublicKey(p, g, pow(g, self._secret, p))
 
     def offer(self) -> bytes:
         """The public key of a SESSION_SETUP request."""
@@ -164,14 +161,11 @@ class DiffieHellman:
         """The session key; raises InvalidKey where the peer's value is not of our group."""
         if (peer.p, peer.g) != (self.public.p, self.public.g):
             raise bad("The Diffie-Hellman groups differ.", "双方 Diffie-Hellman 参数不一致。")
-        group = dh.DHParameterNumbers(peer.p, peer.g)
-        try:
-            shared = self._private.exchange(dh.DHPublicNumbers(peer.y, group).public_key())
-        except ValueError:
-            raise InvalidKey(
-                "The Diffie-Hellman value is unusable.", "Diffie-Hellman 数值不可用。"
-            ) from None
-        return SessionKey(cipher, _derive(shared, cipher))
+        shared = pow(peer.y, self._secret, peer.p)
+        if not 1 < shared < peer.p - 1:
+            raise bad("The Diffie-Hellman value is unusable.", "Diffie-Hellman 数值不可用。")
+        size = (peer.p.bit_length() + 7) // 8
+        return SessionKey(cipher, _derive(shared.to_bytes(size, "big"), cipher))
 
 
 def read_reply(data: bytes, version: Version) -> tuple[Cipher, DhPublicKey]:

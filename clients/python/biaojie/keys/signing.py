@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from ..wire.handle.version import Version
 from . import der, sm2_curve
 from .errors import InvalidKey, bad, missing
 from .values import (
@@ -46,9 +47,8 @@ def default_hash(key: PublicKey | PrivateKey, version: tuple[int, int]) -> str:
     """The hash that clients of a protocol version sign with, as they write it on the wire."""
     if key.kind == "SM2":
         return SM3
-    if version < (2, 7) or (key.kind == "DSA" and version < (2, 11)):
-        return "SHA1"
-    return "SHA256"
+    since = (2, 11) if key.kind == "DSA" else (2, 7)
+    return "SHA256" if Version(*version).reaches(since) else "SHA1"
 
 
 def verify(

@@ -219,7 +219,7 @@ def _primes(n: int, multiple: int) -> tuple[int, int]:
     odd, twos = multiple, 0
     while odd and odd % 2 == 0:
         odd, twos = odd // 2, twos + 1
-    for base in range(2, 64) if odd else ():
+    for base in range(2, 64) if odd and pow(2, multiple, n) == 1 else ():
         root = pow(base, odd, n)
         for _ in range(min(twos, n.bit_length() + RSA_EXPONENT_BITS_MAX)):
             square = root * root % n
