@@ -11,6 +11,14 @@ from .options import TIMEOUT_S, URL_DEFAULT, AsJson, Key, KeyFile, Timeout, Url
 _Prefix = Annotated[
     str, typer.Argument(metavar="PREFIX", help="e.g. 88.118.8. 前缀。", show_default=False)
 ]
+_Searchable = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TYPE",
+        help="Value type to be found by; may be repeated. 可检索的值类型。",
+        show_default=False,
+    ),
+]
 _Tenant = Annotated[str, typer.Option(help="Its owner. 所属租户。", show_default=False)]
 
 
@@ -20,6 +28,7 @@ def attach(app: typer.Typer) -> None:
     prefixes.command("home")(home_prefix)
     prefixes.command("suspend")(suspend_prefix)
     prefixes.command("activate")(activate_prefix)
+    prefixes.command("set")(set_prefix)
     app.add_typer(prefixes, name="prefix")
     keys = typer.Typer(no_args_is_help=True, help="Keys to the node. 管理密钥。")
     keys.command("list")(list_keys)
@@ -52,6 +61,7 @@ def list_prefixes(
 def home_prefix(
     prefix: _Prefix,
     tenant: _Tenant,
+    searchable: _Searchable = None,
     as_json: AsJson = False,
     url: Url = URL_DEFAULT,
     key: Key = None,
@@ -64,7 +74,46 @@ def home_prefix(
 
     async def work() -> None:
         async with connect(url, key, key_file, timeout) as client:
-            print_prefix(await client.prefixes.home(prefix, tenant), as_json=as_json)
+            homed = await client.prefixes.home(prefix, tenant, searchable=searchable or ())
+            print_prefix(homed, as_json=as_json)
+
+    run(work, as_json=as_json)
+
+
+def set_prefix(
+    prefix: _Prefix,
+    searchable: _Searchable = None,
+    not_searchable: Annotated[
+        bool, typer.Option("--not-searchable", help="Declare none searchable. 全部取消检索。")
+    ] = False,
+    tenant: Annotated[
+        str | None, typer.Option(help="Its new owner. 新的所属租户。", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = URL_DEFAULT,
+    key: Key = None,
+    key_file: KeyFile = None,
+    timeout: Timeout = TIMEOUT_S,
+) -> None:
+    """Change what is searchable (all types at once), or the owner. 修改可检索类型或所属租户。
+
+    The node then indexes the records that are there; `prefix list --json` tells when it is done.
+    """
+    from biaojie.errors import InvalidRequest
+
+    from .printing import print_prefix
+    from .session import connect, run
+
+    async def work() -> None:
+        if bool(searchable) == not_searchable and (searchable or tenant is None):
+            raise InvalidRequest(
+                "Give --searchable or --not-searchable, or --tenant.",
+                "请给出 --searchable 或 --not-searchable，或 --tenant。",
+            )
+        types = () if not_searchable else searchable
+        async with connect(url, key, key_file, timeout) as client:
+            changed = await client.prefixes.change(prefix, tenant=tenant, searchable=types)
+            print_prefix(changed, as_json=as_json)
 
     run(work, as_json=as_json)
 

@@ -42,6 +42,7 @@ def attach(app: typer.Typer) -> None:
     app.command("modify")(modify)
     app.command("retire")(retire)
     app.command("list")(list_records)
+    app.command("search")(search)
 
 
 def resolve(
@@ -259,5 +260,57 @@ def list_records(
                 if count == limit:
                     await pages.aclose()
                     break
+
+    run(work, as_json=as_json)
+
+
+def search(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TYPE=DATA…",
+            help="Whole values; all must match. 完整的值，须全部相符。",
+            show_default=False,
+        ),
+    ],
+    prefix: Annotated[
+        str | None, typer.Option(help="Only under this prefix. 仅此前缀。", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this many. 最多条数。", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = URL_DEFAULT,
+    key: Key = None,
+    key_file: ReadKeyFile = None,
+    timeout: Timeout = TIMEOUT_S,
+) -> None:
+    """Find identifiers by values that their prefix declares searchable. 按值检索标识。
+
+    biaojie search URL=https://example.com/SN1
+
+    With a key and --prefix, drafts and private values are searched too.
+    Exit code: 0 found, 1 nothing found, 2 malformed, 3 temporarily no answer.
+    """
+    from biaojie.limits import PAGE_ROWS_MAX
+
+    from .session import connect, run
+    from .values import parse_pair
+    from .wording import safe, to_json
+
+    async def work() -> int:
+        pairs = [parse_pair(text) for text in words]
+        count = 0
+        async with connect(url, key, key_file, timeout, public=True) as client:
+            rows = min(limit or PAGE_ROWS_MAX, PAGE_ROWS_MAX)
+            found = client.search(pairs, prefix=prefix, page_rows=rows)
+            async for identifier in found:
+                text = str(identifier)
+                print(to_json(text) if as_json else safe(text))
+                count += 1
+                if count == limit:
+                    await found.aclose()
+                    break
+        return 0 if count else 1
 
     run(work, as_json=as_json)

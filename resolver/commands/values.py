@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from biaojie.errors import InvalidRecord
+from biaojie.errors import InvalidRecord, InvalidRequest
 from biaojie.record import PERMISSIONS_DEFAULT, PERMISSIONS_SECRET, SECRET_TYPES, Record, Value
 from biaojie.wire.document import decode_value, decode_values
 
@@ -40,6 +40,14 @@ def parse_value(text: str) -> Value:
     usual = PERMISSIONS_SECRET if type_ in SECRET_TYPES else PERMISSIONS_DEFAULT
     octets = data.encode("utf-8", "surrogateescape")  # as the shell gave them
     return Value(int(indexed[1]) if indexed else 0, type_, octets, permissions=usual)
+
+
+def parse_pair(text: str) -> tuple[str, str]:
+    """`TYPE=DATA` as type and data, to search for; raises InvalidRequest."""
+    type_, equals, data = text.partition("=")
+    if not equals or not type_:
+        raise InvalidRequest(f"{text!a} is not TYPE=DATA.", f"{text!a} 不是 TYPE=DATA。")
+    return type_, data
 
 
 def number(values: Sequence[Value], taken: Record | None = None) -> tuple[Value, ...]:

@@ -12,7 +12,15 @@ import pytest
 
 from biaojie.errors import ERRORS
 from biaojie.wire.problem import HTTP_STATUS
-from resolver.front.http import accounts, api_reference, batches, identifiers, pages, public
+from resolver.front.http import (
+    accounts,
+    api_reference,
+    batches,
+    identifiers,
+    pages,
+    public,
+    search,
+)
 from resolver.front.http.api_texts import CHINESE
 from resolver.front.http.negotiation import Language
 from resolver.front.http.openapi import describe
@@ -23,7 +31,8 @@ SERVER = "http://127.0.0.1:8080"
 
 
 def node_description() -> dict[str, Any]:
-    api = (*identifiers.ENDPOINTS, *batches.ENDPOINTS, *accounts.ENDPOINTS)
+    fronts = (identifiers, batches, search, accounts)
+    api = tuple(endpoint for front in fronts for endpoint in front.ENDPOINTS)
     own = public.public_endpoints(cast(Any, None), api)
     return describe((*api, *own), server=SERVER, version="1.2.3")
 

@@ -159,7 +159,7 @@ ANSWERS = [
     pytest.param(
         document.encode_prefix,
         document.decode_prefix,
-        Prefix("88.118.8", "acme", PrefixStatus.SUSPENDED, 1_700_000_000, 2, 5),
+        Prefix("88.118.8", "acme", PrefixStatus.SUSPENDED, 1_700_000_000, 2, 5, ("URL",), True),
         id="prefix",
     ),
     pytest.param(
@@ -189,6 +189,7 @@ def test_answers_ignore_what_a_newer_node_adds(encode: Any, decode: Any, value: 
 
 
 OPTIONAL = {"template", "revoked", "code", "detail", "detail_zh", "written", "failed"}
+OPTIONAL |= {"searchable", "indexing"}  # which the first nodes did not tell
 
 
 @pytest.mark.parametrize(("encode", "decode", "value"), ANSWERS)
@@ -203,6 +204,8 @@ def test_a_missing_member_is_a_malformed_answer(encode: Any, decode: Any, value:
     ("decode", "wrong"),
     [
         (document.decode_record, {"version": True}),
+        (document.decode_prefix, {"searchable": "URL"}),
+        (document.decode_prefix, {"searchable": [1]}),
         (document.decode_record, {"version": "1"}),
         (document.decode_record, {"version": float("inf")}),
         (document.decode_record, {"version": float("nan")}),

@@ -16,7 +16,7 @@ from .calls import Mode, Operation, Row, Values
 from .change import Action, RowResult
 from .errors import BiaojieError, InvalidRecord, InvalidRequest
 from .identifier import Identifier
-from .limits import BATCH_ROWS_MAX, IDEMPOTENCY_KEY_CHARS_MAX
+from .limits import BATCH_ROWS_MAX, IDEMPOTENCY_KEY_CHARS_MAX, RESOLVE_MANY_MAX, SEARCH_VALUES_MAX
 from .record import Status, Value, check_values
 from .wire.document import decode_value
 
@@ -97,6 +97,38 @@ def choice_of(kind: type[Choice], text: Choice | str, path: str) -> Choice:
         ) from None
 
 
+def search_values_of(
+    values: Mapping[str, str] | Iterable[tuple[str, str]], types: Mapping[str, str]
+) -> tuple[tuple[str, str], ...]:
+    """Pairs of type and data to look for, 1 to 8; raises InvalidRequest.
+
+    >>> search_values_of({"10320/loc": "x"}, {"URL": "https://a.example"})
+    (('10320/loc', 'x'), ('URL', 'https://a.example'))
+    """
+    listed = [*(values.items() if isinstance(values, Mapping) else values), *types.items()]
+    if not 1 <= len(listed) <= SEARCH_VALUES_MAX:
+        raise InvalidRequest(
+            f"A search is for 1 to {SEARCH_VALUES_MAX} values.",
+            f"检索应给出 1 至 {SEARCH_VALUES_MAX} 个值。",
+        )
+    for type_, data in listed:
+        if not (_is_text(type_) and _is_text(data) and type_) or "=" in type_:
+            raise InvalidRequest(
+                "A search is for type and data, both text, the type without an equals sign.",
+                "检索项应为类型与数据，均为文本，且类型中不含等号。",
+            )
+    return tuple(listed)
+
+
+def _is_text(given: object) -> bool:
+    if not isinstance(given, str):
+        return False
+    try:
+        return bool(given.encode()) or not given
+    except UnicodeEncodeError:  # a lone surrogate: octets that were no UTF-8
+        return False
+
+
 def status_of(status: Status | str | None) -> Status | None:
     return None if status is None else choice_of(Status, status, "status")
 
@@ -135,6 +167,14 @@ def numbers_of(one_or_more: int | Iterable[int]) -> tuple[int, ...]:
 def texts_of(one_or_more: str | Iterable[str]) -> tuple[str, ...]:
     """One text counts as a list of it: `types="URL"` is not the types U, R and L."""
     return (one_or_more,) if isinstance(one_or_more, str) else tuple(one_or_more)
+
+
+def check_chunks(chunk_names: int, concurrency: int) -> None:
+    if not 1 <= chunk_names <= RESOLVE_MANY_MAX or not 1 <= concurrency <= 64:
+        raise InvalidRequest(
+            f"chunk_names is 1 to {RESOLVE_MANY_MAX}, concurrency 1 to 64.",
+            f"chunk_names 应为 1 至 {RESOLVE_MANY_MAX}，concurrency 应为 1 至 64。",
+        )
 
 
 # Chunks of rows -------------------------------------------------------------------------

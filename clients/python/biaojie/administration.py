@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 
-from .accept import choice_of
-from .account import ApiKey, Prefix, PrefixStatus, Role
+from .accept import choice_of, texts_of
+from .account import ApiKey, Prefix, PrefixStatus, Role, check_searchable
 from .calls import IssuedKey
 from .identifier import check_prefix
 from .limits import PAGE_ROWS_MAX
@@ -45,13 +45,21 @@ class Prefixes:
         prefix: str,
         tenant: str,
         *,
+        searchable: str | Iterable[str] = (),
         idempotency_key: str | None = None,
         timeout_s: float | None = None,
     ) -> Prefix:
-        """Home a prefix at the node, owned by `tenant`; raises PrefixTaken."""
+        """Home a prefix at the node, owned by `tenant`; raises PrefixTaken.
+
+        `searchable`: the value types by which its identifiers can be found.
+        """
         with keyed(idempotency_key) as key:
             return await self._transport.home_prefix(
-                check_prefix(prefix), tenant, key=key, timeout_s=timeout_s or self._timeout_s
+                check_prefix(prefix),
+                tenant,
+                searchable=check_searchable(texts_of(searchable)),
+                key=key,
+                timeout_s=timeout_s or self._timeout_s,
             )
 
     async def change(
@@ -60,15 +68,21 @@ class Prefixes:
         *,
         status: PrefixStatus | str | None = None,
         tenant: str | None = None,
+        searchable: str | Iterable[str] | None = None,
         idempotency_key: str | None = None,
         timeout_s: float | None = None,
     ) -> Prefix:
-        """Suspend it, make it active again, or give it to another tenant."""
+        """Suspend it, make it active again, give it to another tenant, or declare other value
+        types searchable (`()`: none).
+
+        Its records are then indexed anew; `indexing` says whether that is still going on.
+        """
         with keyed(idempotency_key) as key:
             return await self._transport.change_prefix(
                 check_prefix(prefix),
                 tenant=tenant,
                 status=None if status is None else choice_of(PrefixStatus, status, "status"),
+                searchable=None if searchable is None else check_searchable(texts_of(searchable)),
                 key=key,
                 timeout_s=timeout_s or self._timeout_s,
             )

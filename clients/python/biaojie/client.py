@@ -8,17 +8,19 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 from .accept import (
     Chunk,
     Chunks,
+    check_chunks,
     chunk_key,
     chunk_of,
     identifier_of,
     numbers_of,
+    search_values_of,
     status_of,
     texts_of,
     values_of,
@@ -31,7 +33,7 @@ from .identifier import Identifier, check_prefix
 from .limits import BATCH_ROWS_MAX, PAGE_ROWS_MAX, RESOLVE_MANY_MAX
 from .record import Record, Status
 from .retry import Backoff, keyed
-from .streams import change_pages, each, pages, parse_name, resolve_chunk, write_chunk
+from .streams import change_pages, each, flat, pages, parse_name, resolve_chunk, write_chunk
 from .transport import Options, Transport, open_transport
 
 __all__ = ["Client", "IssuedKey", "Keys", "Prefixes", "Resolved", "Row"]
@@ -184,9 +186,10 @@ class Client:
 
         Needs a key with rights on the prefix. `timeout_s` is for each page.
         """
-        async for page in self._record_pages(prefix, page_rows=page_rows, timeout_s=timeout_s):
-            for record in page:
-                yield record
+        async for record in flat(
+            self._record_pages(prefix, page_rows=page_rows, timeout_s=timeout_s)
+        ):
+            yield record
 
     def _record_pages(
         self, prefix: str, *, page_rows: int = PAGE_ROWS_MAX, timeout_s: float | None = None
@@ -195,6 +198,55 @@ class Client:
         return pages(
             lambda after: self._transport.list_records(
                 prefix, after=after, limit=page_rows, timeout_s=timeout_s or self._timeout_s
+            )
+        )
+
+    def search(
+        self,
+        values: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        /,
+        *,
+        prefix: str | None = None,
+        page_rows: int = PAGE_ROWS_MAX,
+        timeout_s: float | None = None,
+        **types: str,
+    ) -> AsyncGenerator[Identifier, None]:
+        """Identifiers whose records have these values, in order of prefix and suffix.
+
+        `search(URL="https://example.com/SN1")`, or `search({"10320/loc": …})` where the type
+        is no Python name; data match whole and letter by letter, types in any case, and of
+        several all must match. Only types that a prefix declares searchable are found. Without
+        `prefix`, what the public may read is searched (by an admin: everything); with it,
+        drafts and private values as well if the key has rights there. `timeout_s` is for
+        each page. Raises InvalidRequest, PrefixNotHere, PrefixSuspended, Elsewhere, and
+        TemporarilyUnavailable while a prefix is being indexed.
+        """
+        return flat(
+            self._search_pages(
+                values, prefix=prefix, page_rows=page_rows, timeout_s=timeout_s, **types
+            )
+        )
+
+    def _search_pages(
+        self,
+        values: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        /,
+        *,
+        prefix: str | None = None,
+        page_rows: int = PAGE_ROWS_MAX,
+        timeout_s: float | None = None,
+        **types: str,
+    ) -> AsyncGenerator[Sequence[Identifier], None]:
+        wanted = search_values_of(values, types)
+        if prefix is not None:
+            check_prefix(prefix)
+        return pages(
+            lambda after: self._transport.search(
+                wanted,
+                prefix=prefix,
+                after=after,
+                limit=page_rows,
+                timeout_s=timeout_s or self._timeout_s,
             )
         )
 
@@ -212,11 +264,10 @@ class Client:
         after restarts and network faults; without, it ends at the head of the log. To resume
         later, keep the `sequence` of the last entry you have dealt with.
         """
-        async for page in self._change_pages(
-            after, follow=follow, page_rows=page_rows, timeout_s=timeout_s
+        async for entry in flat(
+            self._change_pages(after, follow=follow, page_rows=page_rows, timeout_s=timeout_s)
         ):
-            for entry in page:
-                yield entry
+            yield entry
 
     def _change_pages(
         self,
@@ -416,11 +467,3 @@ class Client:
             return await self._transport.write(
                 operation, key=key, timeout_s=timeout_s or self._timeout_s
             )
-
-
-def check_chunks(chunk_names: int, concurrency: int) -> None:
-    if not 1 <= chunk_names <= RESOLVE_MANY_MAX or not 1 <= concurrency <= 64:
-        raise InvalidRequest(
-            f"chunk_names is 1 to {RESOLVE_MANY_MAX}, concurrency 1 to 64.",
-            f"chunk_names 应为 1 至 {RESOLVE_MANY_MAX}，concurrency 应为 1 至 64。",
-        )

@@ -92,6 +92,19 @@ class HttpTransport:
         query = [("prefix", prefix), *_cursor(after, limit)]
         return await self._page("/api/v1/identifiers", query, document.decode_record, timeout_s)
 
+    async def search(
+        self,
+        values: Sequence[tuple[str, str]],
+        *,
+        prefix: str | None,
+        after: str | None,
+        limit: int,
+        timeout_s: float,
+    ) -> Page[Identifier]:
+        query = [("value", f"{type_}={data}") for type_, data in values]
+        query += [*([] if prefix is None else [("prefix", prefix)]), *_cursor(after, limit)]
+        return await self._page("/api/v1/identifiers:search", query, _identifier, timeout_s)
+
     async def list_changes(
         self, after: int, *, limit: int, wait_s: float, timeout_s: float
     ) -> tuple[tuple[Entry, ...], int]:
@@ -165,8 +178,12 @@ class HttpTransport:
         reply = await self._http.send(Call("GET", f"/api/v1/prefixes/{segment(name)}", timeout_s))
         return _decoded(document.decode_prefix, reply.document)
 
-    async def home_prefix(self, name: str, tenant: str, *, key: str, timeout_s: float) -> Prefix:
-        body = {"prefix": name, "tenant": tenant}
+    async def home_prefix(
+        self, name: str, tenant: str, *, searchable: Sequence[str], key: str, timeout_s: float
+    ) -> Prefix:
+        body: Json = {"prefix": name, "tenant": tenant}
+        if searchable:
+            body["searchable"] = list(searchable)
         return await self._keyed(
             "POST", "/api/v1/prefixes", body, key, timeout_s, document.decode_prefix
         )
@@ -177,6 +194,7 @@ class HttpTransport:
         *,
         tenant: str | None,
         status: PrefixStatus | None,
+        searchable: Sequence[str] | None,
         key: str,
         timeout_s: float,
     ) -> Prefix:
@@ -185,6 +203,8 @@ class HttpTransport:
             body["tenant"] = tenant
         if status is not None:
             body["status"] = status.value
+        if searchable is not None:
+            body["searchable"] = list(searchable)
         path = f"/api/v1/prefixes/{segment(name)}"
         return await self._keyed("PATCH", path, body, key, timeout_s, document.decode_prefix)
 
@@ -307,6 +327,12 @@ def _items(got: object) -> list[Any]:
     if not isinstance(items, list):
         _malformed("there is no list of items")
     return items
+
+
+def _identifier(item: object) -> Identifier:
+    if not isinstance(item, str):
+        _malformed("an identifier is not text")
+    return Identifier(*item.partition("/")[::2])
 
 
 def _resolved_item(item: Any, asked: str) -> Resolved | BiaojieError:

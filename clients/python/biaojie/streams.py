@@ -133,6 +133,13 @@ def _renumbered(error: BatchRejected, first_row: int) -> BatchRejected:
 # Pages ----------------------------------------------------------------------------------
 
 
+async def flat(source: AsyncGenerator[Sequence[T], None]) -> AsyncGenerator[T, None]:
+    """The items of all pages."""
+    async for page in source:
+        for item in page:
+            yield item
+
+
 async def pages(
     fetch: Callable[[str | None], Awaitable[Page[T]]],
 ) -> AsyncGenerator[Sequence[T], None]:

@@ -20,11 +20,11 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
-from .accept import Chunks
+from .accept import Chunks, check_chunks
 from .administration import Keys, Prefixes
 from .calls import Mode, Resolved, Row
 from .change import RowResult
-from .client import Client, check_chunks
+from .client import Client
 from .errors import BiaojieError, InvalidIdentifier
 from .identifier import Identifier
 from .limits import BATCH_ROWS_MAX, RESOLVE_MANY_MAX
@@ -248,6 +248,7 @@ class SyncClient(_Face[Client]):
     retire = _call(Client.retire)
     purge = _call(Client.purge)
     records = _iterate(Client._record_pages, Client.records)
+    search = _iterate(Client._search_pages, Client.search)
     changes = _iterate(Client._change_pages, Client.changes)
 
     def resolve_many(

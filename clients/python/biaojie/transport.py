@@ -88,6 +88,18 @@ class Transport(Protocol):
         self, prefix: str, *, after: str | None, limit: int, timeout_s: float
     ) -> Page[Record]: ...
 
+    async def search(
+        self,
+        values: Sequence[tuple[str, str]],
+        *,
+        prefix: str | None,
+        after: str | None,
+        limit: int,
+        timeout_s: float,
+    ) -> Page[Identifier]:
+        """Identifiers that have all of the values (type, data), at most SEARCH_VALUES_MAX."""
+        ...
+
     async def list_prefixes(
         self, *, after: str | None, limit: int, timeout_s: float
     ) -> Page[Prefix]: ...
@@ -95,7 +107,7 @@ class Transport(Protocol):
     async def find_prefix(self, name: str, *, timeout_s: float) -> Prefix: ...
 
     async def home_prefix(
-        self, name: str, tenant: str, *, key: str, timeout_s: float
+        self, name: str, tenant: str, *, searchable: Sequence[str], key: str, timeout_s: float
     ) -> Prefix: ...
 
     async def change_prefix(
@@ -104,6 +116,7 @@ class Transport(Protocol):
         *,
         tenant: str | None,
         status: PrefixStatus | None,
+        searchable: Sequence[str] | None,
         key: str,
         timeout_s: float,
     ) -> Prefix: ...
