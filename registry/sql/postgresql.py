@@ -36,6 +36,7 @@ def make_engine(
     return create_async_engine(
         url,
         isolation_level=None if writes else "AUTOCOMMIT",
+        hide_parameters=True,  # private values and digests stay out of logs
         skip_autocommit_rollback=not writes,
         pool_size=connections,
         max_overflow=0,

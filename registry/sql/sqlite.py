@@ -91,6 +91,7 @@ def make_engine(url: URL, *, writes: bool, connections: int, wait_s: float) -> A
         url,
         async_creator=connect,
         isolation_level=None if writes else "AUTOCOMMIT",
+        hide_parameters=True,  # private values and digests stay out of logs
         # The writer says BEGIN itself, which SQLAlchemy takes for autocommit.
         skip_autocommit_rollback=not writes,
         pool_size=connections,
