@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from ..wire.handle.version import Version
@@ -106,6 +107,7 @@ def sign(private_key: PrivateKey, hash_name: str, data: bytes, user: str = "") -
         ) from None
 
 
+@lru_cache(maxsize=16)  # the library tests the primes anew each time, some 30 ms
 def library_private_key(
     key: RsaPrivateKey | DsaPrivateKey,
 ) -> rsa.RSAPrivateKey | dsa.DSAPrivateKey:
