@@ -53,6 +53,7 @@ def serve(
 
     from biaojie.errors import BiaojieError
 
+    from .front.handle.listening import CannotListen
     from .observe import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
@@ -60,6 +61,9 @@ def serve(
         uvloop.run(_run(settings, demo))
     except BiaojieError as error:
         typer.echo(f"{error.detail.en}\n{error.detail.zh}\n{error.advice.en}", err=True)
+        raise typer.Exit(3) from None
+    except CannotListen as error:
+        typer.echo(str(error), err=True)
         raise typer.Exit(3) from None
     except OSError as error:
         typer.echo(f"{settings.host}:{settings.port}: {error}", err=True)
@@ -73,6 +77,8 @@ async def _run(settings: Settings, demo: bool) -> None:
     from .demo import examples, fill
     from .node import Node
 
+    if demo and settings.handle_enabled and "handle_port" not in settings.model_fields_set:
+        settings = await _spare_handle_port(settings)
     store = await open_store(
         settings.registry_url,
         allow_unsafe_durability=settings.allow_unsafe_durability,
@@ -101,6 +107,18 @@ async def _run(settings: Settings, demo: bool) -> None:
         await stop.wait()
     finally:
         await node.stop()
+
+
+async def _spare_handle_port(settings: Settings) -> Settings:
+    """A demo must start where the usual Handle port is taken; it takes any other then."""
+    from .front.handle.listening import CannotListen, close, listen
+
+    try:
+        close(await listen(settings.handle_host, settings.handle_port, fallback=settings.host))
+    except CannotListen as error:
+        typer.echo(f"{error.reason}; taking a free port 改用空闲端口", err=True)
+        return settings.model_copy(update={"handle_port": 0})
+    return settings
 
 
 def _stop_or_quit(stop: asyncio.Event) -> None:

@@ -10,7 +10,9 @@ import contextlib
 import fcntl
 import os
 import time
+from dataclasses import fields
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -26,10 +28,12 @@ from registry.store import Store
 from registry.witness import Witness
 
 from .core import Resolver
+from .front.handle import HandleFront, HandleLimits
 from .front.http import accounts, batches, identifiers, search
 from .front.http.connection import HttpLimits
 from .front.http.public import Facts, public_endpoints
 from .front.http.server import HttpFront
+from .handle.peer import Answerer
 from .health import Health
 from .observe import Observer
 from .service import Service
@@ -39,18 +43,28 @@ from .steps.local import LocalStep
 from .steps.referral import ReferralStep
 from .tail import Tail
 
+L = TypeVar("L", HttpLimits, HandleLimits)
 WITNESS_S = 30.0
 log = structlog.get_logger("biaojie.node")
 
 
 class Node:
-    """`await start()` serves; `await stop()` drains. `port` is the one it listens on."""
+    """`await start()` serves; `await stop()` drains. `port` and `handle_port` are those it
+    listens on, 0 where it does not."""
 
-    def __init__(self, settings: Settings, store: Store, *, examples: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        *,
+        examples: tuple[str, ...] = (),
+        answerer: Answerer | None = None,
+    ) -> None:
         self.settings = settings
         self.store = store
         self.status = "starting"
         self.port = 0
+        self.handle_port = 0
         self.observer = Observer(
             slow_s=settings.slow_request_s, truncate_addresses=settings.truncate_addresses
         )
@@ -100,14 +114,18 @@ class Node:
             self.observer,
             time.time,
         )
+        self.handle: HandleFront | None = None
+        if settings.handle_enabled and answerer is not None:
+            self.handle = HandleFront(answerer, _chosen(HandleLimits, settings))
+            self.observer.watch(self.handle.readings)
+            self.observer.watch(self.handle.counts, counters=True)
         self.front = HttpFront(
             self.service,
             (*api, *public_endpoints(facts, api)),
             self.observer,
-            HttpLimits(
-                **{name: getattr(settings, name) for name in HttpLimits.__dataclass_fields__}
-            ),
+            _chosen(HttpLimits, settings),
             public_url=settings.public_url,
+            tunnel=self.handle.tunnel.answer if self.handle is not None else None,
         )
         self.observer.watch(self.front.readings)
         self.observer.watch(self._gauges)
@@ -151,14 +169,18 @@ class Node:
         self.port = await self.front.start(
             self.settings.host, self.settings.port, drain_s=self.settings.drain_s
         )
+        if self.handle is not None:
+            self.handle_port = await self.handle.start(
+                self.settings.handle_host, self.settings.handle_port, fallback=self.settings.host
+            )
         self.status = "ok"
-        log.info("serving", host=self.settings.host, port=self.port)
+        log.info("serving", host=self.settings.host, port=self.port, handle_port=self.handle_port)
 
     async def stop(self) -> None:
         """Refuse new requests, finish the running ones, commit what is queued, close."""
         self.status = "draining"
         self.tail.release()
-        await self.front.stop()
+        await asyncio.gather(self.front.stop(), self._stop_handle())
         await self.registrar.stop()
         await self.tail.stop()
         await self.indexer.stop()
@@ -171,12 +193,21 @@ class Node:
         await self.store.close()
         log.info("stopped")
 
+    async def _stop_handle(self) -> None:
+        if self.handle is not None:
+            await self.handle.stop(self.settings.drain_s)
+
     async def _keep_witness(self) -> None:
         """Note the end of the log outside the database, so that `verify` can miss its tail."""
         while True:
             with contextlib.suppress(BiaojieError, OSError):
                 self._witness.note(*await self.store.head())
             await asyncio.sleep(WITNESS_S)
+
+
+def _chosen(limits: type[L], settings: Settings) -> L:
+    """A front's limits, each from the setting of the same name."""
+    return limits(**{field.name: getattr(settings, field.name) for field in fields(limits)})
 
 
 async def first_key(store: Store, registrar: Registrar, data_dir: Path) -> None:

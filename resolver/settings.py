@@ -141,6 +141,47 @@ class Settings(BaseModel):
     poll_s: float = Field(
         0.25, gt=0, le=1, description="How often the change log is looked at, in seconds."
     )
+    handle_enabled: bool = Field(
+        True, description="Whether to speak the Handle protocol: TCP, UDP and inside HTTP."
+    )
+    handle_host: str = Field(
+        "",
+        description="Addresses to listen on for the Handle protocol, commas between. Empty: as"
+        " `host`, and where that is 127.0.0.1 or 0.0.0.0 its IPv6 twin too.",
+    )
+    handle_port: int = Field(
+        2641, ge=0, le=65535, description="Handle port, TCP and UDP; 0 picks a free one."
+    )
+    handle_connections_max: int = Field(
+        10_000, ge=1, le=1_000_000, description="Open Handle connections."
+    )
+    handle_pipeline_max: int = Field(
+        64, ge=1, le=10_000, description="Requests of one Handle connection worked on at a time."
+    )
+    handle_requests_max: int = Field(
+        512, ge=1, le=100_000, description="Handle requests worked on at a time; beyond: busy."
+    )
+    handle_idle_timeout_s: float = Field(
+        600.0, gt=0, le=86_400, description="How long an idle Handle connection stays open."
+    )
+    handle_message_timeout_s: float = Field(
+        15.0,
+        gt=0,
+        le=300,
+        description="Time a Handle client has to send a whole message, the first one included.",
+    )
+    handle_udp_amplification_max: float = Field(
+        3.0,
+        ge=1,
+        le=1_000,
+        description="Octets answered over UDP for each octet asked; longer answers go over TCP.",
+    )
+    handle_udp_rate_max: int = Field(
+        500,
+        ge=0,
+        le=1_000_000,
+        description="Answers over UDP a second to one network (/24, /56); 0: any number.",
+    )
     drain_s: float = Field(
         10.0, ge=0, le=300, description="Time for running requests when the node stops."
     )

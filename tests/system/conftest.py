@@ -47,6 +47,7 @@ class RunningNode:
     demo: bool = False
     process: subprocess.Popen[bytes] | None = None
     port: int = 0
+    handle_port: int = 0
 
     @property
     def url(self) -> str:
@@ -68,6 +69,7 @@ class RunningNode:
         return kept | {
             "BIAOJIE_DATA_DIR": str(self.data_dir),
             "BIAOJIE_PORT": str(self.port),
+            "BIAOJIE_HANDLE_PORT": str(self.handle_port),
             **self.environment,
         }
 
@@ -75,7 +77,7 @@ class RunningNode:
         subprocess.run(self.command("migrate"), env=self.settings(), check=True, timeout=60)
 
     def start(self) -> None:
-        """Start and wait until it serves. A second start takes the same port."""
+        """Start and wait until it serves. A second start takes the same ports."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         before = len(self.log) if (self.data_dir / "node.log").exists() else 0
         with (self.data_dir / "node.log").open("ab") as log:
@@ -89,7 +91,8 @@ class RunningNode:
         while time.monotonic() < deadline:
             for line in self.log[before:].splitlines():
                 if '"event": "serving"' in line:
-                    self.port = int(json.loads(line)["port"])
+                    event = json.loads(line)
+                    self.port, self.handle_port = event["port"], event["handle_port"]
                     return
             if self.process.poll() is not None:
                 break

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from biaojie.errors import (
     TooLarge,
     Unauthenticated,
 )
+from biaojie.wire.handle import MEDIA_TYPE, Malformed, is_tunnel
 from registry.admission import PUBLIC, Caller
 
 from ...exchange import new_request_id, serve
@@ -90,8 +91,11 @@ class HttpFront:
         limits: HttpLimits,
         *,
         public_url: str = "",
+        tunnel: Callable[[bytes, str], Awaitable[bytes]] | None = None,
     ) -> None:
+        """`tunnel` answers Handle messages, given the body and the peer's address."""
         self._service = service
+        self._tunnel = tunnel
         self._routes = Routes(endpoints)
         self._observer = observer
         self._limits = limits
@@ -136,6 +140,10 @@ class HttpFront:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         given = request.headers.get("X-Request-Id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id()
+        if request.method == "POST" and is_tunnel(request.headers.get("Content-Type", "")):
+            response = response_of(await self._tunnelled(request, request_id), request_id)
+            await self._send(request, response)
+            return response
         asked, endpoint, refusal = await self._receive(request, request_id)
         if endpoint is None:
             assert refusal is not None
@@ -156,6 +164,30 @@ class HttpFront:
             )
         await self._send(request, response)
         return response
+
+    async def _tunnelled(self, request: web.BaseRequest, request_id: str) -> Reply:
+        """A Handle message, whatever the path: the body says what is asked."""
+        try:
+            if self._tunnel is None:
+                raise NotFound()
+            body = await self._read(request)
+            try:
+                answer = await self._tunnel(body, request.remote or "")
+            finally:
+                self._body_bytes -= _beyond(len(body))
+        except Malformed as error:
+            refusal: BiaojieError = InvalidRequest(
+                f"The body is no Handle message: {error}.",
+                f"正文不是 Handle 报文：{error}。",
+                errors=[],
+            )
+        except BiaojieError as error:
+            refusal = error
+        else:
+            return Reply(200, answer, MEDIA_TYPE, {"Cache-Control": "no-store"})
+        refusal.request_id = request_id
+        self._refused(refusal, request.remote or "")
+        return problem_reply(refusal, chinese=False)
 
     async def _receive(
         self, request: web.BaseRequest, request_id: str

@@ -32,6 +32,12 @@ class StreamFraming:
         peer hang up without having cut something off."""
         return len(self._buffer)
 
+    @property
+    def start(self) -> bytes:
+        """Envelope and header of what is not whole yet, as far as they came; after Malformed, of
+        what was wrong, for `refusal` to echo."""
+        return bytes(self._buffer[: ENVELOPE_OCTETS + HEADER_OCTETS])
+
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Take what arrived at once; then give each whole frame, or raise Malformed where the
         stream goes wrong (frames before that have been given by then)."""

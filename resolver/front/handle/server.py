@@ -1,0 +1,46 @@
+"""The Handle fronts of a node as one thing to start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ...handle.peer import Answerer
+from .listening import listen
+from .tcp import TcpFront
+from .tunnel import Tunnel
+from .udp import UdpFront
+from .work import HandleLimits, Work
+
+
+class HandleFront:
+    """TCP and UDP on one port; `tunnel` is what the HTTP front hands bodies to, and works without
+    the others."""
+
+    def __init__(self, answerer: Answerer, limits: HandleLimits) -> None:
+        self._work = Work(answerer, limits.handle_requests_max)
+        self.tcp = TcpFront(self._work, limits)
+        self.udp = UdpFront(self._work, limits)
+        self.tunnel = Tunnel(self._work)
+
+    async def start(self, host: str, port: int, *, fallback: str = "") -> int:
+        """Listen, and return the port; see `listening.listen`. Raises OSError."""
+        streams, datagrams = await listen(host, port, fallback=fallback)
+        port = int(streams[0].getsockname()[1])
+        await self.tcp.start(streams)
+        self.udp.start(datagrams)
+        return port
+
+    async def stop(self, drain_s: float) -> None:
+        """Take no more, finish what has come, for `drain_s` seconds at most."""
+        await asyncio.gather(self.tcp.stop(drain_s), self.udp.stop(drain_s))
+
+    def readings(self) -> dict[str, float]:
+        return {
+            "handle_requests_running": self._work.running,
+            "handle_tcp_connections": len(self.tcp.connections),
+            "handle_tcp_held_bytes": self.tcp.held_octets,
+            **self.udp.readings(),
+        }
+
+    def counts(self) -> dict[str, float]:
+        return {"handle_too_busy": self._work.refused, **self.tcp.counts, **self.udp.counts}

@@ -1,0 +1,377 @@
+"""The Handle protocol on TCP: connections, their limits and their end.
+
+A connection stays open whatever its messages say of keeping it. Requests are answered as they
+get done, up to `handle_pipeline_max` of them at a time; then, and while the peer does not take
+our answers, nothing more is read. Replies that are ready together leave in one write. Times are
+looked at by one sweep over all connections, so that a message costs no timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import aclosing
+from typing import Final
+
+from biaojie.wire.handle import Malformed, ResponseCode, StreamFraming, refusal
+
+from ...handle.peer import Peer
+from .listening import BACKLOG
+from .work import HandleLimits, Work
+
+SWEEP_S: Final = 0.5
+FAREWELL_S: Final = 1.0
+"""How long a peer has to take our last words and hang up, and"""
+CROWD_SHARE: Final = 1.25
+"""how many connections there may be then, as a share of `handle_connections_max`."""
+WRITE_OCTETS: Final = 65_536
+"""A connection with more unsent than this is not read from."""
+HELD_OCTETS_FREE: Final = 131_072
+"""What one connection may hold, unfinished messages and unsent answers, whatever others do."""
+HELD_OCTETS_MAX: Final = 64 * 2**20
+"""What all may hold. Beyond, those over their free share are cut."""
+
+
+class Connection(asyncio.Protocol):
+    """One peer. `_deaf`: nothing more is begun, what comes is thrown away. `_last`: hang up as
+    soon as all that came has been answered."""
+
+    __slots__ = (
+        "_crowded",
+        "_deadline",
+        "_deaf",
+        "_ended",
+        "_flushing",
+        "_framing",
+        "_front",
+        "_heard",
+        "_held",
+        "_holding",
+        "_last",
+        "_partial_since",
+        "_peer",
+        "_stuck_since",
+        "_tasks",
+        "_transport",
+        "_unsent",
+        "_unsent_octets",
+        "_writable",
+    )
+
+    def __init__(self, front: TcpFront) -> None:
+        self._front = front
+        self._transport: asyncio.Transport | None = None
+        self._peer = Peer("", "tcp", verified=True, scope=object())
+        self._framing = StreamFraming()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unsent: list[bytes] = []
+        self._unsent_octets = 0
+        self._held = 0
+        self._flushing = self._holding = False
+        self._crowded = self._deaf = self._last = self._ended = False
+        self._heard = front.loop.time()
+        # A new connection counts as one that has begun a message: the first must come in time.
+        self._partial_since: float | None = self._heard
+        self._stuck_since: float | None = None
+        self._writable: asyncio.Event | None = None
+        self._deadline: float | None = None
+
+    # Coming and going -------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        front = self._front
+        front.connections.add(self)
+        address = transport.get_extra_info("peername")
+        self._peer.address = str(address[0]) if address else ""
+        transport.set_write_buffer_limits(high=WRITE_OCTETS)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # A peer that takes nothing of what we wrote holds the connection no longer than this.
+            milliseconds = int(front.limits.reply_timeout_s * 1000)
+            connection = transport.get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        most = front.limits.handle_connections_max
+        if len(front.connections) > most:
+            # Its first message will be told that there is no room.
+            front.counts["handle_tcp_crowded"] += 1
+            self._crowded = True
+            self._deadline = self._heard + FAREWELL_S
+        if len(front.connections) > most * CROWD_SHARE or front.draining:
+            transport.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        front = self._front
+        front.connections.discard(self)
+        self._transport = None
+        self._deaf = True
+        self._hold_octets(0)
+        for task in self._tasks:
+            task.cancel()
+        if self._writable is not None:
+            self._writable.set()
+        front.work.forget(self._peer)
+        front.left()
+
+    def eof_received(self) -> bool:
+        """The peer says nothing more. What it asked is still answered."""
+        self._ended = self._last = True
+        self._flush()
+        return bool(self._tasks)
+
+    # Reading ----------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        self._heard = self._front.loop.time()
+        self._framing.feed(data)
+        self._read_on()
+
+    @property
+    def _full(self) -> bool:
+        """Whether nothing more may be begun for now."""
+        pipeline_max = self._front.limits.handle_pipeline_max
+        return len(self._tasks) >= pipeline_max or self._writable is not None
+
+    def _read_on(self) -> None:
+        """Begin the requests that have come whole, as far as the limits allow."""
+        if self._deaf:
+            return
+        began = False
+        try:
+            if not self._full:
+                for frame in self._framing.feed(b""):
+                    began = True
+                    self._begin(frame)
+                    if self._full or self._deaf:
+                        break
+        except Malformed as error:
+            self._front.counts["handle_tcp_malformed"] += 1
+            text = f"malformed 报文格式错误: {error}"
+            self._dismiss(refusal(self._framing.start, ResponseCode.PROTOCOL_ERROR, text))
+        if self._deaf:
+            return
+        self._hold(self._full or self._last)
+        if self._full or not self._framing.buffered:
+            self._partial_since = None
+        elif began or self._partial_since is None:
+            self._partial_since = self._heard
+        self._account()
+        if self._last and not self._tasks:
+            self._hang_up()
+
+    def _begin(self, frame: bytes) -> None:
+        front = self._front
+        if self._crowded:
+            self._dismiss(front.work.refuse(frame))
+        elif front.work.full:
+            busy = front.work.refuse(frame)
+            if busy is not None:
+                self._send(busy)
+        else:
+            task = front.loop.create_task(self._answer(frame))
+            self._tasks.add(task)
+            task.add_done_callback(self._answered)
+
+    def _hold(self, holding: bool) -> None:
+        """Stop reading, or go on."""
+        if holding == self._holding or self._transport is None or self._transport.is_closing():
+            return
+        self._holding = holding
+        if holding:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    # Answering --------------------------------------------------------------------------
+
+    async def _answer(self, frame: bytes) -> None:
+        async with aclosing(self._front.work.answer(frame, self._peer)) as messages:
+            async for message in messages:
+                self._send(message)
+                if self._writable is not None:
+                    await self._writable.wait()
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._heard = self._front.loop.time()
+        if self._deaf:
+            if not self._tasks and self._deadline is None:
+                self._hang_up()
+        elif self._holding or self._last:
+            self._read_on()
+        if not task.cancelled():
+            task.result()
+
+    def _send(self, message: bytes) -> None:
+        """Write soon, together with what else gets ready meanwhile."""
+        self._unsent.append(message)
+        self._unsent_octets += len(message)
+        if self._unsent_octets > WRITE_OCTETS:
+            self._flush()
+        elif not self._flushing:
+            self._flushing = True
+            self._front.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if not self._unsent:
+            return
+        data = b"".join(self._unsent)
+        self._unsent.clear()
+        self._unsent_octets = 0
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+            self._account()
+
+    def pause_writing(self) -> None:
+        self._stuck_since = self._front.loop.time()
+        self._writable = asyncio.Event()
+        if not self._deaf:
+            self._hold(True)
+
+    def resume_writing(self) -> None:
+        self._stuck_since = None
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+        self._read_on()
+
+    # Limits -----------------------------------------------------------------------------
+
+    def _account(self) -> None:
+        octets = self._framing.buffered
+        if self._writable is not None and self._transport is not None:
+            octets += self._transport.get_write_buffer_size()
+        self._hold_octets(octets)
+        if self._front.held_octets > HELD_OCTETS_MAX and octets > HELD_OCTETS_FREE:
+            self._cut()
+
+    def _hold_octets(self, octets: int) -> None:
+        self._front.held_octets += octets - self._held
+        self._held = octets
+
+    def sweep(self, now: float) -> None:
+        """Cut or let go whoever has taken longer than he may."""
+        limits = self._front.limits
+        if self._deadline is not None:
+            if now >= self._deadline:
+                self.abort()
+        elif self._stuck_since is not None:
+            if now - self._stuck_since > limits.reply_timeout_s:
+                self._cut()
+        elif self._partial_since is not None and not self._deaf:
+            if now - self._partial_since > limits.handle_message_timeout_s:
+                self._cut()
+        elif not self._tasks and now - self._heard > limits.handle_idle_timeout_s:
+            self._front.counts["handle_tcp_idle"] += 1
+            self._hang_up()
+
+    def abort(self) -> None:
+        self._deaf = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _cut(self) -> None:
+        self._front.counts["handle_tcp_cut"] += 1
+        self.abort()
+
+    def _dismiss(self, words: bytes | None) -> None:
+        """Say why, answer what is running, hang up."""
+        self._deaf = True
+        if words is not None:
+            self._send(words)
+        if not self._tasks:
+            self._hang_up()
+
+    def drain(self) -> None:
+        """Answer what has come, then hang up."""
+        self._last = True
+        self._read_on()
+
+    def _hang_up(self) -> None:
+        """Send what is to be sent and close. What the peer still sends is taken and thrown away
+        for a moment: closed over unread octets, the system would make it lose our words."""
+        self._flush()
+        self._deaf = True
+        self._deadline = self._front.loop.time() + FAREWELL_S
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._ended:
+            self._transport.close()
+        else:
+            self._transport.write_eof()
+            self._hold(False)
+
+
+class TcpFront:
+    """All connections. `start` serves listening sockets, `stop` drains."""
+
+    def __init__(self, work: Work, limits: HandleLimits) -> None:
+        self.work = work
+        self.limits = limits
+        self.loop: asyncio.AbstractEventLoop
+        self.connections: set[Connection] = set()
+        self.held_octets = 0
+        self.draining = False
+        self.counts = dict.fromkeys(
+            (
+                "handle_tcp_crowded",
+                "handle_tcp_cut",
+                "handle_tcp_idle",
+                "handle_tcp_malformed",
+            ),
+            0,
+        )
+        self._servers: list[asyncio.Server] = []
+        self._sweeper: asyncio.Task[None] | None = None
+        self._empty = asyncio.Event()
+
+    async def start(self, sockets: list[socket.socket]) -> None:
+        self.loop = asyncio.get_running_loop()
+        for listening in sockets:
+            server = await self.loop.create_server(
+                lambda: Connection(self), sock=listening, backlog=BACKLOG
+            )
+            self._servers.append(server)
+        self._sweeper = asyncio.create_task(self._sweep(), name="handle-sweep")
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = self.loop.time()
+            for connection in tuple(self.connections):
+                connection.sweep(now)
+
+    def left(self) -> None:
+        """A connection is gone."""
+        if not self.connections:
+            self._empty.set()
+
+    async def stop(self, drain_s: float) -> None:
+        """Take no more, answer what has come, for `drain_s` seconds at most; then cut."""
+        self.draining = True
+        for server in self._servers:
+            server.close()
+        for connection in tuple(self.connections):
+            connection.drain()
+        await self._emptied(drain_s)
+        for connection in tuple(self.connections):
+            connection.abort()
+        await self._emptied(FAREWELL_S)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+            self._sweeper = None
+        self._servers.clear()
+
+    async def _emptied(self, timeout_s: float) -> None:
+        self._empty.clear()
+        if not self.connections:
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        except TimeoutError:
+            pass

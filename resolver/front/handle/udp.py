@@ -1,0 +1,157 @@
+"""The Handle protocol on UDP: one reader drains each socket in batches; see guard.py for whom it
+answers and how much. Sending never waits: what the socket does not take is dropped, for the
+client asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import aclosing
+from typing import Any, Final
+
+from biaojie.wire.handle import Malformed, Reassembly, ResponseCode, split
+
+from ...handle.peer import Peer
+from .guard import RateLimit, Verdict, cut_form, short_refusal
+from .work import HandleLimits, Work
+
+BATCH: Final = 64
+"""Packets taken from a socket before others get their turn."""
+RECEIVE_OCTETS: Final = 4 * 2**20
+_PACKET_OCTETS: Final = 65_536
+_CODE: Final = slice(24, 28)
+_REQUEST: Final = bytes(4)
+_ENCRYPTED: Final = 0x40
+_Source = tuple[Any, ...]
+
+
+class UdpFront:
+    """All UDP sockets. `start` serves bound sockets, `stop` drains and closes them."""
+
+    def __init__(self, work: Work, limits: HandleLimits) -> None:
+        self._work = work
+        self._factor = limits.handle_udp_amplification_max
+        self._rates = RateLimit(limits.handle_udp_rate_max)
+        self._reassembly = Reassembly()
+        self._buffer = bytearray(_PACKET_OCTETS)
+        self._view = memoryview(self._buffer)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sockets: list[socket.socket] = []
+        self._loop: asyncio.AbstractEventLoop
+        self.counts = dict.fromkeys(
+            (
+                "handle_udp_packets",
+                "handle_udp_malformed",
+                "handle_udp_truncated",
+                "handle_udp_limited",
+                "handle_udp_dropped",
+            ),
+            0,
+        )
+
+    def readings(self) -> dict[str, float]:
+        return {
+            "handle_udp_requests_running": len(self._tasks),
+            "handle_udp_reassembly_bytes": self._reassembly.octets,
+            "handle_udp_reassembly_messages": len(self._reassembly),
+            "handle_udp_networks": len(self._rates),
+        }
+
+    def start(self, sockets: list[socket.socket]) -> None:
+        self._loop = asyncio.get_running_loop()
+        for bound in sockets:
+            bound.setblocking(False)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_OCTETS)
+            self._sockets.append(bound)
+            self._loop.add_reader(bound.fileno(), self._drain, bound)
+
+    async def stop(self, drain_s: float) -> None:
+        """Take no more, answer what has come, for `drain_s` seconds at most."""
+        for bound in self._sockets:
+            self._loop.remove_reader(bound.fileno())
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=drain_s)
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for bound in self._sockets:
+            bound.close()
+        self._sockets.clear()
+
+    # Receiving --------------------------------------------------------------------------
+
+    def _drain(self, bound: socket.socket) -> None:
+        now = self._loop.time()
+        for _ in range(BATCH):
+            try:
+                size, source = bound.recvfrom_into(self._buffer)
+            except OSError:  # there is no more; or the network says that a reply got lost
+                return
+            self.counts["handle_udp_packets"] += 1
+            self._take(bound, bytes(self._view[:size]), source, now)
+
+    def _take(self, bound: socket.socket, packet: bytes, source: _Source, now: float) -> None:
+        try:
+            frame = self._reassembly.take(source, packet, now)
+        except Malformed as error:
+            self.counts["handle_udp_malformed"] += 1
+            if self._rates.verdict(source[0], now) is Verdict.ANSWER:
+                text = f"malformed 报文格式错误: {error}"
+                most = self._factor * len(packet)
+                words = short_refusal(packet, ResponseCode.PROTOCOL_ERROR, text, most)
+                self._send(bound, source, words)
+            return
+        if frame is None:
+            return
+        if frame[_CODE] != _REQUEST and not frame[2] & _ENCRYPTED:
+            self.counts["handle_udp_malformed"] += 1  # an answer: answering it might never end
+            return
+        verdict = self._rates.verdict(source[0], now)
+        if verdict is not Verdict.ANSWER:
+            self.counts["handle_udp_limited"] += 1
+            if verdict is Verdict.CUT:
+                self._send_cut(bound, source, frame)
+        elif self._work.full:
+            self._send(bound, source, self._work.refuse(frame))
+        else:
+            task = self._loop.create_task(self._answer(bound, source, frame))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    # Sending ----------------------------------------------------------------------------
+
+    async def _answer(self, bound: socket.socket, source: _Source, frame: bytes) -> None:
+        peer = Peer(source[0], "udp", verified=False)
+        answer: bytes | None = None
+        streamed = False
+        async with aclosing(self._work.answer(frame, peer)) as messages:
+            async for message in messages:
+                if answer is not None:
+                    streamed = True  # clients take one message over UDP
+                    break
+                answer = message
+        if answer is None:
+            return
+        packets = split(answer)
+        long = sum(map(len, packets)) > self._factor * len(frame)
+        if streamed or (long and not peer.verified):
+            self.counts["handle_udp_truncated"] += 1
+            self._send_cut(bound, source, frame)
+        else:
+            self._send(bound, source, *packets)
+
+    def _send_cut(self, bound: socket.socket, source: _Source, frame: bytes) -> None:
+        short = cut_form(frame)
+        if short is not None and len(short) <= self._factor * len(frame):
+            self._send(bound, source, short)
+
+    def _send(self, bound: socket.socket, source: _Source, *packets: bytes | None) -> None:
+        for packet in packets:
+            if packet is None:
+                return
+            try:
+                bound.sendto(packet, source)
+            except OSError:  # the socket is full, or there is no way to that address
+                self.counts["handle_udp_dropped"] += 1
+                return
