@@ -12,9 +12,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from biaojie.account import Prefix
 from biaojie.identifier import Key
+from registry.matching import Criterion, Match
 from registry.sql import SqlStore, open_store, reader
 from registry.store import ReceiptKey
 from tests.contract.sample import PREFIX, home, put, record
+
+DIGEST = Criterion("URL", b"the same for all").digest
+
+
+async def matches(connection: AsyncConnection, *, private: bool, prefix: str | None) -> list[Key]:
+    after = Key(PREFIX, b"SN00100")
+    return await reader.find_matches(
+        connection, DIGEST, private=private, prefix=prefix, after=after, limit=100
+    )
+
 
 KEYS = [Key(PREFIX, b"SN00001"), Key(PREFIX, b"NONE"), Key("no.such", b"SN00001")]
 READS: dict[str, Callable[[AsyncConnection], Awaitable[Any]]] = {
@@ -30,8 +41,17 @@ READS: dict[str, Callable[[AsyncConnection], Awaitable[Any]]] = {
     "find_keys_by_id": lambda c: reader.find_keys_by_id(c, ["a", "b"]),
     "list_keys": lambda c: reader.list_keys(c, "a", 10),
     "list_changes": lambda c: reader.list_changes(c, 3, 10),
+    "find_matches": lambda c: matches(c, private=False, prefix=None),
+    "find_matches of one": lambda c: matches(c, private=False, prefix=PREFIX),
+    "find_matches private": lambda c: matches(c, private=True, prefix=None),
+    "find_matches private of one": lambda c: matches(c, private=True, prefix=PREFIX),
+    "list_indexing": reader.list_indexing,
+    "indexed_to": lambda c: reader.indexed_to(c, PREFIX),
     "find_receipts": lambda c: reader.find_receipts(c, [ReceiptKey("a", "b")] * 3, 0),
 }
+
+
+SEEKS = {name: 2 if "private" in name else 1 for name in READS if "find_matches" in name}
 
 
 async def plans(store: SqlStore, explain: str) -> dict[str, str]:
@@ -59,12 +79,18 @@ async def plans(store: SqlStore, explain: str) -> dict[str, str]:
 
 async def fill(store: SqlStore, first: int, last: int) -> None:
     for start in range(first, last, 2_000):
-        await put(store, *(record(f"SN{n:05}") for n in range(start, min(start + 2_000, last))))
+        numbers = range(start, min(start + 2_000, last))
+        await put(store, *(record(f"SN{n:05}") for n in numbers))
+        async with store.transaction() as transaction:
+            keys = [Key(PREFIX, f"SN{n:05}".encode()) for n in numbers]
+            await transaction.change_rows([Match(DIGEST, True, key) for key in keys], [])
+            others = [Match(key.suffix.ljust(16), False, key) for key in keys]
+            await transaction.change_rows(others, [])
 
 
 def check_sqlite(found: dict[str, str]) -> None:
     for name, plan in found.items():
-        assert not re.search(r"SCAN (?!w\b|CONSTANT|\d+ CONSTANT|prefixes)", plan), (
+        assert not re.search(r"SCAN (?!w\b|page_|CONSTANT|\d+ CONSTANT|prefixes)", plan), (
             f"{name}: {plan}"
         )
     for name in ("look_up", "look_up 1", "look_up 256"):
@@ -72,6 +98,12 @@ def check_sqlite(found: dict[str, str]) -> None:
     assert "PRIMARY KEY (prefix_id=? AND suffix>?)" in found["list_records"]
     assert "TEMP B-TREE" not in found["list_records"]
     assert "PRIMARY KEY (key=?)" in found["find_receipts"]
+    for name, seeks in SEEKS.items():
+        where = r"suffix>\?" if "of one" in name else r"\(prefix,suffix\)>\(\?,\?\)"
+        seek = rf"SEARCH value_index USING PRIMARY KEY \(digest=\? AND public=\? AND .*{where}"
+        assert len(re.findall(seek, found[name])) == seeks, found[name]
+        assert seeks == 2 or "TEMP B-TREE" not in found[name]
+    assert "prefixes_indexing_idx" in found["list_indexing"]
 
 
 def check_postgresql(found: dict[str, str]) -> None:
@@ -83,6 +115,15 @@ def check_postgresql(found: dict[str, str]) -> None:
         assert re.search(cond, found[name]), found[name]
         assert "Filter" not in found[name]
     assert "Index Scan using receipts_pkey" in found["find_receipts"]
+    for name, seeks in SEEKS.items():
+        scans = re.findall(
+            r"Index Only Scan using value_index_pkey .*\n +Index Cond: (.*)", found[name]
+        )
+        assert len(scans) == seeks, found[name]
+        for column in ("digest", "public", "prefix", "suffix"):
+            assert all(column in scan for scan in scans), found[name]
+        assert "Filter" not in found[name], found[name]
+        assert seeks == 2 or "Sort" not in found[name], found[name]
     for name in ("list_records", "scan_sequences", "list_changes", "list_prefixes"):
         assert "Sort" not in found[name], found[name]
 

@@ -9,19 +9,25 @@ import sqlite3
 import stat
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from biaojie.account import Prefix
 from biaojie.errors import BiaojieError, TemporarilyUnavailable
+from biaojie.identifier import Key
+from registry.indexing import index_page
+from registry.matching import Criterion
 from registry.sql import UnfitDatabase, migrate, open_store
-from registry.sql.engine import read_url
-from registry.sql.schema import check_durability, newest_schema
+from registry.sql.engine import Limits, Pools, read_url
+from registry.sql.schema import _config, check_durability, newest_schema
 from registry.sql.tables import metadata
 from tests.contract.sample import PREFIX, home, put, record
 from tests.postgres import Postgres
@@ -37,6 +43,12 @@ def empty_url(request: pytest.FixtureRequest, postgres: Postgres, tmp_path: Path
     name = postgres.create_database()
     yield postgres.url(name).replace("+asyncpg", "")
     postgres.drop_database(name)
+
+
+def upgrade(connection: Connection, revision: str) -> None:
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
 
 
 async def run(url: str, *statements: str) -> list[Any]:
@@ -87,6 +99,36 @@ async def test_another_schema_version_is_refused(database_url: str, revision: st
     await run(database_url, f"UPDATE alembic_version SET version_num = '{revision}'")
     with pytest.raises(UnfitDatabase, match=f"{revision}.*{newest_schema()}.*biaojie migrate"):
         await open_store(database_url)
+
+
+async def test_a_registry_of_the_first_schema_is_brought_up_to_date(empty_url: str) -> None:
+    """What it held is there afterwards, and can be declared searchable."""
+    first = "0001"
+    if empty_url.startswith("sqlite"):
+        sqlite3.connect(make_url(empty_url).database or "").close()
+    pools = Pools(read_url(empty_url), Limits())
+    async with pools.write() as connection:
+        await connection.run_sync(lambda sync: upgrade(sync, first))
+    await pools.close()
+    rows = "INSERT INTO prefixes (name, spelling, tenant, status, created, version, sequence)"
+    await run(empty_url, f"{rows} VALUES ('{PREFIX}', '{PREFIX}', 'acme', 1, 7, 1, 0)")
+    with pytest.raises(UnfitDatabase, match=first):
+        await open_store(empty_url)
+    await migrate(empty_url)
+    store = await open_store(empty_url)
+    prefix = Prefix(PREFIX, "acme", created=7)
+    assert await store.find_prefixes([PREFIX]) == {PREFIX: prefix}
+    assert await store.list_indexing() == []
+    await put(store, record())
+    async with store.transaction() as transaction:
+        await transaction.put_prefixes([replace(prefix, searchable=("URL",), indexing=True)])
+    assert not await index_page(store, prefix)
+    digest = Criterion("URL", record().values[0].data).digest
+    found = await store.find_matches(
+        digest, private=False, prefix=None, after=Key("", b""), limit=9
+    )
+    assert found == [Key(PREFIX, b"SN1")]
+    await store.close()
 
 
 async def test_a_missing_file_is_refused_and_not_made(tmp_path: Path) -> None:
