@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from .cursor import Reader, block, text, u8, u32
+from .cursor import Malformed, Reader, block, text, u8, u32
 from .version import Version, lower
 
 SECRET_KEY: Final = "HS_SECKEY"  # noqa: S105 — a type of value
@@ -112,25 +112,23 @@ def secret_answer_matches(
     else:
         number = reader.u8("the form of an answer")
         try:
-            form = AnswerForm(number)
+            form = AnswerForm(number or -1)
         except ValueError:
-            reader.offset = 0
-            raise reader.fault("a form of answer, one of 1, 2, 3, 18, 19, 34") from None
+            raise Malformed(0, "a form of answer, one of 1, 2, 3, 18, 19, 34") from None
     if form not in forms:
         return False
     if form != AnswerForm.PBKDF2:
         return hmac.compare_digest(_plain(form, secret, nonce + digest), reader.rest())
     salt = reader.block("a salt", _SALT_OCTETS_MAX)
     if len(salt) < _SALT_OCTETS_MIN:
-        raise reader.fault(f"a salt of at least {_SALT_OCTETS_MIN} octets before this")
+        raise Malformed(1, f"a salt of at least {_SALT_OCTETS_MIN} octets, not {len(salt)}")
+    at = reader.offset
     iterations = reader.u32("an iteration count")
     if not 1 <= iterations <= ITERATIONS_MAX:
-        reader.offset -= 4
-        raise reader.fault(f"1 to {ITERATIONS_MAX} iterations, not {iterations}")
+        raise Malformed(at, f"1 to {ITERATIONS_MAX} iterations, not {iterations}")
     bits = reader.u32("a key length")
     if not KEY_BITS_MIN <= bits <= KEY_BITS_MAX or bits % 8:
-        reader.offset -= 4
-        raise reader.fault(f"a key of {KEY_BITS_MIN} to {KEY_BITS_MAX} bits, not {bits}")
+        raise Malformed(at + 4, f"a key of {KEY_BITS_MIN} to {KEY_BITS_MAX} bits, not {bits}")
     mac = reader.block("a MAC", 64)
     reader.done("the answer")
     return hmac.compare_digest(_pbkdf2(secret, salt, iterations, bits, nonce + digest), mac)

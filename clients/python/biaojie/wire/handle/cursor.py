@@ -71,10 +71,16 @@ class Reader:
 
     def block(self, what: str = "an octet array", octets_max: int | None = None) -> bytes:
         """An int4 length and that many octets."""
-        size = self.u32(f"the length of {what}")
+        at = self.offset + 4
+        if at > self.end:
+            raise Malformed(self.offset, f"the length of {what}, but {self.left} octets are left")
+        size: int = _U32.unpack_from(self.data, self.offset)[0]
         if octets_max is not None and size > octets_max:
-            raise Malformed(self.offset - 4, f"{what} of at most {octets_max} octets, not {size}")
-        return self.octets(size, what)
+            raise Malformed(self.offset, f"{what} of at most {octets_max} octets, not {size}")
+        if size > self.end - at:
+            raise Malformed(at, f"{what} ({size} octets), but {self.end - at} are left")
+        self.offset = at + size
+        return self.data[at : at + size]
 
     def text(self, what: str = "a string", octets_max: int | None = None) -> str:
         """A block that is UTF-8."""
@@ -86,7 +92,7 @@ class Reader:
 
     def count(self, what: str, most: int, least_octets: int) -> int:
         """The number of members that follow, each of at least `least_octets` octets."""
-        number = self.u32(f"the number of {what}")
+        number = self.u32(what)
         if number > most or number * least_octets > self.left:
             fit = min(most, self.left // least_octets)
             raise Malformed(self.offset - 4, f"at most {fit} {what}, not {number}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from .cursor import Reader, block, u8
+from .cursor import Malformed, Reader, block, u8
 
 
 class DigestAlgorithm(IntEnum):
@@ -54,13 +54,11 @@ class Digest:
             reader.offset -= 1
             octets = reader.block("a digest", 32)
             if len(octets) not in _NAMES:
-                reader.offset -= len(octets)
-                raise reader.fault("a digest of 16, 20 or 32 octets")
+                raise Malformed(reader.offset - len(octets), "a digest of 16, 20 or 32 octets")
             return cls(algorithm, octets)
         size = SIZES.get(algorithm)  # type: ignore[call-overload]
         if size is None:
-            reader.offset -= 1
-            raise reader.fault("a digest algorithm, 0 to 3")
+            raise Malformed(reader.offset - 1, "a digest algorithm, 0 to 3")
         return cls(algorithm, reader.octets(size, "a digest"))
 
     def encode(self) -> bytes:

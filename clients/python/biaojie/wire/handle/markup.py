@@ -94,7 +94,7 @@ def decode_xml(data: bytes) -> Element:
         parser.Parse(data, True)
     except expat.ExpatError as error:
         said = expat.ErrorString(error.code)
-        raise Malformed(parser.ErrorByteIndex, f"XML ({said})") from None
+        raise Malformed(max(parser.ErrorByteIndex, 0), f"XML ({said})") from None
     return stack[0].children[0]
 
 
@@ -115,7 +115,10 @@ def _escaped(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
+_NAME_MARKS = str.maketrans("-.:", "___")
+
+
 def _name(name: str) -> str:
-    if not name.replace("-", "_").replace(".", "_").isidentifier():
+    if not name.translate(_NAME_MARKS).isidentifier():
         raise ValueError(f"{name[:40]!r} is no XML name")
     return name

@@ -14,7 +14,7 @@ from typing import Final
 
 from ...record import Permissions, Reference, Value, fold_type
 from .codes import HANDLE_OCTETS_MAX, VALUES_PER_MESSAGE_MAX
-from .cursor import Reader, block, text, u32
+from .cursor import Malformed, Reader, block, text, u32
 
 _FIXED = struct.Struct("!IIBIB")
 VALUE_OCTETS_MIN: Final = _FIXED.size + 12
@@ -27,8 +27,7 @@ def read_value(reader: Reader) -> Value:
     fixed = reader.octets(_FIXED.size, "the fixed part of a value")
     index, timestamp, ttl_type, ttl, permissions = _FIXED.unpack(fixed)
     if ttl_type > 1:
-        reader.offset -= 6
-        raise reader.fault("a TTL type, 0 or 1")
+        raise Malformed(reader.offset - 6, "a TTL type, 0 or 1")
     type_ = reader.text("a value's type")
     data = reader.block("a value's data")
     references = read_references(reader)
@@ -46,7 +45,7 @@ def read_value(reader: Reader) -> Value:
 
 def read_reference(reader: Reader, what: str = "a reference") -> Reference:
     """A string and an int4 index."""
-    return Reference(reader.text(what, HANDLE_OCTETS_MAX), reader.u32(f"the index of {what}"))
+    return Reference(reader.text(what, HANDLE_OCTETS_MAX), reader.u32("an index"))
 
 
 def read_references(reader: Reader) -> tuple[Reference, ...]:
