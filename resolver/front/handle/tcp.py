@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import aclosing
-from typing import Final
+from typing import Final, cast
 
 from biaojie.wire.handle import Malformed, ResponseCode, StreamFraming, refusal
 
@@ -79,17 +79,17 @@ class Connection(asyncio.Protocol):
     # Coming and going -------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        stream = cast(asyncio.Transport, transport)  # uvloop's has another base
+        self._transport = stream
         front = self._front
         front.connections.add(self)
-        address = transport.get_extra_info("peername")
+        address = stream.get_extra_info("peername")
         self._peer.address = str(address[0]) if address else ""
-        transport.set_write_buffer_limits(high=WRITE_OCTETS)
+        stream.set_write_buffer_limits(high=WRITE_OCTETS)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             # A peer that takes nothing of what we wrote holds the connection no longer than this.
             milliseconds = int(front.limits.reply_timeout_s * 1000)
-            connection = transport.get_extra_info("socket")
+            connection = stream.get_extra_info("socket")
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         most = front.limits.handle_connections_max
         if len(front.connections) > most:
@@ -98,7 +98,7 @@ class Connection(asyncio.Protocol):
             self._crowded = True
             self._deadline = self._heard + FAREWELL_S
         if len(front.connections) > most * CROWD_SHARE or front.draining:
-            transport.abort()
+            stream.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         front = self._front
