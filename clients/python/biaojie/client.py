@@ -29,7 +29,9 @@ from .administration import Keys, Prefixes
 from .calls import IssuedKey, Mint, Mode, Operation, Resolved, Row, Values
 from .change import Action, Entry, Receipt, RowResult
 from .errors import BiaojieError, InvalidIdentifier, InvalidRequest
+from .handle_options import HandleOptions, login_of
 from .identifier import Identifier, check_prefix
+from .keys import PrivateKey
 from .limits import BATCH_ROWS_MAX, PAGE_ROWS_MAX, RESOLVE_MANY_MAX
 from .record import Record, Status
 from .retry import Backoff, keyed
@@ -43,6 +45,9 @@ class Client:
     """A node's client, for one event loop. Close it, or use it as `async with Client(url)`.
 
     `url` is `http://host:port` or `https://host[:port]`; `key` is sent with each request.
+    Or it is `hdl://host[:port]`, to speak the Handle protocol: then `identity`, such as
+    `300:88.118.8/ADMIN`, logs in with its `secret` or `private_key` (a key of `biaojie.keys`
+    or the octets of a key file), and `handle` says more.
     `timeout_s` is the whole time a call may take, retries included; each method takes
     another. `retries` is how often a safe call is tried again. `tls` replaces the trust
     store, for a node with a private certificate authority.
@@ -64,6 +69,10 @@ class Client:
         reply_octets_max: int = 64 * 1_048_576,
         tls: ssl.SSLContext | None = None,
         backoff: Backoff | None = None,
+        identity: str | None = None,
+        secret: str | bytes | None = None,
+        private_key: PrivateKey | bytes | None = None,
+        handle: HandleOptions | None = None,
     ) -> None:
         if timeout_s <= 0 or retries < 0 or connections_max < 1 or reply_octets_max < 1:
             raise InvalidRequest(
@@ -80,6 +89,8 @@ class Client:
                 reply_octets_max=reply_octets_max,
                 backoff=backoff or Backoff(retries=retries),
                 tls=tls,
+                login=login_of(identity, secret, private_key),
+                handle=handle,
             ),
         )
         self.prefixes = Prefixes(self._transport, timeout_s)

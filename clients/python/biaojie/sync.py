@@ -26,7 +26,9 @@ from .calls import Mode, Resolved, Row
 from .change import RowResult
 from .client import Client
 from .errors import BiaojieError, InvalidIdentifier
+from .handle_options import HandleOptions
 from .identifier import Identifier
+from .keys import PrivateKey
 from .limits import BATCH_ROWS_MAX, RESOLVE_MANY_MAX
 from .retry import Backoff
 from .streams import parse_name, resolve_chunk
@@ -196,6 +198,10 @@ class SyncClient(_Face[Client]):
         reply_octets_max: int = 64 * 1_048_576,
         tls: ssl.SSLContext | None = None,
         backoff: Backoff | None = None,
+        identity: str | None = None,
+        secret: str | bytes | None = None,
+        private_key: PrivateKey | bytes | None = None,
+        handle: HandleOptions | None = None,
     ) -> None:
         client = Client(
             url,
@@ -206,6 +212,10 @@ class SyncClient(_Face[Client]):
             reply_octets_max=reply_octets_max,
             tls=tls,
             backoff=backoff,
+            identity=identity,
+            secret=secret,
+            private_key=private_key,
+            handle=handle,
         )
         thread = _LoopThread()
         super().__init__(thread, client)

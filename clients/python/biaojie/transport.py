@@ -12,7 +12,7 @@ import logging
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .account import ApiKey, Prefix, PrefixStatus, Role
 from .calls import IssuedKey, Mint, Mode, Operation, Page, Resolved
@@ -21,6 +21,9 @@ from .errors import BiaojieError, InvalidRequest
 from .identifier import Identifier
 from .record import Record
 from .retry import Backoff
+
+if TYPE_CHECKING:
+    from .handle_options import HandleOptions, Login
 
 # The library is silent unless the program that uses it asks for its log.
 logging.getLogger("biaojie").addHandler(logging.NullHandler())
@@ -33,6 +36,7 @@ class Options:
     `connections_max` bounds the open connections, `connect_timeout_s` the making of one,
     `idle_s` how long an unused one is kept (less than the 75 s after which a node hangs up),
     `reply_octets_max` what is read of one reply. `tls` replaces the system's trust store.
+    `key` is for HTTP; `login` and `handle` are for the Handle protocol.
     """
 
     key: str | None = field(default=None, repr=False)
@@ -42,6 +46,8 @@ class Options:
     reply_octets_max: int = 64 * 1_048_576
     backoff: Backoff = field(default_factory=Backoff)
     tls: ssl.SSLContext | None = None
+    login: Login | None = field(default=None, repr=False)
+    handle: HandleOptions | None = None
 
 
 class Transport(Protocol):
@@ -146,7 +152,7 @@ class Transport(Protocol):
     async def close(self) -> None: ...
 
 
-SCHEMES = ("http", "https")
+SCHEMES = ("http", "https", "hdl")
 """What `open_transport` can speak."""
 
 
@@ -157,7 +163,17 @@ def open_transport(url: str, options: Options) -> Transport:
     """
     scheme, colon, _ = url.partition("://")
     scheme = scheme.lower() if colon else ""
+    if scheme == "hdl":
+        from .handle_transport import HandleTransport
+
+        return HandleTransport(url, options)
     if scheme in SCHEMES:
+        if options.login is not None or options.handle is not None:
+            raise InvalidRequest(
+                "identity, secret, private_key and handle are for hdl:// addresses; over HTTP "
+                "give a key.",
+                "identity、secret、private_key 与 handle 用于 hdl:// 地址；HTTP 请使用 key。",
+            )
         from .http_transport import HttpTransport
 
         return HttpTransport(url, options)
