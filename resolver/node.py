@@ -33,7 +33,8 @@ from .front.http import accounts, batches, identifiers, search
 from .front.http.connection import HttpLimits
 from .front.http.public import Facts, public_endpoints
 from .front.http.server import HttpFront
-from .handle.peer import Answerer
+from .handle import site
+from .handle.operations import HandleRules, Operations
 from .health import Health
 from .observe import Observer
 from .service import Service
@@ -43,7 +44,7 @@ from .steps.local import LocalStep
 from .steps.referral import ReferralStep
 from .tail import Tail
 
-L = TypeVar("L", HttpLimits, HandleLimits)
+L = TypeVar("L", HttpLimits, HandleLimits, HandleRules)
 WITNESS_S = 30.0
 log = structlog.get_logger("biaojie.node")
 
@@ -58,7 +59,6 @@ class Node:
         store: Store,
         *,
         examples: tuple[str, ...] = (),
-        answerer: Answerer | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -114,9 +114,19 @@ class Node:
             self.observer,
             time.time,
         )
+        self.operations: Operations | None = None
         self.handle: HandleFront | None = None
-        if settings.handle_enabled and answerer is not None:
-            self.handle = HandleFront(answerer, _chosen(HandleLimits, settings))
+        if settings.handle_enabled:
+            self.operations = Operations(
+                self.service,
+                self.local,
+                referral,
+                store,
+                self.observer,
+                _chosen(HandleRules, settings),
+            )
+            self.handle = HandleFront(self.operations, _chosen(HandleLimits, settings))
+            self.observer.watch(self.operations.readings)
             self.observer.watch(self.handle.readings)
             self.observer.watch(self.handle.counts, counters=True)
         self.front = HttpFront(
@@ -166,13 +176,17 @@ class Node:
         self.indexer.start()
         await first_key(self.store, self.registrar, self.settings.data_dir)
         self._witness_task = asyncio.create_task(self._keep_witness(), name="witness")
+        if self.operations is not None:
+            await self.operations.open(self.settings.data_dir)
         self.port = await self.front.start(
             self.settings.host, self.settings.port, drain_s=self.settings.drain_s
         )
         if self.handle is not None:
+            assert self.operations is not None
             self.handle_port = await self.handle.start(
                 self.settings.handle_host, self.settings.handle_port, fallback=self.settings.host
             )
+            self._publish(self.operations)
         self.status = "ok"
         log.info("serving", host=self.settings.host, port=self.port, handle_port=self.handle_port)
 
@@ -192,6 +206,19 @@ class Node:
                 self._witness.note(*await self.store.head())
         await self.store.close()
         log.info("stopped")
+
+    def _publish(self, operations: Operations) -> None:
+        """Tell Handle clients where the node is."""
+        settings = self.settings
+        addresses = site.public_addresses(
+            settings.handle_public_addresses, settings.handle_host or settings.host
+        )
+        ports = site.Ports(
+            settings.handle_public_port or self.handle_port,
+            settings.handle_public_http_port or self.port,
+        )
+        published = operations.publish(addresses, ports, settings.node_name, settings.data_dir)
+        log.info("handle site", addresses=addresses, serial=published.serial)
 
     async def _stop_handle(self) -> None:
         if self.handle is not None:

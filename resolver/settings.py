@@ -10,6 +10,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -182,6 +183,22 @@ class Settings(BaseModel):
         le=1_000_000,
         description="Answers over UDP a second to one network (/24, /56); 0: any number.",
     )
+    handle_public_addresses: str = Field(
+        "",
+        description="IP addresses under which Handle clients reach this node, commas between; its"
+        " HS_SITE says so. Empty: those it listens on.",
+    )
+    handle_public_port: int = Field(
+        0, ge=0, le=65535, description="Handle port as clients reach it; 0: as `handle_port`."
+    )
+    handle_public_http_port: int = Field(
+        0, ge=0, le=65535, description="HTTP port as Handle clients reach it; 0: as `port`."
+    )
+    handle_delete: Literal["purge", "retire"] = Field(
+        "purge",
+        description="What a Handle client's delete does: `purge` removes the record, so that the"
+        " name is free again; `retire` leaves a tombstone.",
+    )
     drain_s: float = Field(
         10.0, ge=0, le=300, description="Time for running requests when the node stops."
     )
@@ -210,6 +227,14 @@ class Settings(BaseModel):
         if url and (parts.scheme not in ("http", "https") or not parts.netloc or parts.query):
             raise ValueError("must be an http or https address without a query")
         return url
+
+    @field_validator("handle_public_addresses")
+    @classmethod
+    def _addresses(cls, given: str) -> str:
+        for part in given.split(","):
+            if part.strip():
+                ip_address(part.strip())
+        return given
 
     @field_validator("demo_prefix")
     @classmethod

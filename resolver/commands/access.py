@@ -62,6 +62,22 @@ def home_prefix(
     prefix: _Prefix,
     tenant: _Tenant,
     searchable: _Searchable = None,
+    admin: Annotated[
+        str,
+        typer.Option(
+            metavar="INDEX:HANDLE",
+            help="Handle identity with every right under it, e.g. 300:88.118.8/ADMIN."
+            " 拥有全部权限的 Handle 管理员。",
+            show_default=False,
+        ),
+    ] = "",
+    status: Annotated[
+        str,
+        typer.Option(
+            help="active: here. delegated, referred: at the node that HS_SITE values of"
+            " 0.NA/PREFIX name. 本节点托管，或由其他节点负责。",
+        ),
+    ] = "active",
     as_json: AsJson = False,
     url: Url = URL_DEFAULT,
     key: Key = None,
@@ -74,7 +90,9 @@ def home_prefix(
 
     async def work() -> None:
         async with connect(url, key, key_file, timeout) as client:
-            homed = await client.prefixes.home(prefix, tenant, searchable=searchable or ())
+            homed = await client.prefixes.home(
+                prefix, tenant, searchable=searchable or (), admin=admin, status=status
+            )
             print_prefix(homed, as_json=as_json)
 
     run(work, as_json=as_json)

@@ -46,18 +46,24 @@ class Prefixes:
         tenant: str,
         *,
         searchable: str | Iterable[str] = (),
+        status: PrefixStatus | str = PrefixStatus.ACTIVE,
+        admin: str = "",
         idempotency_key: str | None = None,
         timeout_s: float | None = None,
     ) -> Prefix:
         """Home a prefix at the node, owned by `tenant`; raises PrefixTaken.
 
-        `searchable`: the value types by which its identifiers can be found.
+        `searchable`: the value types by which its identifiers can be found. `status`: delegated
+        or referred make known that its records live at another node. `admin`: the Handle
+        identity that gets every right under it, such as `300:88.118.8/ADMIN`.
         """
         with keyed(idempotency_key) as key:
             return await self._transport.home_prefix(
                 check_prefix(prefix),
                 tenant,
                 searchable=check_searchable(texts_of(searchable)),
+                status=choice_of(PrefixStatus, status, "status"),
+                admin=admin,
                 key=key,
                 timeout_s=timeout_s or self._timeout_s,
             )

@@ -325,11 +325,21 @@ class HandleTransport:
         return found
 
     async def home_prefix(
-        self, name: str, tenant: str, *, searchable: Sequence[str], key: str, timeout_s: float
+        self,
+        name: str,
+        tenant: str,
+        *,
+        searchable: Sequence[str],
+        status: PrefixStatus,
+        admin: str,
+        key: str,
+        timeout_s: float,
     ) -> Prefix:
-        if tenant or searchable:
+        if tenant or searchable or admin or status is not PrefixStatus.ACTIVE:
             raise _lacking(
-                "tenants and searchable types; give '' as the tenant", "租户与可检索类型"
+                "tenants, searchable types, administrators by name and delegation;"
+                " give '' as the tenant",
+                "租户、可检索类型、指定管理员与委派",
             )
         return await self._home(OpCode.HOME_PREFIX, name, PrefixStatus.ACTIVE, timeout_s)
 

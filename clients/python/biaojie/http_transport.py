@@ -179,11 +179,23 @@ class HttpTransport:
         return _decoded(document.decode_prefix, reply.document)
 
     async def home_prefix(
-        self, name: str, tenant: str, *, searchable: Sequence[str], key: str, timeout_s: float
+        self,
+        name: str,
+        tenant: str,
+        *,
+        searchable: Sequence[str],
+        status: PrefixStatus,
+        admin: str,
+        key: str,
+        timeout_s: float,
     ) -> Prefix:
         body: Json = {"prefix": name, "tenant": tenant}
         if searchable:
             body["searchable"] = list(searchable)
+        if status is not PrefixStatus.ACTIVE:
+            body["status"] = status.value
+        if admin:
+            body["admin"] = admin
         return await self._keyed(
             "POST", "/api/v1/prefixes", body, key, timeout_s, document.decode_prefix
         )

@@ -113,7 +113,15 @@ class Transport(Protocol):
     async def find_prefix(self, name: str, *, timeout_s: float) -> Prefix: ...
 
     async def home_prefix(
-        self, name: str, tenant: str, *, searchable: Sequence[str], key: str, timeout_s: float
+        self,
+        name: str,
+        tenant: str,
+        *,
+        searchable: Sequence[str],
+        status: PrefixStatus,
+        admin: str,
+        key: str,
+        timeout_s: float,
     ) -> Prefix: ...
 
     async def change_prefix(

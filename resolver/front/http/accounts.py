@@ -23,11 +23,13 @@ from biaojie.errors import (
     Unauthenticated,
 )
 from biaojie.identifier import check_prefix, fold_prefix
+from biaojie.record import Reference
 from biaojie.wire import document
 from registry.admission import Caller
 from registry.operations import ChangePrefix, HomePrefix, RevokeKey
 from registry.registrar import Idempotency
 
+from ...handle.identity import parse_identity
 from ...service import Service
 from .endpoint import Asked, Endpoint, Reply, json_reply, write_headers
 from .models import (
@@ -87,10 +89,12 @@ async def _list_prefixes(service: Service, caller: Caller, query: PageQuery) -> 
 
 def _home(asked: Asked) -> _PrefixWrite:
     body = asked.body_as(PrefixBody)
+    admin = parse_identity(body.admin) if body.admin else None
     operation = HomePrefix(
         check_prefix(body.prefix),
         body.tenant,
         PrefixStatus(body.status),
+        admin=Reference(str(admin.identifier), admin.index) if admin else None,
         searchable=check_searchable(body.searchable),
     )
     return _PrefixWrite(operation, asked.idempotency())

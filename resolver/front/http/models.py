@@ -204,6 +204,13 @@ class PrefixBody(Shape):
     tenant: str = Field(min_length=1, max_length=TENANT_CHARS_MAX, examples=["acme"])
     status: PrefixState = "active"
     searchable: Searchable = Field(default_factory=list)
+    admin: str = Field(
+        "",
+        max_length=IDENTIFIER_CHARS_MAX + 11,
+        description="Handle identity that gets every right under the prefix, as HS_ADMIN of"
+        " `0.NA/<prefix>` unless that exists.",
+        examples=["300:88.118.8/ADMIN"],
+    )
 
 
 class PrefixPatch(Shape):
@@ -327,6 +334,8 @@ class ResolvedItem(Shape):
 
     identifier: str
     record: RecordReply | None = None
+    source: Literal["", "cache", "store", "stale"] = ""
+    age_s: int = 0
     code: str = ""
     detail: str = ""
     detail_zh: str = ""
