@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -113,6 +115,18 @@ def test_form_of_an_answer(
     declared: tuple[int, int], suggested: tuple[int, int], form: AnswerForm
 ) -> None:
     assert answer_form(Version(*declared), Version(*suggested)) is form
+
+
+def test_secrets_outside_ascii_as_java_clients_read_them() -> None:
+    """The answer of handle.net 9.3.1 with a Chinese password (vectors/keys)."""
+    path = Path(__file__).parents[1] / "vectors" / "keys" / "java.json"
+    java = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items()}
+    secret, nonce, digest = (bytes.fromhex(java[n]) for n in ("secret_zh", "nonce", "digest"))
+    answer = bytes([AnswerForm.PBKDF2]) + bytes.fromhex(java["pbkdf2_zh"])
+    assert secret_answer_matches(answer, secret, nonce, digest)
+    assert not secret_answer_matches(answer, secret[:-1], nonce, digest)
+    salt = bytes.fromhex("3bb693c4c24142f0794a783d09d82956")
+    assert secret_answer(AnswerForm.PBKDF2, secret, nonce, digest, salt=salt) == answer
 
 
 def _pbkdf2(salt: bytes = b"s" * 16, iterations: int = 1, bits: int = 160) -> bytes:

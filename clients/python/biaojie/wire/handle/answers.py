@@ -88,7 +88,7 @@ def secret_answer(
     if form == AnswerForm.PBKDF2:
         if len(salt) < _SALT_OCTETS_MIN:
             raise ValueError(f"PBKDF2 needs a salt of at least {_SALT_OCTETS_MIN} octets")
-        mac = _pbkdf2(secret, salt, iterations, KEY_BITS, nonce + digest)
+        mac = _pbkdf2(_as_java(secret), salt, iterations, KEY_BITS, nonce + digest)
         return u8(form) + block(salt) + u32(iterations) + u32(KEY_BITS) + block(mac)
     plain = _plain(form, secret, nonce + digest)
     return plain if form == AnswerForm.OLDEST else u8(form) + plain
@@ -131,13 +131,23 @@ def secret_answer_matches(
         raise Malformed(at + 4, f"a key of {KEY_BITS_MIN} to {KEY_BITS_MAX} bits, not {bits}")
     mac = reader.block("a MAC", 64)
     reader.done("the answer")
-    return hmac.compare_digest(_pbkdf2(secret, salt, iterations, bits, nonce + digest), mac)
+    # Java clients derive from their own reading of the octets; others from the octets.
+    return any(
+        hmac.compare_digest(_pbkdf2(form_of, salt, iterations, bits, nonce + digest), mac)
+        for form_of in dict.fromkeys((_as_java(secret), secret))
+    )
 
 
 def _plain(form: AnswerForm, secret: bytes, signed: bytes) -> bytes:
     if form in _HMACS:
         return hmac.digest(secret, signed, _HMACS[form])
     return hashlib.new(_HASHES[form], secret + signed + secret, usedforsecurity=False).digest()
+
+
+def _as_java(secret: bytes) -> bytes:
+    """The octets handle.net derives a key from: each octet of the secret as a character, those
+    in UTF-8. The same as the secret where that is ASCII."""
+    return secret.decode("latin-1").encode()
 
 
 def _pbkdf2(secret: bytes, salt: bytes, iterations: int, bits: int, signed: bytes) -> bytes:
