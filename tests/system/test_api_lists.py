@@ -140,6 +140,9 @@ def test_resolving_many(api: Described) -> None:
     expected = [None, None, "invalid-identifier", missing, "prefix-not-here", missing, None]
     assert codes == expected
     assert [v["index"] for v in items[1]["record"]["values"]] == [1]
+    assert [item.get("source") for item in items[:3]] == ["store", "store", None]
+    again = api.ask("POST", IDS + ":resolve", asked, key=None).json["items"]
+    assert (again[0]["source"], again[0]["age_s"]) == ("cache", 0)
     mine = api.ask("POST", IDS + ":resolve", asked).json["items"]
     assert [v["index"] for v in mine[0]["record"]["values"]] == [1, 2]
     assert mine[5]["record"]["status"] == "draft"

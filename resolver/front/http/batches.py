@@ -88,7 +88,14 @@ def _encode_many(asked: Asked, answers: list[tuple[str, Resolution | BiaojieErro
                 }
             )
         else:
-            items.append({"identifier": text, "record": document.encode_record(answer.record)})
+            items.append(
+                {
+                    "identifier": text,
+                    "record": document.encode_record(answer.record),
+                    "source": answer.source.value,
+                    "age_s": answer.age_s,
+                }
+            )
     return json_reply({"items": items})
 
 
