@@ -455,6 +455,25 @@ async def test_who_does_not_read_is_not_read_from_and_cut() -> None:
 
 
 @on_uvloop
+async def test_who_reads_too_slowly_is_cut() -> None:
+    async with serving(reply_timeout_s=1.0) as served:
+        raw = socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(raw, ("127.0.0.1", served.port))
+        await loop.sock_sendall(raw, ask("many/1000", 1))
+        began = loop.time()
+        with suppress(ConnectionError):
+            while served.count("tcp_connections"):
+                await loop.sock_recv(raw, 2_000)  # enough for the system to see us alive
+                await asyncio.sleep(0.02)
+                assert loop.time() - began < 5
+        assert served.count("tcp_cut") == 1
+        raw.close()
+
+
+@on_uvloop
 async def test_a_stream_waits_for_its_reader() -> None:
     async with serving() as served:
         line = await Line.open(served.port, limit=1024)
@@ -643,6 +662,17 @@ async def test_two_nodes_do_not_answer_each_other_for_ever() -> None:
                 assert rounds < 3
                 client.send(*replies)  # as if the node had asked itself
             assert served.count("udp_malformed") >= 2
+
+
+@on_uvloop
+async def test_answers_are_not_answered() -> None:
+    async with serving() as served:
+        with Datagrams(served.port) as client:
+            client.send(ask("size/1", 1))
+            client.send(await client.packet())
+            await until(lambda: served.count("udp_malformed") == 1)
+            assert len(served.desk.peers) == 1
+            assert await gathered(client, 0.1) == []
 
 
 async def gathered(client: Datagrams, seconds: float) -> list[bytes]:
