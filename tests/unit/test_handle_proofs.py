@@ -24,6 +24,7 @@ from biaojie.wire.handle import (
     encode_message,
     hash_name,
     mac_matches,
+    secret_answer,
     secret_answer_matches,
     with_mac,
 )
@@ -120,7 +121,7 @@ def test_form_of_an_answer(
 def test_secrets_outside_ascii_as_java_clients_read_them() -> None:
     """The answer of handle.net 9.3.1 with a Chinese password (vectors/keys)."""
     path = Path(__file__).parents[1] / "vectors" / "keys" / "java.json"
-    java = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items()}
+    java = json.loads(path.read_text(encoding="utf-8"))
     secret, nonce, digest = (bytes.fromhex(java[n]) for n in ("secret_zh", "nonce", "digest"))
     answer = bytes([AnswerForm.PBKDF2]) + bytes.fromhex(java["pbkdf2_zh"])
     assert secret_answer_matches(answer, secret, nonce, digest)
