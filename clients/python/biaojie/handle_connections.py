@@ -152,6 +152,7 @@ class Connections:
         server may be about to hang up.
         """
         async with self._borrowed(alone, fresh) as connection:
+            connection.shared = connection.shared and not alone
             return await connection.ask(question)
 
     @asynccontextmanager
@@ -168,21 +169,24 @@ class Connections:
     async def _take(self, alone: bool, fresh: bool) -> Connection:
         while True:
             full = len(self._all) + self._opening >= self._most
-            found = None if alone else self._shared(fresh)
-            if found is not None and found.users < (DEPTH_MAX if full else DEPTH):
+            depth = 1 if alone else DEPTH_MAX if full else DEPTH
+            found = self._shared(fresh)
+            if found is not None and found.users < depth:
                 found.users += 1
                 if found.ending is not None:
                     found.ending.cancel()
                 return found
             if not full:
                 return await self._open()
-            if (idle := next((each for each in self._all if not each.users), None)) is not None:
-                self._remove(idle)
+            stale = (each for each in self._all if each.shared and not each.users)
+            if (old := next(stale, None)) is not None:
+                self._remove(old)
                 continue
             self._freed.clear()
             await self._freed.wait()
 
     def _shared(self, fresh: bool) -> Connection | None:
+        """The least used of those that may be shared."""
         since = self._loop.time() - FRESH_S if fresh else 0.0
         return min(
             (each for each in self._all if each.shared and each.good and each.heard >= since),
