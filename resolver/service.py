@@ -274,7 +274,8 @@ class Service:
 
     async def search(self, caller: Caller, question: Question) -> Findings:
         """Identifiers by their values; see `Search.find`."""
-        return await self._search.find(caller, question)
+        holds = await self._holds(caller, fold_prefix(question.prefix)) if question.prefix else 0
+        return await self._search.find(caller, question, holds=holds)
 
     def cursor(self, record: Record) -> bytes:
         """Where the page that ends with `record` goes on."""
