@@ -24,6 +24,7 @@ operation        public  reader  registrar  stranger  admin  revoked  garbage
 resolve             200     200        200       200    200      401      401
 resolve-many        200     200        200       200    200      401      401
 list                401     200        200       403    200      401      401
+search              200     200        200       200    200      401      401
 register            401     403        201       403    201      401      401
 mint                401     403        201       403    201      401      401
 put                 401     403        201       403    201      401      401
@@ -109,6 +110,7 @@ REQUESTS: dict[str, Make] = {
         {"identifiers": ["88.118.8/" + name]},
     ),
     "list": lambda admin, name: ("GET", IDS + "?prefix=88.118.8&limit=1", None),
+    "search": lambda admin, name: ("GET", IDS + ":search?value=URL=x", None),
     "register": lambda admin, name: (
         "POST",
         IDS,
