@@ -43,6 +43,26 @@ ReadKeyFile = Annotated[
         help="File with the key, where --key is not given. 密钥文件（默认不使用密钥）。",
     ),
 ]
+HandleServer = Annotated[
+    str | None,
+    typer.Option(
+        "--handle",
+        metavar="HOST[:PORT]",
+        rich_help_panel=_PANEL,
+        show_default=False,
+        help="Ask this Handle server, port 2641, instead of --url. 改用 Handle 协议查询。",
+    ),
+]
+HandleIdentity = Annotated[
+    str | None,
+    typer.Option(
+        "--identity",
+        metavar="INDEX:HANDLE",
+        rich_help_panel=_PANEL,
+        show_default=False,
+        help="Who logs in to the Handle server, e.g. 300:88.118.8/ADMIN. 登录身份。",
+    ),
+]
 Timeout = Annotated[
     float,
     typer.Option(

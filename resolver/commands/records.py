@@ -12,6 +12,8 @@ from .options import (
     TIMEOUT_S,
     URL_DEFAULT,
     AsJson,
+    HandleIdentity,
+    HandleServer,
     IfVersion,
     Key,
     KeyFile,
@@ -55,6 +57,8 @@ def resolve(
     ] = None,
     auth: Annotated[bool, typer.Option("--auth", help="Bypass every cache. 绕过缓存。")] = False,
     as_json: AsJson = False,
+    handle: HandleServer = None,
+    identity: HandleIdentity = None,
     url: Url = URL_DEFAULT,
     key: Key = None,
     key_file: ReadKeyFile = None,
@@ -62,13 +66,21 @@ def resolve(
 ) -> None:
     """Look an identifier up. 解析标识。
 
+    With --handle it asks a Handle server; with --identity as well it logs in there, by the
+    secret given as --key or the private key in --key-file.
+
     Exit code: 0 found, 1 not found or retired, 2 malformed, 3 temporarily no answer.
     """
+    from .handle_login import connect_handle
     from .session import connect, run
     from .wording import answer, to_json
 
     async def work() -> None:
-        async with connect(url, key, key_file, timeout, public=True) as client:
+        if handle:
+            made = connect_handle(handle, identity, key, key_file, timeout)
+        else:
+            made = connect(url, key, key_file, timeout, public=True)
+        async with made as client:
             begun = time.perf_counter()
             found = await client.resolve(
                 identifier, index=index or (), types=type_ or (), authoritative=auth
