@@ -7,12 +7,13 @@ PORT ?= 8080
 HOST ?= 127.0.0.1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check browser clean
+.PHONY: help run test check fuzz browser clean
 
 help:
 	@echo 'make run    a node on an embedded registry with sample data   (PORT=8080 HOST=127.0.0.1 DATA=data)'
 	@echo 'make test   the whole test suite (installs chromium for the browser tests if it may)'
 	@echo 'make check  ruff, mypy and the layer test'
+	@echo 'make fuzz   a million mutated Handle packets against the codec   (PACKETS=1000000 SEED=1)'
 	@echo 'make clean  remove the virtualenv and caches, keep the data'
 
 $(VENV)/bin/python:
@@ -37,6 +38,11 @@ test: $(VENV)/.test browser
 check: $(VENV)/.test
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy \
 	  && $(BIN)/python -m pytest -q tests/test_layers.py
+
+PACKETS ?= 1000000
+SEED ?= 1
+fuzz: $(VENV)/.test
+	@$(BIN)/python -m tests.fuzz.handle_packets --packets $(PACKETS) --seed $(SEED)
 
 # The browser tests need a Chromium; Debian and Ubuntu package one.
 browser:
