@@ -54,6 +54,7 @@ def serve(
     from biaojie.errors import BiaojieError
 
     from .front.handle.listening import CannotListen
+    from .front.http.tls import CannotServeTls
     from .observe import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
@@ -62,7 +63,7 @@ def serve(
     except BiaojieError as error:
         typer.echo(f"{error.detail.en}\n{error.detail.zh}\n{error.advice.en}", err=True)
         raise typer.Exit(3) from None
-    except CannotListen as error:
+    except (CannotListen, CannotServeTls) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(3) from None
     except OSError as error:

@@ -13,12 +13,14 @@ import time
 from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import structlog
 
 from biaojie.account import Role
 from biaojie.change import Entry
 from biaojie.errors import BiaojieError, Forbidden
+from biaojie.wire.handle import Site
 from registry.accounts import new_key
 from registry.admission import SYSTEM
 from registry.indexing import Indexer
@@ -29,11 +31,14 @@ from registry.witness import Witness
 
 from .core import Resolver
 from .front.handle import HandleFront, HandleLimits
-from .front.http import accounts, batches, identifiers, search
+from .front.http import accounts, batches, identifiers, search, tls
 from .front.http.connection import HttpLimits
+from .front.http.handle_auth import RestAuthentication
+from .front.http.handles import HandleRest
 from .front.http.public import Facts, public_endpoints
 from .front.http.server import HttpFront
 from .handle import site
+from .handle.identity import Authenticator
 from .handle.operations import HandleRules, Operations
 from .health import Health
 from .observe import Observer
@@ -65,6 +70,7 @@ class Node:
         self.status = "starting"
         self.port = 0
         self.handle_port = 0
+        self.tls_port = 0
         self.observer = Observer(
             slow_s=settings.slow_request_s, truncate_addresses=settings.truncate_addresses
         )
@@ -105,7 +111,18 @@ class Node:
         self.indexer = Indexer(store, case_sensitive=case_sensitive)
         self.tail.listeners += [self.cache, self.service, self.indexer]
         fronts = (identifiers, batches, search, accounts)
+        authenticator = Authenticator(
+            self.local, self.service.guesses, case_sensitive=case_sensitive
+        )
+        rest = HandleRest(
+            RestAuthentication(
+                self.service, authenticator, requires_tls=settings.handle_auth_requires_tls
+            ),
+            delete=settings.handle_delete,
+            site=self._site,
+        )
         api = tuple(endpoint for front in fronts for endpoint in front.ENDPOINTS)
+        api = (*map(rest.admitting, api), *rest.endpoints())
         facts = Facts(
             settings.node_name,
             settings.public_url or "/",
@@ -113,6 +130,7 @@ class Node:
             self._state,
             self.observer,
             time.time,
+            settings.page_redirects == "always",
         )
         self.operations: Operations | None = None
         self.handle: HandleFront | None = None
@@ -124,6 +142,7 @@ class Node:
                 store,
                 self.observer,
                 _chosen(HandleRules, settings),
+                authenticator=authenticator,
             )
             self.handle = HandleFront(self.operations, _chosen(HandleLimits, settings))
             self.observer.watch(self.operations.readings)
@@ -148,6 +167,10 @@ class Node:
         self.service.forget(entry)
         self.indexer.forget(entry)
         self.tail.committed()
+
+    def _site(self) -> Site | None:
+        published = self.operations.site if self.operations is not None else None
+        return published.main if published is not None else None
 
     def _state(self) -> str:
         if self.status == "ok" and self.health.down:
@@ -181,6 +204,11 @@ class Node:
         self.port = await self.front.start(
             self.settings.host, self.settings.port, drain_s=self.settings.drain_s
         )
+        if self.settings.tls_enabled:
+            context = await asyncio.to_thread(_tls_context, self.settings)
+            self.tls_port = await self.front.start_tls(
+                self.settings.host, self.settings.tls_port, context
+            )
         if self.handle is not None:
             assert self.operations is not None
             self.handle_port = await self.handle.start(
@@ -188,7 +216,13 @@ class Node:
             )
             self._publish(self.operations)
         self.status = "ok"
-        log.info("serving", host=self.settings.host, port=self.port, handle_port=self.handle_port)
+        log.info(
+            "serving",
+            host=self.settings.host,
+            port=self.port,
+            handle_port=self.handle_port,
+            tls_port=self.tls_port,
+        )
 
     async def stop(self) -> None:
         """Refuse new requests, finish the running ones, commit what is queued, close."""
@@ -235,6 +269,16 @@ class Node:
 def _chosen(limits: type[L], settings: Settings) -> L:
     """A front's limits, each from the setting of the same name."""
     return limits(**{field.name: getattr(settings, field.name) for field in fields(limits)})
+
+
+def _tls_context(settings: Settings) -> tls.TlsContext:
+    """Raises CannotServeTls."""
+    certificate, key = settings.tls_certificate_file, settings.tls_key_file
+    if certificate is None or key is None:
+        named = urlsplit(settings.public_url).hostname
+        hosts = ("localhost", "127.0.0.1", *((named,) if named else ()))
+        certificate, key = tls.self_signed(settings.data_dir, settings.node_name, hosts)
+    return tls.tls_context(certificate, key)
 
 
 async def first_key(store: Store, registrar: Registrar, data_dir: Path) -> None:

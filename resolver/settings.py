@@ -199,6 +199,28 @@ class Settings(BaseModel):
         description="What a Handle client's delete does: `purge` removes the record, so that the"
         " name is free again; `retire` leaves a tombstone.",
     )
+    handle_auth_requires_tls: bool = Field(
+        True,
+        description="Take passwords and sessions of the Handle REST interface over TLS only, or"
+        " from this machine itself.",
+    )
+    page_redirects: Literal["never", "always"] = Field(
+        "never",
+        description="Whether the page of an identifier leads on to its address, as Handle proxies"
+        " do; `?redirect` and `?noredirect` win.",
+    )
+    tls_enabled: bool = Field(
+        False, description="Whether to serve HTTPS as well, with client certificates."
+    )
+    tls_port: int = Field(8443, ge=0, le=65535, description="HTTPS port; 0 picks a free one.")
+    tls_certificate_file: Path | None = Field(
+        None, description="Certificate chain of the node, PEM."
+    )
+    tls_key_file: Path | None = Field(None, description="Key of that certificate, PEM.")
+    tls_self_signed: bool = Field(
+        False,
+        description="Make a certificate of its own, in the data folder, at the first start.",
+    )
     drain_s: float = Field(
         10.0, ge=0, le=300, description="Time for running requests when the node stops."
     )
@@ -255,6 +277,10 @@ class Settings(BaseModel):
                 f"store_timeout_s ({self.store_timeout_s:g}) must be less than"
                 f" deadline_s ({self.deadline_s:g})"
             )
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_certificate_file and tls_key_file go together")
+        if self.tls_enabled and self.tls_certificate_file is None and not self.tls_self_signed:
+            raise ValueError("tls_enabled needs tls_certificate_file or tls_self_signed")
         return self
 
     @property

@@ -107,7 +107,8 @@ class Connection(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
         self._force_close = True
         if self._waiter is not None:
             self._waiter.cancel()
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # within TLS it cannot
+            self.transport.write_eof()
         self._head_timer = self._loop.call_later(DISMISSED_S, self.force_close)
 
     def handle_error(

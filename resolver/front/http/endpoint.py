@@ -50,7 +50,8 @@ A = TypeVar("A")
 class Asked:
     """One HTTP request. `path` and `query` as sent (still encoded); header names lower case.
 
-    `tail` is what the route's `{…}` stands for, still percent-encoded.
+    `tail` is what the route's `{…}` stands for, still percent-encoded. `certificate` is the one
+    (DER) whose key the client proved to have in the TLS handshake.
     """
 
     method: str
@@ -62,6 +63,8 @@ class Asked:
     request_id: str
     origin: str
     tail: str = ""
+    tls: bool = False
+    certificate: bytes = b""
 
     @property
     def chinese(self) -> bool:
@@ -238,7 +241,8 @@ def etag(record: Record, *, private: bool = False) -> str:
 class Endpoint(Generic[Q, A]):
     """`path` has at most one `{…}`, at its end; if `whole_tail` it stands for any number of
     segments, else for one. `public`: answered for the public even while keys cannot be checked;
-    `keyless`: the same for everybody, whatever key is sent.
+    `keyless`: the same for everybody, whatever key is sent. `authenticate`: where there are
+    other ways to say who asks than a key.
     `body`, `reply` and `media` are for the contract; `decode` does the validating.
     """
 
@@ -261,6 +265,7 @@ class Endpoint(Generic[Q, A]):
     keyless: bool = False
     whole_tail: bool = False
     error_encoder: Callable[[Asked, BiaojieError], Reply] | None = None
+    authenticate: Callable[[Asked], Awaitable[Caller]] | None = None
     front: str = "http"
 
     def encode(self, data: Asked, answer: A) -> Reply:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl
@@ -14,13 +14,14 @@ from biaojie.identifier import Identifier
 from registry.admission import Caller
 
 from ...observe import METRICS_CONTENT_TYPE, Observer
-from ...service import Query, Resolution, Service
+from ...service import Service
 from . import pages
 from .endpoint import Asked, Endpoint, Reply, error_headers, etag, json_reply, problem_reply
 from .identifiers import encode_resolution, matches, resolution_headers
 from .models import HealthReply
 from .negotiation import Language, language, wants_json
 from .openapi import describe
+from .proxy import PageAnswer, PageQuestion, page_question, resolve_page
 from .static_files import static_file
 
 HTML = "text/html; charset=utf-8"
@@ -37,6 +38,7 @@ class Facts:
     status: Callable[[], str]
     observer: Observer
     clock: Callable[[], float]
+    redirects: bool = False
 
 
 def html_reply(html: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
@@ -51,6 +53,10 @@ def html_reply(html: str, status: int = 200, headers: Mapping[str, str] | None =
             "Content-Security-Policy": pages.CONTENT_SECURITY_POLICY,
         },
     )
+
+
+def _untagged(reply: Reply) -> Reply:
+    return replace(reply, headers={k: v for k, v in reply.headers.items() if k != "ETag"})
 
 
 async def _nothing(service: Service, caller: Caller, question: Any) -> Any:
@@ -86,17 +92,21 @@ def public_endpoints(
 
     # Pages ------------------------------------------------------------------------------
 
-    def wanted(asked: Asked) -> Query:
+    def wanted(asked: Asked) -> PageQuestion:
         if "/" not in asked.tail and "%2f" not in asked.tail.lower():
             raise NotFound()
-        return Query(asked.identifier())
+        return page_question(asked, redirects=facts.redirects)
 
-    async def resolve(service: Service, caller: Caller, query: Query) -> Resolution:
-        return await service.resolve(query, caller)
-
-    def show(asked: Asked, found: Resolution) -> Reply:
+    def show(asked: Asked, answer: PageAnswer) -> Reply:
+        found = answer.found
+        if answer.target:
+            vary = "Accept, Authorization"
+            where = {"Location": answer.target, "Cache-Control": "no-store", "Vary": vary}
+            return Reply(302, headers=where)
         if wants_json(asked.headers.get("accept")):
-            return encode_resolution(asked, found)
+            reply = encode_resolution(asked, found)
+            # The tag of another record says nothing of the alias that led there.
+            return _untagged(reply) if answer.alias else reply
         identifier = found.record.identifier
         html = pages.resolve_page(
             found.record,
@@ -113,6 +123,8 @@ def public_endpoints(
             "Cache-Control": f"{scope}, max-age={min(found.ttl_s, PAGE_AGE_MAX_S)}",
             "Content-Language": shown(asked),
         }
+        if answer.alias:
+            return _untagged(html_reply(html, 200, headers))
         if found.source != "stale" and matches(asked, headers["ETag"]):
             return Reply(304, headers=headers)
         return html_reply(html, 200, headers)
@@ -242,7 +254,7 @@ def public_endpoints(
             "",
             "",
             wanted,
-            resolve,
+            resolve_page,
             show,
             public=True,
             whole_tail=True,

@@ -36,11 +36,12 @@ from ...service import Service
 from .connection import ConnectionServer, HttpLimits, response_of
 from .endpoint import Asked, Endpoint, Reply, problem_reply
 from .models import NoQuery
+from .tls import TlsContext, client_certificate
 
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _ALWAYS_SERVED = frozenset({"healthz", "readyz", "metrics"})
-_BATCHES = frozenset({"batch", "resolve-many", "list", "search", "search-handles"})
+_BATCHES = frozenset({"batch", "resolve-many", "list", "search", "search-handles", "handle-list"})
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?#]*", re.IGNORECASE)  # the form that proxies send
 
 BODY_BYTES_FREE = 65_536
@@ -103,6 +104,7 @@ class HttpFront:
         self._requests = 0
         self._body_bytes = 0
         self._runner: web.ServerRunner | None = None
+        self._over_tls: asyncio.Server | None = None
 
     async def start(self, host: str, port: int, *, drain_s: float = 10.0) -> int:
         """Listen, and return the port (useful when asked for port 0)."""
@@ -124,7 +126,26 @@ class HttpFront:
         await site.start()
         return int(self._runner.addresses[0][1])
 
+    async def start_tls(self, host: str, port: int, context: TlsContext) -> int:
+        """After `start`: listen for TLS as well, and return that port."""
+        assert self._runner is not None
+        assert self._runner.server is not None
+        self._over_tls = await asyncio.get_running_loop().create_server(
+            self._runner.server,
+            host,
+            port,
+            ssl=context,
+            ssl_handshake_timeout=self._limits.header_timeout_s,
+            ssl_shutdown_timeout=2.0,
+            backlog=1024,
+            reuse_address=True,
+        )
+        return int(self._over_tls.sockets[0].getsockname()[1])
+
     async def stop(self) -> None:
+        if self._over_tls is not None:
+            self._over_tls.close()
+            self._over_tls = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -224,6 +245,8 @@ class HttpFront:
             request_id=request_id,
             origin=self._origin(request),
             tail=tail,
+            tls=request.secure,
+            certificate=client_certificate(request.transport),
         )
         return asked, endpoint, refusal
 
@@ -273,7 +296,7 @@ class HttpFront:
         if self._public_url:
             return self._public_url
         host = request.headers.get("Host", "")
-        return f"http://{host}" if _HOST.fullmatch(host) else ""
+        return f"{request.scheme}://{host}" if _HOST.fullmatch(host) else ""
 
     async def _serve(
         self, endpoint: Endpoint[Any, Any], asked: Asked, refusal: BiaojieError | None
@@ -310,6 +333,8 @@ class HttpFront:
         if endpoint.keyless:
             return PUBLIC
         try:
+            if endpoint.authenticate is not None:
+                return await endpoint.authenticate(asked)
             caller = await self._service.authenticate(asked.key, asked.peer)
         except TemporarilyUnavailable:
             # A reader whose key cannot be checked just now still gets what everybody gets.
