@@ -101,6 +101,7 @@ class _Auditor:
     ) -> None:
         self.store = store
         self.witness = witness
+        self.marks = [(*witness, "is not the one the witness saw")]
         self.case_sensitive = case_sensitive
         self.progress = progress
         self.result = Audit()
@@ -109,26 +110,30 @@ class _Auditor:
         self.counts: Counter[str] = Counter()  # records by folded prefix
         self.sums: Counter[str] = Counter()  # of _state, by folded prefix
         self.purged: dict[str, int] = {}  # subject → entry that purged it last
-        # States the log has given to prefixes and keys: the last, and those given meanwhile.
-        self.prefixes: dict[str, list[bytes]] = {}
-        self.keys: dict[str, list[bytes]] = {}
+        # States the log has given to prefixes and keys (digest, entry): the last, and those
+        # given meanwhile.
+        self.prefixes: dict[str, list[tuple[bytes, int]]] = {}
+        self.keys: dict[str, list[tuple[bytes, int]]] = {}
         self.walked = False
 
     async def run(self, *, log_only: bool) -> Audit:
         result = self.result
         newest_record = await self.store.newest_record_sequence()
         try:
+            before = await self.store.head()
+            self.marks.append((*before, "is not the one the head names"))
             await self.follow()
-            head = await self.store.head()
-            # Entries may have been appended meanwhile; a head without entries is a fault.
-            while head[0] > self.verifier.head[0] and await self.follow():
-                head = await self.store.head()
+            end = self.verifier.head
+            after = await self.store.head()
+            # Entries may be appended all the time, but what the head named before the walk
+            # must have been walked, and what was walked must be named by now.
+            head = before if before[0] > end[0] else after if after[0] < end[0] else end
             for fault in self.verifier.end(head, newest_record):
                 result.add(fault)
-            if self.witness[0] > self.verifier.head[0]:
+            if self.witness[0] > end[0]:
                 result.add(
-                    f"the witness saw entry {self.witness[0]}, the log ends at"
-                    f" {self.verifier.head[0]}; it was truncated"
+                    f"the witness saw entry {self.witness[0]}, the log ends at {end[0]};"
+                    " it was truncated"
                 )
             if not log_only:
                 self.walked = True
@@ -138,23 +143,23 @@ class _Auditor:
         return result
 
     async def follow(self) -> list[Change]:
-        """Check the entries that have been appended since the last time.
+        """Check the entries appended since the last time; returns the changes in them.
 
-        The changes in them are returned once the first walk is over; during it the list only
-        says whether there were any.
+        The first walk, whose changes are all there ever were, returns none.
         """
         seen: list[Change] = []
         while entries := await self.store.list_changes(self.verifier.head[0], ENTRIES_PAGE):
             for entry in entries:
                 for fault in self.verifier.feed(entry):
                     self.result.add(fault)
-                if entry.sequence == self.witness[0] and entry.hash != self.witness[1]:
-                    self.result.add(f"entry {entry.sequence}: is not the one the witness saw")
+                for sequence, hash_, what in self.marks:
+                    if entry.sequence == sequence and entry.hash != hash_:
+                        self.result.add(f"entry {sequence}: {what}")
                 for change in entry.changes:
                     self.note(change, entry.sequence)
                 self.result.entries += 1
                 self.result.changes += len(entry.changes)
-                seen += entry.changes if self.walked else entry.changes[:1]
+                seen += entry.changes if self.walked else ()
             self.progress("entries", self.result.entries)
         return seen
 
@@ -167,7 +172,7 @@ class _Auditor:
         if states is not None:
             if not self.walked:
                 states.clear()
-            states.append(change.digest)
+            states.append((change.digest, sequence))
             return
         if change.action is Action.PURGE:
             self.purged[change.subject] = sequence
@@ -189,11 +194,19 @@ class _Auditor:
         with self.readable("the prefixes"):
             while prefixes := await self.store.list_prefixes(after, PAGE):
                 await self.follow()
-                after = fold_prefix(prefixes[-1].name)
                 for prefix in prefixes:
-                    names.append(fold_prefix(prefix.name))
+                    name = fold_prefix(prefix.name)
+                    if name <= (after or ""):
+                        self.result.add(
+                            f"prefix {prefix.name}: is kept under another's name;"
+                            " what comes after it was not checked"
+                        )
+                        return names
+                    after = name
+                    names.append(name)
                     lost.discard(prefix.name)
-                    if prefix_digest(prefix) not in self.prefixes.get(prefix.name, ()):
+                    state = (prefix_digest(prefix), prefix.sequence)
+                    if state not in self.prefixes.get(prefix.name, ()):
                         self.result.add(
                             f"prefix {prefix.name}: is not what the log says; it was edited"
                         )
@@ -210,7 +223,7 @@ class _Auditor:
                 after = keys[-1].id
                 for key in keys:
                     lost.discard(key.id)
-                    if key_digest(key) not in self.keys.get(key.id, ()):
+                    if key_digest(key) not in [digest for digest, _ in self.keys.get(key.id, ())]:
                         self.result.add(
                             f"key {key.id}: is not what the log says; it was edited or slipped in"
                         )
