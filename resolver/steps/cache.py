@@ -26,6 +26,7 @@ from biaojie.errors import (
 from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 from registry.changelog import subject_key
+from registry.handle_rights import ancestors
 
 from ..core import Answer, Onward, Source
 from ..health import Health
@@ -199,9 +200,10 @@ class CacheStep:
 
     def _forget_prefixes(self, prefixes: set[str]) -> None:
         # Rare, and the caches are bounded: a scan is cheaper than an index kept on every write.
+        # Names below a changed prefix may be answered for elsewhere, or not any more.
         for keys in (list(self.cached), list(self.absent), list(self._flights)):
             for key in keys:
-                if key.prefix in prefixes:
+                if not prefixes.isdisjoint([key.prefix, *ancestors(key.prefix)]):
                     self._forget_key(key)
 
     def clear(self) -> None:

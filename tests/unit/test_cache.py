@@ -470,6 +470,14 @@ async def test_a_change_of_a_prefix_drops_all_its_names(world: World) -> None:
     assert not world.cache._flights
 
 
+async def test_a_change_of_a_prefix_drops_what_was_said_of_those_below(world: World) -> None:
+    world.absence = PrefixNotHere
+    for prefix in ("88.118.8.1", "88.118.8.1.2", "88.118.80"):
+        await world.ask(prefix=prefix)
+    world.commit("88.118.8", Action.CHANGE_PREFIX)
+    assert {at.prefix for at in world.cache.absent} == {"88.118.80"}
+
+
 async def test_a_prefix_homed_elsewhere_yesterday(world: World) -> None:
     world.absence = PrefixNotHere
     await world.ask()
