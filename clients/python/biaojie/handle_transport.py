@@ -401,7 +401,7 @@ class HandleTransport:
 
 def _lacking(en: str, zh: str) -> MethodNotAllowed:
     return MethodNotAllowed(
-        f"The Handle protocol has no {en}. Use the node's http:// address.",
+        f"The Handle protocol does not have {en}. Use the node's http:// address.",
         f"Handle 协议没有{zh}。请使用节点的 http:// 地址。",
     )
 
