@@ -92,6 +92,7 @@ class TlsObject:
         self._connection = connection
         self._incoming = incoming
         self._outgoing = outgoing
+        self._unread = False
 
     def do_handshake(self) -> None:
         self._do(self._connection.do_handshake)
@@ -116,7 +117,9 @@ class TlsObject:
             raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "the client is not done")
 
     def pending(self) -> int:
-        return self._connection.pending()
+        """The loop reads again only if there is something: octets that OpenSSL was given and
+        has perhaps not read count as one."""
+        return self._connection.pending() or int(self._unread)
 
     def getpeercert(self, binary_form: bool = False) -> Any:
         """Not in the form of `ssl`, which only has those it has verified."""
@@ -138,9 +141,11 @@ class TlsObject:
     def _do(self, step: Callable[[], T]) -> T:
         if data := self._incoming.read():
             self._connection.bio_write(data)
+            self._unread = True
         try:
             return step()
         except SSL.WantReadError:
+            self._unread = False
             raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "more is to come") from None
         except SSL.WantWriteError:
             raise ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "more is to go") from None
