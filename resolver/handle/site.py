@@ -128,7 +128,7 @@ def _read(path: Path) -> tuple[int, str, int]:
 
 
 def _write(path: Path, serial: int, digest: str, since: int) -> None:
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")  # another node may start in this folder too
     with part.open("w") as file:
         json.dump({"serial": serial, "digest": digest, "since": since}, file)
         file.flush()

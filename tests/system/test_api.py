@@ -92,10 +92,13 @@ def test_octets_times_and_references_come_back_as_sent(api: Described) -> None:
 
 def test_a_secret_type_without_permissions_is_secret(api: Described) -> None:
     at = path("secret-type")
-    sent = {"values": [{"index": 1, "type": "HS_SECKEY", "data": "k"}, value(2, "b")]}
-    assert api.ask("PUT", at, sent).status == 201
+    secret = {"index": 1, "type": "HS_SECKEY", "data": "k"}
+    assert api.ask("PUT", at, {"values": [secret, value(2, "b")]}).status == 201
     assert data(api.ask("GET", at, key=None)) == {2: "b"}
-    assert api.ask("GET", at).json["values"][0]["permissions"] == "1100"
+    # Secrets are for checking: no view has them, not the owner's either.
+    assert data(api.ask("GET", at)) == {2: "b"}
+    shown = api.ask("PUT", at, {"values": [secret | {"permissions": "1110"}]})
+    assert (shown.status, shown.code) == (400, "invalid-record")
 
 
 def test_minting(api: Described) -> None:

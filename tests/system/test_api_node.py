@@ -48,7 +48,7 @@ def test_the_description_is_valid_openapi_and_covers_every_api_path(api: Describ
     schema = schemathesis.openapi.from_dict(api.document)
     schema.validate()
     operations = [operation["operationId"] for _, _, operation in api.operations()]
-    assert len(operations) == len(set(operations)) == 20
+    assert len(operations) == len(set(operations)) >= 20
     for _, where, operation in api.operations():
         assert "500" in operation["responses"], where
     with Wire(api.port) as wire:

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -199,11 +200,8 @@ def test_a_second_start_keeps_the_data_and_the_key(fresh: RunningNode) -> None:
 
 
 def start_together(nodes: list[RunningNode]) -> None:
-    threads = [threading.Thread(target=node.start) for node in nodes]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        list(pool.map(lambda node: node.start(), nodes))
 
 
 def test_two_nodes_that_start_at_once_make_one_key_in_one_folder(make_node: Make) -> None:
