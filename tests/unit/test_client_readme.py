@@ -14,9 +14,13 @@ from pathlib import Path
 import pytest
 
 from biaojie import Client, accept
+from biaojie.handle_datagrams import TIMEOUTS_S
+from biaojie.handle_options import HandleOptions
+from biaojie.handle_transport import NAMES_MAX, WRITES_TOGETHER_MAX
 from biaojie.record import Record, Value
 from biaojie.retry import Backoff
 from biaojie.transport import Options
+from tests.scripted_handle import SECRET, ScriptedHandle
 from tests.scripted_node import ScriptedNode, serving
 
 README = (Path(__file__).parents[2] / "clients" / "python" / "README.md").read_text("utf-8")
@@ -26,6 +30,7 @@ PRINTED = [
     "88.118.8/PUMP-01MINTED\n",
     "88.118.8/LOT7-0001 active\n88.118.8/nobody identifier-not-found\n2501\n",
     "1 create 0\n",
+    "88.118.8/P7 ['URL', 'MODEL', 'HS_ADMIN']\n",
     "identifier-not-found 标识未注册。\n",
 ]
 
@@ -40,14 +45,22 @@ async def node() -> AsyncIterator[ScriptedNode]:
         yield node
 
 
+@pytest.fixture
+async def handle() -> AsyncIterator[ScriptedHandle]:
+    async with ScriptedHandle().serving() as scripted:
+        yield scripted
+
+
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-async def test_examples_run(node: ScriptedNode, number: int) -> None:
+async def test_examples_run(node: ScriptedNode, handle: ScriptedHandle, number: int) -> None:
     program = EXAMPLES[number].replace("http://127.0.0.1:8080", node.url)
+    program = program.replace("hdl://127.0.0.1:2641", handle.url)
+    given = {"KEY": "bj_12345678_secret", "SECRET": SECRET}
     out = io.StringIO()
 
     def run() -> None:
         with contextlib.redirect_stdout(out):
-            exec(compile(program, f"example {number}", "exec"), {"KEY": "bj_12345678_secret"})
+            exec(compile(program, f"example {number}", "exec"), given)
 
     await asyncio.wait_for(asyncio.to_thread(run), 30)
     assert out.getvalue() == PRINTED[number]
@@ -63,6 +76,8 @@ def test_defaults() -> None:
     assert given["connections_max"] == Options().connections_max == 64
     assert given["reply_octets_max"] == Options().reply_octets_max == 64 * 2**20
     assert Options().idle_s == 30
+    assert (HandleOptions().udp, HandleOptions().hops_max, TIMEOUTS_S) == (True, 8, (0.5, 1, 1.5))
+    assert (NAMES_MAX, WRITES_TOGETHER_MAX) == (1_000_000, 8)
     for name in ("timeout_s", "retries", "connections_max", "reply_octets_max", "tls"):
         assert f"{name}=" in README
 
