@@ -55,6 +55,12 @@ class QuickNode:
         file = self.data_dir / "node.log"
         return file.read_text(errors="replace") if file.exists() else ""
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        assert self._process.pid is not None
+        return self._process.pid
+
     def settings(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("BIAOJIE_")}
         own = {

@@ -110,7 +110,7 @@ REQUESTS: dict[str, Make] = {
         IDS + ":resolve",
         {"identifiers": ["88.118.8/" + name]},
     ),
-    "search": lambda admin, name: ("GET", IDS + ":search?value=URL%3Dx&prefix=88.118.8", None),
+    "search": lambda admin, name: ("GET", IDS + ":search?value=URL%3Dx", None),
     "list": lambda admin, name: ("GET", IDS + "?prefix=88.118.8&limit=1", None),
     "register": lambda admin, name: (
         "POST",
