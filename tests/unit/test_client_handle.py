@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -264,8 +266,6 @@ async def test_the_sync_client_speaks_it_too() -> None:
                 assert list(client.resolve_many([A, "88.118.8/S"]))
                 return [str(record.identifier) for record in client.records("88.118.8")]
 
-        import asyncio
-
         assert await asyncio.to_thread(work) == [A, "88.118.8/S"]
 
 
@@ -382,3 +382,29 @@ def _ask(name: str):  # type: ignore[no-untyped-def]
     from biaojie.handle_server import Ask
 
     return Ask(OpCode.RESOLUTION, ResolveRequest(name), name)
+
+
+async def test_secrets_need_no_cryptographic_library(server: ScriptedHandle) -> None:
+    program = f"""
+import sys
+sys.modules["cryptography"] = sys.modules["gmssl_pyx"] = None
+from biaojie import SyncClient
+from biaojie.handle_options import HandleOptions
+from biaojie.keys import MissingLibrary
+with SyncClient({server.url!r}, identity={IDENTITY!r}, secret={SECRET!r}) as client:
+    client.register("88.118.8/BARE", {{"URL": "x"}})
+    print(len(client.resolve({A!r}).record.values))
+with SyncClient({server.url!r}, handle=HandleOptions(certified=True)) as client:
+    try:
+        client.resolve({A!r})
+    except MissingLibrary as error:
+        print(error.advice.en)
+"""
+    server.site_key = keys.generate("rsa")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert out.decode().splitlines() == [
+        "3", "Install it: pip install 'biaojie-client[handle]'."
+    ]  # fmt: skip

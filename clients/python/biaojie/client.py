@@ -5,12 +5,11 @@ Here are the conveniences; what a call is on the wire belongs to the transport b
 
 from __future__ import annotations
 
-import asyncio
 import ssl
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from .accept import (
     Chunk,
@@ -28,15 +27,17 @@ from .accept import (
 from .administration import Keys, Prefixes
 from .calls import IssuedKey, Mint, Mode, Operation, Resolved, Row, Values
 from .change import Action, Entry, Receipt, RowResult
-from .errors import BiaojieError, InvalidIdentifier, InvalidRequest
-from .handle_options import HandleOptions, login_of
+from .errors import BiaojieError, InvalidRequest
 from .identifier import Identifier, check_prefix
-from .keys import PrivateKey
 from .limits import BATCH_ROWS_MAX, PAGE_ROWS_MAX, RESOLVE_MANY_MAX
 from .record import Record, Status
 from .retry import Backoff, keyed
-from .streams import change_pages, each, flat, pages, parse_name, resolve_chunk, write_chunk
-from .transport import Options, Transport, open_transport
+from .streams import change_pages, each, flat, pages, resolve_names, write_chunk
+from .transport import Options, Transport, login_of, open_transport
+
+if TYPE_CHECKING:
+    from .handle_options import HandleOptions
+    from .keys import PrivateKey
 
 __all__ = ["Client", "IssuedKey", "Keys", "Prefixes", "Resolved", "Row"]
 
@@ -164,31 +165,12 @@ class Client:
         (the node cannot be reached, the key is refused) is raised and ends the iteration.
         """
         check_chunks(chunk_names, concurrency)
-        running: deque[asyncio.Task[list[Resolved | BiaojieError]]] = deque()
-        names: list[Identifier | InvalidIdentifier] = []
-
-        def start() -> None:
-            asked = resolve_chunk(self._transport, tuple(names), timeout_s or self._timeout_s)
-            running.append(asyncio.create_task(asked))
-            names.clear()
-
-        try:
-            async for name in each(identifiers):
-                names.append(parse_name(name))
-                if len(names) == chunk_names:
-                    start()
-                    if len(running) == concurrency:
-                        for answer in await running.popleft():
-                            yield answer
-            if names:
-                start()
-            while running:
-                for answer in await running.popleft():
-                    yield answer
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        answers = resolve_names(
+            self._transport, identifiers, chunk_names, concurrency, timeout_s or self._timeout_s
+        )
+        async with aclosing(answers):
+            async for answer in answers:
+                yield answer
 
     async def records(
         self, prefix: str, *, page_rows: int = PAGE_ROWS_MAX, timeout_s: float | None = None

@@ -23,18 +23,17 @@ from .errors import (
     IdentifierNotFound,
     InvalidIdentifier,
     InvalidRequest,
-    MalformedAnswer,
-    MethodNotAllowed,
     PrefixNotHere,
     TooLarge,
     ValueNotFound,
 )
 from .handle_exchange import HandleExchange
 from .handle_options import HandleOptions
+from .handle_results import check_state, folded, lacking, receipt, record, unfit
 from .handle_server import Ask
 from .identifier import Identifier, check_prefix
 from .limits import INDEX_MAX
-from .record import Record, Status, Value
+from .record import Record
 from .transport import Options
 from .wire.handle import (
     FLAGS_DEFAULT,
@@ -47,7 +46,6 @@ from .wire.handle import (
     OpFlag,
     RemoveRequest,
     ResolveRequest,
-    ResolveResponse,
     ValuesRequest,
 )
 
@@ -121,7 +119,7 @@ class HandleTransport:
             )
         except ValueNotFound:  # it is there, and has none of what was asked for
             return Resolved(Record(identifier, (), version=0))
-        return Resolved(_record(identifier, message))
+        return Resolved(record(identifier, message))
 
     async def resolve_batch(
         self, identifiers: Sequence[Identifier], *, timeout_s: float
@@ -191,7 +189,7 @@ class HandleTransport:
         def take(message: Message) -> None:
             nonlocal octets
             if not isinstance(message.body, ListResponse):
-                raise _unfit("a list was asked for", "应为列表")
+                raise unfit("a list was asked for", "应为列表")
             names.extend(message.body.handles)
             octets += len(message.received)
             if len(names) > NAMES_MAX or octets > self._octets_max:
@@ -209,7 +207,7 @@ class HandleTransport:
     async def write(self, operation: Operation, *, key: str, timeout_s: float) -> Receipt:
         """MODIFY is up to three operations, one after another: change, add, remove. If one
         fails, those before it have happened (field `done` of the error)."""
-        _check_state(operation.status, operation.template, operation.if_version)
+        check_state(operation.status, operation.template, operation.if_version)
         name = str(operation.identifier)
         match operation.action:
             case Action.CREATE | Action.PUT:
@@ -221,8 +219,8 @@ class HandleTransport:
             case Action.RETIRE | Action.PURGE:
                 await self._change(OpCode.DELETE_HANDLE, HandleRequest(name), name, timeout_s)
             case _:
-                raise _lacking(f"the action {operation.action}", f"操作 {operation.action}")
-        return _receipt(name, operation.action)
+                raise lacking(f"the action {operation.action}", f"操作 {operation.action}")
+        return receipt(name, operation.action)
 
     async def _modify(self, operation: Operation, timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -256,16 +254,16 @@ class HandleTransport:
             done.append(step)
 
     async def mint(self, mint: Mint, *, key: str, timeout_s: float) -> Receipt:
-        _check_state(mint.status, mint.template, None)
+        check_state(mint.status, mint.template, None)
         start = f"{mint.prefix}/{mint.suffix_start}"
         message = await self._change(
             OpCode.CREATE_HANDLE, ValuesRequest(start, mint.values), start, timeout_s,
             OpFlag.MINT_SUFFIX,
         )  # fmt: skip
         made = message.body.handle if isinstance(message.body, CreateResponse) else None
-        if made is None or not _folded(made).startswith(_folded(start)):
-            raise _unfit("it does not say what was minted", "未给出新生成的标识")
-        return _receipt(made, Action.CREATE)
+        if made is None or not folded(made).startswith(folded(start)):
+            raise unfit("it does not say what was minted", "未给出新生成的标识")
+        return receipt(made, Action.CREATE)
 
     async def _change(
         self, opcode: OpCode, body: Body, handle: str, timeout_s: float, flags: int = 0
@@ -284,9 +282,9 @@ class HandleTransport:
     ) -> BatchResult:
         """Each row is a write of its own; rows that are in doubt say so in their results."""
         if mode != "valid-rows":
-            raise _lacking("a batch that is written whole or not at all", "整批原子写入")
+            raise lacking("a batch that is written whole or not at all", "整批原子写入")
         if dry_run:
-            raise _lacking("dry runs", "试运行")
+            raise lacking("dry runs", "试运行")
 
         async def one(row: int, operation: Operation) -> RowResult:
             name = str(operation.identifier)
@@ -319,7 +317,7 @@ class HandleTransport:
 
     async def find_prefix(self, name: str, *, timeout_s: float) -> Prefix:
         page = await self.list_prefixes(after=None, limit=0, timeout_s=timeout_s)
-        found = next((each for each in page.items if _folded(each.name) == _folded(name)), None)
+        found = next((each for each in page.items if folded(each.name) == folded(name)), None)
         if found is None:
             raise PrefixNotHere()
         return found
@@ -336,7 +334,7 @@ class HandleTransport:
         timeout_s: float,
     ) -> Prefix:
         if tenant or searchable or admin or status is not PrefixStatus.ACTIVE:
-            raise _lacking(
+            raise lacking(
                 "tenants, searchable types, administrators by name and delegation;"
                 " give '' as the tenant",
                 "租户、可检索类型、指定管理员与委派",
@@ -358,7 +356,7 @@ class HandleTransport:
                 return await self._home(OpCode.UNHOME_PREFIX, name, status, timeout_s)
             if status is PrefixStatus.ACTIVE:
                 return await self._home(OpCode.HOME_PREFIX, name, status, timeout_s)
-        raise _lacking(
+        raise lacking(
             "prefixes other than homed (active) and unhomed", "active 与 unhomed 以外的前缀状态"
         )
 
@@ -380,72 +378,23 @@ class HandleTransport:
         limit: int,
         timeout_s: float,
     ) -> Page[Identifier]:
-        raise _lacking("a search by value", "按值检索")
+        raise lacking("a search by value", "按值检索")
 
     async def list_changes(
         self, after: int, *, limit: int, wait_s: float, timeout_s: float
     ) -> tuple[tuple[Entry, ...], int]:
-        raise _lacking("a change log", "变更日志")
+        raise lacking("a change log", "变更日志")
 
     async def list_keys(self, *, after: str | None, limit: int, timeout_s: float) -> Page[ApiKey]:
-        raise _lacking("API keys", "API 密钥")
+        raise lacking("API keys", "API 密钥")
 
     async def issue_key(
         self, role: Role, tenant: str, label: str, *, timeout_s: float
     ) -> IssuedKey:
-        raise _lacking("API keys", "API 密钥")
+        raise lacking("API keys", "API 密钥")
 
     async def revoke_key(self, id_: str, *, key: str, timeout_s: float) -> ApiKey:
-        raise _lacking("API keys", "API 密钥")
-
-
-def _lacking(en: str, zh: str) -> MethodNotAllowed:
-    return MethodNotAllowed(
-        f"The Handle protocol does not have {en}. Use the node's http:// address.",
-        f"Handle 协议没有{zh}。请使用节点的 http:// 地址。",
-    )
-
-
-def _check_state(status: Status | None, template: str | None, if_version: int | None) -> None:
-    if status not in (None, Status.ACTIVE):
-        raise _lacking("statuses", "记录状态")
-    if template is not None:
-        raise _lacking("data templates", "数据模板")
-    if if_version is not None:
-        raise _lacking("versions", "版本号")
-
-
-def _folded(handle: str) -> bytes:
-    """Only ASCII letters fold."""
-    return handle.encode().upper()
-
-
-def _receipt(name: str, action: Action) -> Receipt:
-    gone = action in (Action.RETIRE, Action.PURGE)
-    status = Status.RETIRED if gone else Status.ACTIVE
-    return Receipt(name, action, status.value, version=0, sequence=0)
-
-
-def _unfit(en: str, zh: str) -> MalformedAnswer:
-    return MalformedAnswer(f"The answer does not fit: {en}.", f"返回内容不符：{zh}。")
-
-
-def _record(identifier: Identifier, message: Message) -> Record:
-    """The values as the server has them: not every server keeps this library's rules."""
-    body = message.body
-    if not isinstance(body, ResolveResponse):
-        raise _unfit("it is not a record", "不是记录")
-    name = str(identifier)
-    if body.handle != name and _folded(body.handle) != _folded(name):
-        raise _unfit("it is another identifier's", "属于其他标识")
-    values: dict[int, Value] = {}
-    for value in body.values:
-        if not 1 <= value.index <= INDEX_MAX or value.index in values:
-            raise _unfit(f"index {value.index} is not possible", f"索引 {value.index} 不合法")
-        values[value.index] = value
-    modified = max((value.timestamp for value in body.values), default=0)
-    ordered = tuple(values[index] for index in sorted(values))
-    return Record(identifier, ordered, version=0, modified=modified)
+        raise lacking("API keys", "API 密钥")
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, T]], most: int) -> list[T]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -77,6 +78,41 @@ async def resolve_chunk(
         left = [at for at, answer in zip(todo, got, strict=True) if isinstance(answer, TooLarge)]
         todo = left if len(left) < len(todo) else []
     return [answer for answer in answers if answer is not None]
+
+
+async def resolve_names(
+    transport: Transport,
+    identifiers: Iterable[str | Identifier] | AsyncIterable[str | Identifier],
+    chunk_names: int,
+    concurrency: int,
+    timeout_s: float,
+) -> AsyncGenerator[Resolved | BiaojieError, None]:
+    """One answer per name, in order; `concurrency` chunks are under way at most."""
+    running: deque[asyncio.Task[list[Resolved | BiaojieError]]] = deque()
+    names: list[Identifier | InvalidIdentifier] = []
+
+    def start() -> None:
+        asked = resolve_chunk(transport, tuple(names), timeout_s)
+        running.append(asyncio.create_task(asked))
+        names.clear()
+
+    try:
+        async for name in each(identifiers):
+            names.append(parse_name(name))
+            if len(names) == chunk_names:
+                start()
+                if len(running) == concurrency:
+                    for answer in await running.popleft():
+                        yield answer
+        if names:
+            start()
+        while running:
+            for answer in await running.popleft():
+                yield answer
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 # Many rows ------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from concurrent.futures import CancelledError, Future, wait
 from functools import wraps
 from itertools import islice
 from types import TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from .accept import Chunks, check_chunks
 from .administration import Keys, Prefixes
@@ -26,12 +26,14 @@ from .calls import Mode, Resolved, Row
 from .change import RowResult
 from .client import Client
 from .errors import BiaojieError, InvalidIdentifier
-from .handle_options import HandleOptions
 from .identifier import Identifier
-from .keys import PrivateKey
 from .limits import BATCH_ROWS_MAX, RESOLVE_MANY_MAX
 from .retry import Backoff
 from .streams import parse_name, resolve_chunk
+
+if TYPE_CHECKING:
+    from .handle_options import HandleOptions
+    from .keys import PrivateKey
 
 A = TypeVar("A")
 P = ParamSpec("P")

@@ -24,6 +24,7 @@ from .retry import Backoff
 
 if TYPE_CHECKING:
     from .handle_options import HandleOptions, Login
+    from .keys import PrivateKey
 
 # The library is silent unless the program that uses it asks for its log.
 logging.getLogger("biaojie").addHandler(logging.NullHandler())
@@ -158,6 +159,18 @@ class Transport(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+def login_of(
+    identity: str | None, secret: str | bytes | None, private_key: PrivateKey | bytes | None
+) -> Login | None:
+    """Who logs in over the Handle protocol; None where nobody does. Raises InvalidRequest or
+    InvalidKey. (Not imported at the top: most callers speak HTTP.)"""
+    if identity is None and secret is None and private_key is None:
+        return None
+    from . import handle_options
+
+    return handle_options.login_of(identity, secret, private_key)
 
 
 SCHEMES = ("http", "https", "hdl")
