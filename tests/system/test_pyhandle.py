@@ -4,7 +4,7 @@ TLS client certificate. What it sends and reads is its own affair; we only call 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def tls_port(node: RunningNode) -> int:
 @pytest.fixture(scope="module")
 def site(
     make_node: Callable[..., RunningNode], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Site]:
+) -> Site:
     node = make_node(tls_enabled=True, tls_port=0, tls_self_signed=True)
     folder = tmp_path_factory.mktemp("keys")
     for prefix in ("0.NA", PREFIX):
@@ -81,7 +81,7 @@ def site(
     )
     reply = node.ask("PATCH", f"/api/v1/prefixes/{PREFIX}", {"searchable": ["URL", "CHECKSUM"]})
     assert reply.status == 200, reply.body
-    yield Site(node, tls_port(node), folder)
+    return Site(node, tls_port(node), folder)
 
 
 def by_password(site: Site, password: str = PASSWORD) -> RESTHandleClient:
@@ -153,7 +153,7 @@ def test_handles_are_found_by_value(site: Site) -> None:
     wrong = RESTHandleClient.instantiate_for_read_and_search(
         site.node.url, f"300:{USER}", "wrong", reverselookup_baseuri=site.node.url
     )
-    with pytest.raises(Exception, match="(?i)auth|401"):
+    with pytest.raises(Exception, match=r"(?i)auth|401"):
         wrong.search_handle(URL="https://example.com/find")
 
 
