@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -234,6 +235,14 @@ class Settings(BaseModel):
     truncate_addresses: bool = Field(
         True, description="Cut client addresses in logs to /24 (IPv4) and /48 (IPv6)."
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number(cls, given: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None
+        if isinstance(given, bool) and cls.model_fields[info.field_name].annotation in (int, float):
+            raise ValueError("must be a number")  # true would be taken for 1
+        return given
 
     @field_validator("database_url")
     @classmethod
