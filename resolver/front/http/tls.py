@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from weakref import WeakSet
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -26,6 +27,8 @@ from OpenSSL import SSL
 CERTIFICATE_FILE: Final = "tls-certificate.pem"
 KEY_FILE: Final = "tls-key.pem"
 SELF_SIGNED_DAYS: Final = 825
+HANDSHAKES_MAX: Final = 1_000
+"""Connections that have begun a handshake and not ended it; beyond, new ones are cut."""
 _OUT_OCTETS: Final = 65_536
 T = TypeVar("T")
 
@@ -38,6 +41,7 @@ class TlsContext(ssl.SSLContext):
     """For `create_server(ssl=…)`: TLS 1.2 and later, no resumption, no renegotiation."""
 
     _context: SSL.Context
+    _shaking: WeakSet[TlsObject]
 
     def wrap_bio(  # type: ignore[override]
         self,
@@ -47,9 +51,16 @@ class TlsContext(ssl.SSLContext):
         server_hostname: str | bytes | None = None,
         session: ssl.SSLSession | None = None,
     ) -> TlsObject:
+        if len(self._shaking) >= HANDSHAKES_MAX:
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "too many handshakes at a time")
         connection = SSL.Connection(self._context, None)
         connection.set_accept_state()
-        return TlsObject(self, connection, incoming, outgoing)
+        begun = TlsObject(self, connection, incoming, outgoing)
+        self._shaking.add(begun)
+        return begun
+
+    def done(self, handshake: TlsObject) -> None:
+        self._shaking.discard(handshake)
 
 
 def tls_context(certificate: Path, key: Path) -> TlsContext:
@@ -70,6 +81,7 @@ def tls_context(certificate: Path, key: Path) -> TlsContext:
     inner.set_verify(SSL.VERIFY_PEER, lambda *_: True)  # any issuer; possession is still proved
     context = TlsContext(ssl.PROTOCOL_TLS_SERVER)
     context._context = inner
+    context._shaking = WeakSet()
     return context
 
 
@@ -96,6 +108,7 @@ class TlsObject:
 
     def do_handshake(self) -> None:
         self._do(self._connection.do_handshake)
+        self.context.done(self)
         found = self._connection.get_peer_certificate(as_cryptography=True)
         if found is not None:
             self.certificate = found.public_bytes(serialization.Encoding.DER)
