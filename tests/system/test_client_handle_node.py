@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from biaojie import Client, Permissions, Resolved, Row, SyncClient, Value, keys
+from biaojie import Client, SyncClient, Value, keys
 from biaojie.account import PrefixStatus
 from biaojie.errors import (
     BiaojieError,
     Elsewhere,
     Forbidden,
     IdentifierNotFound,
-    IdentifierTaken,
     MalformedAnswer,
     PrefixNotHere,
     Unauthenticated,
 )
 from biaojie.handle_options import HandleOptions
 from biaojie.record import Reference
-from biaojie.wire.handle import RIGHTS_ALL, Admin, KeyExchange
+from biaojie.wire.handle import KeyExchange
+from tests.handle_tour import SECRET_BITS, admin_value, tour
 
 if TYPE_CHECKING:
     from biaojie.keys import PrivateKey
@@ -30,14 +30,9 @@ if TYPE_CHECKING:
 SECRET = "a secret of the tests"
 ADMIN = "88.118.8/ADMIN"
 PRIVATE = {301: keys.generate("rsa"), 302: keys.generate("dsa"), 303: keys.generate("sm2")}
-SECRET_BITS = Permissions.parse("1100")
 
 
-def admin_value(number: int) -> Value:
-    return Value(number, "HS_ADMIN", Admin(RIGHTS_ALL, Reference(ADMIN, 200 + number)).encode())
-
-
-ADMINS = [admin_value(number) for number in range(100, 104)]
+ADMINS = [admin_value(index - 200, Reference(ADMIN, index)) for index in range(300, 304)]
 
 
 @pytest.fixture(scope="module")
@@ -61,73 +56,53 @@ def url(node: RunningNode) -> str:
     return f"hdl://127.0.0.1:{node.handle_port}"
 
 
+@pytest.fixture
+async def admin(served: RunningNode) -> AsyncIterator[Client]:
+    async with Client(url(served), identity=f"300:{ADMIN}", secret=SECRET) as client:
+        yield client
+
+
 def login(index: int) -> dict[str, object]:
     proof = {"secret": SECRET} if index == 300 else {"private_key": PRIVATE[index]}
     return {"identity": f"{index}:{ADMIN}", **proof}
 
 
-WAYS: list[tuple[str, int, HandleOptions]] = [
-    ("secret", 300, HandleOptions()),
-    ("rsa", 301, HandleOptions()),
-    ("dsa", 302, HandleOptions()),
-    ("sm2", 303, HandleOptions()),
-    ("tcp", 300, HandleOptions(udp=False)),
-    ("certified", 300, HandleOptions(certified=True)),
-    ("session-dh", 300, HandleOptions(session=KeyExchange.DIFFIE_HELLMAN)),
-    ("session-client", 302, HandleOptions(session=KeyExchange.CLIENT_KEY)),
-    ("session-server", 300, HandleOptions(session=KeyExchange.SERVER_KEY, certified=True)),
-    ("session-rsa", 301, HandleOptions(session=KeyExchange.HANDLE_KEY)),
-    ("session-sm2", 303, HandleOptions(session=KeyExchange.HANDLE_KEY, udp=False)),
-]
+WAYS = {
+    "secret": (300, HandleOptions()),
+    "rsa": (301, HandleOptions()),
+    "dsa": (302, HandleOptions()),
+    "sm2": (303, HandleOptions()),
+    "tcp": (300, HandleOptions(udp=False)),
+    "certified": (300, HandleOptions(certified=True)),
+    "session-dh": (300, HandleOptions(session=KeyExchange.DIFFIE_HELLMAN)),
+    "session-client": (302, HandleOptions(session=KeyExchange.CLIENT_KEY)),
+    "session-server": (300, HandleOptions(session=KeyExchange.SERVER_KEY, certified=True)),
+    "session-rsa": (301, HandleOptions(session=KeyExchange.HANDLE_KEY)),
+    "session-sm2": (303, HandleOptions(session=KeyExchange.HANDLE_KEY, udp=False)),
+}
 
 
-@pytest.mark.parametrize(("name", "index", "options"), WAYS, ids=[way[0] for way in WAYS])
-async def test_the_life_of_records(
-    served: RunningNode, name: str, index: int, options: HandleOptions
-) -> None:
-    record = f"88.118.8/{name}/泵 1"
-    hidden = Value(9, "PIN", b"\x00\xff", permissions=SECRET_BITS)
-    async with (
-        Client(url(served), **login(index), handle=options) as client,  # type: ignore[arg-type]
-        Client(url(served)) as public,
-        Client(served.url, served.key) as http,
-    ):
-        assert (await client.register(record, [*ADMINS, hidden])).status == "active"
-        with pytest.raises(IdentifierTaken):
-            await client.register(record, ADMINS)
-        await client.register(record, [*ADMINS, hidden, Value(1, "URL", b"a")], overwrite=True)
-        await client.modify(record, [Value(1, "URL", b"b"), Value(2, "URL.x", b"c")], remove=103)
+@pytest.mark.parametrize("way", WAYS)
+async def test_every_operation(served: RunningNode, way: str) -> None:
+    index, options = WAYS[way]
+    number = 10 + list(WAYS).index(way)
+    steps = await tour(url(served), "88.118.8", number, login(index), options)
+    assert len(steps) == 8
+
+
+async def test_both_interfaces_show_one_registry(served: RunningNode, admin: Client) -> None:
+    record = "88.118.8/both"
+    async with Client(served.url, served.key) as http:
+        await admin.register(record, [*ADMINS, Value(1, "URL", b"a")])
+        await admin.modify(record, [Value(1, "URL", b"b")])
         kept = (await http.resolve(record)).record
-        assert [value.index for value in kept.values] == [1, 2, 9, 100, 101, 102]
-        assert kept.values[0].data == b"b"
-        assert (await client.resolve(record, authoritative=True)).record.values == kept.values
-        seen = (await public.resolve(record, types="url.")).record
-        assert [value.data for value in seen.values] == [b"b", b"c"]
-        assert (await public.resolve(record, index=9)).record.values == ()
-
-        minted = await client.mint("88.118.8", ADMINS, f"{name}-")
-        assert (await http.resolve(minted.identifier)).record.values == tuple(
-            (await client.resolve(minted.identifier)).record.values
-        )
-        rows = [Row(f"88.118.8/{name}/{n}", [*ADMINS, Value(1, "N", str(n).encode())])
-                for n in range(30)]  # fmt: skip
-        assert all([result.ok async for result in client.register_many(rows)])
-        names = [f"88.118.8/{name}/{n}" for n in range(32)]
-        got = [each async for each in client.resolve_many(names)]
-        assert [isinstance(each, Resolved) for each in got] == [True] * 30 + [False] * 2
-        listed = [str(each.identifier) async for each in client.records("88.118.8")]
-        assert {record, minted.identifier, ADMIN, *names[:30]} <= set(listed)
-
-        big = [*ADMINS, *(Value(n, "TEXT", b"x" * 400) for n in range(1, 40))]
-        await client.register(f"88.118.8/{name}/big", big)
-        assert len((await public.resolve(f"88.118.8/{name}/big")).record.values) == 43
-
-        assert (await client.retire(record)).status == "retired"
-        for reader in (client, public):
-            with pytest.raises(IdentifierNotFound):
-                await reader.resolve(record, authoritative=True)
-        gone = [Row(each, action="retire") for each in [*names[:30], minted.identifier]]
-        assert all([result.ok async for result in client.register_many(gone)])
+        assert (kept.version, kept.values[0].data) == (2, b"b")
+        assert (await admin.resolve(record)).record.values == kept.values
+        await http.modify(record, [Value(1, "URL", b"c")], if_version=2)
+        assert (await admin.resolve(record)).record.values[0].data == b"c"
+        await admin.retire(record)
+        with pytest.raises(IdentifierNotFound):
+            await http.resolve(record)
 
 
 async def test_who_may_not(served: RunningNode) -> None:
@@ -155,19 +130,13 @@ async def test_who_may_not(served: RunningNode) -> None:
             await client.register("88.118.70/X", {"URL": "x"})
 
 
-async def test_prefixes(served: RunningNode) -> None:
-    async with (
-        Client(url(served), identity=f"300:{ADMIN}", secret=SECRET) as client,
-        Client(served.url, served.key) as http,
-    ):
-        listed = [each.name async for each in client.prefixes.list()]
-        assert "88.118.8" in listed
-        await client.prefixes.home("88.118.8.1", "")
-        assert (await http.prefixes.get("88.118.8.1")).status is PrefixStatus.ACTIVE
-        await client.prefixes.change("88.118.8.1", status="unhomed")
-        assert (await http.prefixes.get("88.118.8.1")).status is PrefixStatus.UNHOMED
-        with pytest.raises(PrefixNotHere):
-            await client.prefixes.get("88.118.8.1")
+async def test_prefixes(served: RunningNode, admin: Client) -> None:
+    async with Client(served.url, served.key) as http:
+        assert "88.118.8" in [each.name async for each in admin.prefixes.list()]
+        await admin.prefixes.home("88.118.8.2", "")
+        assert (await http.prefixes.get("88.118.8.2")).status is PrefixStatus.ACTIVE
+        await admin.prefixes.change("88.118.8.2", status="unhomed")
+        assert (await http.prefixes.get("88.118.8.2")).status is PrefixStatus.UNHOMED
 
 
 async def test_a_node_refers_to_another(
@@ -225,12 +194,6 @@ async def test_a_node_that_goes_and_comes(make_node: Callable[..., RunningNode])
             await client.resolve("88.118.8/A", timeout_s=1)
         node.start()
         assert (await client.resolve("88.118.8/A")).record.values
-
-
-@pytest.fixture
-async def admin(served: RunningNode) -> AsyncIterator[Client]:
-    async with Client(url(served), identity=f"300:{ADMIN}", secret=SECRET) as client:
-        yield client
 
 
 async def test_a_secret_is_never_for_the_public(served: RunningNode, admin: Client) -> None:

@@ -80,7 +80,10 @@ async def test_signed_answers_with_the_key_learnt_first(server: ScriptedHandle) 
             await client.resolve("88.118.8/NOBODY")
         assert caught.value.code == "identifier-not-found"
     assert server.seen[0][1].opcode == 2
-    assert [message.opcode for _, message in server.seen].count(2) <= 2
+    server.seen.clear()
+    async with Client(server.url, handle=replace(CERTIFIED, udp=False)) as client:
+        assert len([each async for each in client.resolve_many([A] * 50)]) == 50
+    assert [message.opcode for _, message in server.seen].count(2) == 1
     assert all(message.has(OpFlag.CERTIFY) for _, message in server.seen)
 
 

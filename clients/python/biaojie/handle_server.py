@@ -144,6 +144,7 @@ class HandleServer:
         self._udp_rests_until = 0.0
         self._keys = place.keys
         self._session: Session | None = None
+        self._learning = asyncio.Lock()
         self._setting_up = asyncio.Lock()
         self._tcp: Connections | None = None
         if place.tcp is not None:
@@ -323,6 +324,14 @@ class HandleServer:
         """The server's keys, from itself; the answer must be signed with one of them."""
         if self._keys:
             return
+        await self._acquire(self._learning, deadline)
+        try:
+            if not self._keys:
+                self._keys = await self._own_keys(deadline)
+        finally:
+            self._learning.release()
+
+    async def _own_keys(self, deadline: float) -> tuple[PublicKey, ...]:
         ask = Ask(OpCode.GET_SITE_INFO, HandleRequest("/"), "/", OpFlag.CERTIFY)
         message = _good(await self._say(_Talk(ask, deadline), ask.opcode, ask.body))
         keys = site_keys(message.body.site) if isinstance(message.body, SiteResponse) else ()
@@ -331,7 +340,7 @@ class HandleServer:
                 f"{self.address} did not sign the description of itself.",
                 f"{self.address} 未对自身的站点信息签名。",
             )
-        self._keys = keys
+        return keys
 
     async def _open_session(self, mode: KeyExchange, login: Login, deadline: float) -> Session:
         await self._learn_keys(deadline)
