@@ -150,6 +150,11 @@ _TEXTS = (
         "`delegated` 与 `referred` 前缀由其他节点负责：请在 `0.NA/<前缀>` 下登记其 HS_SITE 值，"
         "查询者将被引导至该节点。",
     ),
+    Text(
+        "Handle identity that gets every right under the prefix, as HS_ADMIN of `0.NA/<prefix>`"
+        " unless that exists.",
+        "对该前缀拥有全部权限的 Handle 身份，写入 `0.NA/<前缀>` 的 HS_ADMIN（若该记录尚不存在）。",
+    ),
 )
 
 CHINESE: dict[str, str] = {text.en: text.zh for text in _TEXTS}
