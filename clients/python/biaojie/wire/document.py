@@ -112,7 +112,8 @@ def _field(
     return got
 
 
-def _octets(data: object, path: str) -> bytes:
+def decode_data(data: object, path: str) -> bytes:
+    """The octets of a value's `data`: text, or `{"format": "string|base64|hex", "value": …}`."""
     form, text = "string", data
     if isinstance(data, Mapping):
         form, text = data.get("format", "string"), data.get("value")
@@ -152,7 +153,7 @@ def decode_value(document: object, path: str = "value") -> Value:
     return Value(
         index=_field(document, "index", int, path),
         type=type_,
-        data=_octets(document.get("data"), f"{path}.data"),
+        data=decode_data(document.get("data"), f"{path}.data"),
         ttl=ttl,
         ttl_absolute=absolute,
         timestamp=0 if stamp is None else decode_time(stamp, f"{path}.timestamp"),
