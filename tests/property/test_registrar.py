@@ -72,9 +72,9 @@ class World:
             return "unauthenticated"
         if prefix is None:
             return "forbidden" if role is Role.READER else "prefix-not-here"
-        if role is not Role.ADMIN:
-            if role is Role.READER or caller.tenant != prefix[0] or isinstance(op, Purge):
-                return "forbidden"
+        foreign = caller.tenant != prefix[0] or isinstance(op, Purge)
+        if role is Role.READER or (role is not Role.ADMIN and foreign):
+            return "forbidden"
         if prefix[1] == "unhomed":
             return "prefix-not-here"
         if prefix[1] in ("delegated", "referred"):
