@@ -41,6 +41,7 @@ from .sessions import Sessions
 
 EXPIRES_S: Final = 43_200
 """How long an answer holds at least where it is no record: as long as clients ask for."""
+EXPIRES_MAX_S: Final = 172_800
 EXPIRES_MIN_S: Final = 3_600
 """Clients whose clock is ahead of ours take an answer for expired; they may be by this much."""
 MESSAGE_CHARS_MAX: Final = 300
@@ -119,7 +120,8 @@ class Exchange:
         if asked is None:
             code = ResponseCode.PROTOCOL_ERROR if code is None else code
             return refusal(data, code, error.detail.en)
-        if code is None and isinstance(error, Unauthenticated) and asked.caller.is_public:
+        nobody = asked.caller.is_public or asked.request.opcode == OpCode.LOGIN
+        if code is None and isinstance(error, Unauthenticated) and nobody:
             challenge, digest, number = self._proving.challenge(asked)
             answer = Answered(challenge, ResponseCode.AUTHENTICATION_NEEDED, session_id=number)
             return self._message(answer, digest)
@@ -149,10 +151,10 @@ class Exchange:
         )
         now = int(time.time())
         if answer.ttl_s is None:
-            expires = max(request.expiration, now + EXPIRES_S)
+            expires = min(max(request.expiration, now + EXPIRES_S), now + EXPIRES_MAX_S)
         else:
             expires = now + max(answer.ttl_s, EXPIRES_MIN_S)
-        return replace(message, expiration=min(expires, 0x7FFF_FFFF))
+        return replace(message, expiration=expires)
 
     async def finished(self, message: Message, node_key: NodeKey) -> bytes:
         """The frame of an answer: signed or under the session's MAC where that was asked for,

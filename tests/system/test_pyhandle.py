@@ -57,9 +57,7 @@ def tls_port(node: RunningNode) -> int:
 
 
 @pytest.fixture(scope="module")
-def site(
-    make_node: Callable[..., RunningNode], tmp_path_factory: pytest.TempPathFactory
-) -> Site:
+def site(make_node: Callable[..., RunningNode], tmp_path_factory: pytest.TempPathFactory) -> Site:
     node = make_node(tls_enabled=True, tls_port=0, tls_self_signed=True)
     folder = tmp_path_factory.mktemp("keys")
     for prefix in ("0.NA", PREFIX):

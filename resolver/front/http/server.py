@@ -378,7 +378,7 @@ class HttpFront:
             async with asyncio.timeout(self._limits.reply_timeout_s):
                 await response.prepare(request)
                 await response.write_eof()
-        except TimeoutError:
+        except (TimeoutError, ConnectionError):  # too slow to take it, or gone
             if request.transport is not None:
                 request.transport.abort()
 
