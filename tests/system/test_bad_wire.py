@@ -217,13 +217,14 @@ def test_a_client_that_leaves_leaves_nothing_half_done(node: RunningNode) -> Non
         with Wire(api.port) as wire:
             wire.send(sent)
             wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    written = 0
-    for number in range(20):
-        answer = api.ask("GET", path(f"left-{number}"))
-        if answer.status == 200:
-            written += 1
-            assert len(answer.json["values"]) == 2
-    assert end_of_log(api) - before <= written
+
+    def settled() -> bool:
+        answers = [api.ask("GET", path(f"left-{number}")) for number in range(20)]
+        assert all(len(a.json["values"]) == 2 for a in answers if a.status == 200)
+        return end_of_log(api) - before == sum(a.status == 200 for a in answers)
+
+    until(settled)
+    assert total(metrics(api), "biaojie_requests_total", outcome="internal") == 0
 
 
 def test_replays_are_done_once(node: RunningNode) -> None:
