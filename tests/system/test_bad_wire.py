@@ -18,6 +18,7 @@ from tests.system.described import (
     end_of_log,
     metrics,
     path,
+    total,
     verdict,
 )
 from tests.system.wire import Wire, request, until
