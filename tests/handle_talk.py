@@ -252,7 +252,8 @@ def decode_envelope_flags(frame: bytes) -> int:
 
 
 async def udp_exchange(port: int, frame: bytes, host: str = "127.0.0.1") -> list[bytes]:
-    """One question over UDP; raises TimeoutError where nothing comes."""
+    """One question over UDP, whose answer may be the cut form (ask over TCP), as it came. Raises
+    TimeoutError where nothing comes."""
     reassembly = Reassembly()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
         line.settimeout(WAIT_S)
@@ -260,6 +261,8 @@ async def udp_exchange(port: int, frame: bytes, host: str = "127.0.0.1") -> list
             line.sendto(packet, (host, port))
         while True:
             packet, source = line.recvfrom(65_536)
+            if packet[2] & 0x20 and len(packet) - 20 == int.from_bytes(packet[16:20], "big"):
+                return [packet]
             whole = reassembly.take(source, packet, time.monotonic())
             if whole is not None:
                 return [whole]

@@ -33,7 +33,8 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """`ttl_s` is how long the answer may be relied on, None where it is not that kind.
+    """`ttl_s` is how long the answer may be relied on, None where it is not that kind; `fresh`
+    says that it comes from the registry and no cache.
     `session_id` is set where it is not the request's; `more` are the parts that follow `body`,
     which then carries the flag CONTINUOUS, as do all but the last."""
 
@@ -41,6 +42,7 @@ class Answered:
     code: int = ResponseCode.SUCCESS
     flags: int = 0
     ttl_s: int | None = None
+    fresh: bool = True
     session_id: int | None = None
     more: AsyncIterator[Body] | None = None
 

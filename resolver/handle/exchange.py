@@ -144,7 +144,7 @@ class Exchange:
             request,
             answer.body,
             answer.code,
-            flags=answer.flags,
+            flags=answer.flags | (OpFlag.AUTHORITATIVE if answer.fresh else 0),
             session_id=answer.session_id,
             site_serial=self._site_serial(),
             digest=digest,

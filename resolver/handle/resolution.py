@@ -87,8 +87,7 @@ class Resolution:
                 f"{identifier} has no such value that you may read.",
                 f"{identifier} 没有您可读取的此类值。",
             )
-        flags = OpFlag.AUTHORITATIVE if fresh else 0
-        return Answered(ResolveResponse(body.handle, wanted), flags=flags, ttl_s=ttl_s)
+        return Answered(ResolveResponse(body.handle, wanted), ttl_s=ttl_s, fresh=fresh)
 
     async def refer(self, error: Elsewhere) -> Answered:
         """The referral that stands for the error: 303 to a node below ours, 302 to another
