@@ -54,6 +54,8 @@ def authenticator(parts: Parts) -> Authenticator:
 @pytest.mark.parametrize(
     "form",
     [
+        AnswerForm.OLDEST,
+        AnswerForm.MD5,
         AnswerForm.SHA1,
         AnswerForm.SHA256,
         AnswerForm.HMAC_SHA1,
