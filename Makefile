@@ -7,11 +7,12 @@ PORT ?= 8080
 HOST ?= 127.0.0.1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fuzz browser clean
+.PHONY: help run test peers check fuzz browser clean
 
 help:
 	@echo 'make run    a node on an embedded registry with sample data   (PORT=8080 HOST=127.0.0.1 DATA=data)'
 	@echo 'make test   the whole test suite (installs chromium for the browser tests if it may)'
+	@echo 'make peers  the reference Java client against a node (needs java and mvn)'
 	@echo 'make check  ruff, mypy and the layer test'
 	@echo 'make fuzz   a million mutated Handle packets against the codec   (PACKETS=1000000 SEED=1)'
 	@echo 'make clean  remove the virtualenv and caches, keep the data'
@@ -34,6 +35,10 @@ run: $(VENV)/.node
 
 test: $(VENV)/.test browser
 	@$(BIN)/python -m pytest
+
+# A client that none of us wrote; its library comes from Maven Central.
+peers: $(VENV)/.test
+	@$(BIN)/python -m pytest tests/system/peers/java_client.py
 
 check: $(VENV)/.test
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy \

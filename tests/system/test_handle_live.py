@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import stat
+import subprocess
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from biaojie.handle_options import HandleOptions
 from biaojie.keys import encode_public_key
 from biaojie.record import Reference
 from biaojie.wire.handle import (
+    RIGHTS_ALL,
+    Admin,
     AnswerRequest,
     Challenge,
     Done,
@@ -28,6 +31,7 @@ from biaojie.wire.handle import (
     ResolveResponse,
     ResponseCode,
     SiteResponse,
+    decode_admin,
     decode_message,
     decode_site,
     encode_message,
@@ -327,3 +331,28 @@ async def test_what_a_client_asks_of_nobody(served: RunningNode) -> None:
 def test_settings_say_how_handle_clients_reach_the_node(served: RunningNode) -> None:
     line = next(line for line in served.log.splitlines() if '"handle site"' in line)
     assert json.loads(line)["addresses"] == ["127.0.0.1"]
+
+
+def test_the_command_line_homes_a_prefix_with_its_administrator(served: RunningNode) -> None:
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = served.settings() | {
+            "BIAOJIE_URL": served.url,
+            "BIAOJIE_KEY": served.key,
+            "LANG": "C",
+        }
+        return subprocess.run(
+            served.command(*words), env=environment, capture_output=True, text=True, timeout=60
+        )
+
+    owner = f"300:{ADMIN}"
+    done = command("prefix", "home", "88.118.21", "--tenant", "acme", "--admin", owner)
+    assert done.returncode == 0, done.stderr
+    record = served.ask("GET", "/api/v1/identifiers/0.NA/88.118.21").json
+    (admin,) = [v for v in record["values"] if v["type"] == "HS_ADMIN"]
+    assert decode_admin(base64.b64decode(admin["data"]["value"])) == Admin(RIGHTS_ALL, SECKEY)
+    bad = command("prefix", "home", "88.118.22", "--tenant", "acme", "--admin", "nobody")
+    assert bad.returncode != 0
+    assert "300:88.118.8/ADMIN" in bad.stderr
+    below = command("prefix", "home", "88.118.23", "--tenant", "x", "--status", "delegated")
+    assert below.returncode == 0, below.stderr
+    assert "delegated" in below.stdout
