@@ -5,6 +5,8 @@ BIN = $(VENV)/bin
 DATA ?= data
 PORT ?= 8080
 HOST ?= 127.0.0.1
+# Test files run side by side; most of them wait more than they compute.
+JOBS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help run test peers check fuzz browser clean
@@ -34,7 +36,7 @@ run: $(VENV)/.node
 	$(BIN)/biaojie migrate && exec $(BIN)/biaojie serve --demo
 
 test: $(VENV)/.test browser
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # A client that none of us wrote; its library comes from Maven Central.
 peers: $(VENV)/.test
