@@ -12,8 +12,9 @@ from __future__ import annotations
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from biaojie.errors import TooManyRequests
@@ -27,6 +28,7 @@ IDLE_MIN_S: Final = 10.0
 SESSIONS_MAX: Final = 20_000
 PER_ADDRESS_MAX: Final = 1_000
 PER_CONNECTION_MAX: Final = 16
+LOOKED_AT: Final = 256
 WINDOW: Final = 1_024
 """Messages of one session may overtake each other by this many; older ones are refused."""
 NUMBER_MAX: Final = 2**31 - 1
@@ -150,7 +152,7 @@ class Sessions:
                 f"A connection may have {PER_CONNECTION_MAX} sessions.",
                 f"每个连接最多 {PER_CONNECTION_MAX} 个会话。",
             )
-        self._make_room(address, now)
+        self._make_room(address)
         idle_s = min(max(float(timeout_s), IDLE_MIN_S), LIFE_MAX_S) if timeout_s else LIFE_MAX_S
         session = Session(number, scope, address, version, now, idle_s, now)
         self._sessions[name] = session
@@ -188,17 +190,19 @@ class Sessions:
             if (None, number) not in self._sessions:
                 return number
 
-    def _make_room(self, address: str, now: float) -> None:
-        """Whoever opens too many loses the least lately used of their own first."""
+    def _make_room(self, address: str) -> None:
+        """Whoever opens too many loses some of their own."""
         own = self._addresses.get(address)
         if own is not None and len(own) >= self._per_address_max:
-            self._drop(next(iter(own)))
-        if len(self._sessions) < self._max:
-            return
-        # One that proved nothing goes before one that did; few are looked at.
-        names = [name for name, _ in zip(self._sessions, range(64), strict=False)]
-        weak = next((name for name in names if self._sessions[name].proof is None), names[0])
-        self._drop(weak)
+            self._drop(self._weakest(own))
+        if len(self._sessions) >= self._max:
+            self._drop(self._weakest(self._sessions))
+
+    def _weakest(self, names: Iterable[_Name]) -> _Name:
+        """Of the least lately used, one that proved nothing if there is one: UDP addresses are
+        easily forged, and nobody shall end the sessions of others so."""
+        oldest = list(islice(names, LOOKED_AT))
+        return next((name for name in oldest if self._sessions[name].proof is None), oldest[0])
 
     def _drop(self, name: _Name) -> None:
         session = self._sessions.pop(name, None)

@@ -288,3 +288,14 @@ async def test_whoever_opens_too_many_sessions_loses_their_own(here: Desk) -> No
     assert (await many[0].ask(resolve(SN1))).response_code == ResponseCode.SESSION_TIMEOUT
     assert (await many[-1].ask(resolve(SN1))).response_code == ResponseCode.SUCCESS
     assert (await mine.ask(resolve(SN1))).response_code == ResponseCode.SUCCESS
+
+
+async def test_sessions_that_prove_nothing_go_before_those_that_do(here: Desk) -> None:
+    """Set-ups with a forged address do not end the sessions of who has that address."""
+    here.operations.sessions._per_address_max = 5
+    mine = await open_session(here, KeyExchange.DIFFIE_HELLMAN)
+    await mine.prove()
+    for _ in range(20):
+        await open_session(here, KeyExchange.SERVER_KEY)
+    answer = await mine.ask(about(OpCode.DELETE_HANDLE, SN1))
+    assert answer.response_code == ResponseCode.SUCCESS
