@@ -199,13 +199,16 @@ def check_record(name: str, item: dict[str, Any], version: int, text: str | None
 async def check_acknowledged(
     node: QuickNode, session: aiohttp.ClientSession, clients: list[Client]
 ) -> None:
-    """Right after a restart: all that was acknowledged is there; what was pending may be too."""
+    """Right after a restart, while the clients go on: all that was acknowledged is there."""
     for client in clients:
         client.check()
-        recent = [n for n in list(client.ledger.known)[-60:] if n not in client.pending]
-        found = await records(node, session, recent)
-        for name in recent:
-            check_record(name, found[name], *client.ledger.known[name])
+        pending = set(client.pending)
+        before = dict(list(client.ledger.known.items())[-60:])
+        found = await records(node, session, list(before))
+        for name, known in before.items():
+            # What is being changed just now is checked when it is done.
+            if name not in pending | client.pending and client.ledger.known[name] == known:
+                check_record(name, found[name], *known)
 
 
 async def settle(clients: list[Client]) -> None:
