@@ -278,7 +278,9 @@ class ListQuery(PageQuery):
 
 class SearchQuery(PageQuery):
     value: list[
-        Annotated[str, Field(max_length=TYPE_CHARS_MAX + 1 + VALUE_BYTES_MAX, pattern="=")]
+        Annotated[
+            str, Field(max_length=TYPE_CHARS_MAX + 1 + VALUE_BYTES_MAX, pattern="^[^=]{1,128}=")
+        ]
     ] = Field(
         min_length=1,
         max_length=SEARCH_VALUES_MAX,
