@@ -30,6 +30,7 @@ from biaojie.wire.handle import (
     Transport,
     Version,
     covered,
+    decode_message,
     decode_site,
     encode_message,
 )
@@ -160,13 +161,16 @@ async def test_private_values_need_a_proof_and_public_only_hides_them(here: Desk
     ] == [1]
 
 
-async def test_a_secret_is_in_no_answer(here: Desk) -> None:
+async def test_of_a_secret_only_its_place_is_ever_shown(here: Desk) -> None:
     talk = here.talk()
-    asked = resolve(ADMIN, types=["HS_SECKEY"], flags=PRIVATE)
-    assert await talk.code(asked) == ResponseCode.VALUES_NOT_FOUND
-    await talk.authorized(create(f"{PREFIX}/S", text_value(), hidden()))
-    answer = await talk.answer(resolve(ADMIN, flags=PRIVATE))
-    assert [v.index for v in values(answer)] == [301]
+    public = resolve(ADMIN, types=["HS_SECKEY"])
+    assert await talk.code(public) == ResponseCode.VALUES_NOT_FOUND
+    for types in ((), ("HS_SECKEY",)):
+        asked = resolve(ADMIN, types=types, flags=PRIVATE)
+        (frame,) = await talk.exchange(encode_message(proof(await talk.answer(asked))))
+        assert SECRET not in frame
+        shown = {value.index: value.data for value in values(decode_message(frame))}
+        assert shown[300] == b""
 
 
 async def test_who_may_not_read_is_told_so(here: Desk) -> None:
@@ -346,3 +350,10 @@ async def test_a_suspended_prefix(here: Desk) -> None:
     await write(here.parts.registrar, ChangePrefix(PREFIX, status=PrefixStatus.SUSPENDED))
     talk = here.talk()
     assert await talk.code(resolve(SN1)) == ResponseCode.OPERATION_NOT_SUPPORTED
+
+
+async def test_versions_that_never_were_are_answered_in_one_that_was(here: Desk) -> None:
+    for suggested in (Version(1, 7), Version(4, 0), Version(31, 255)):
+        answer = await here.talk().answer(resolve(SN1, suggested=suggested))
+        assert answer.response_code == ResponseCode.SUCCESS
+        assert answer.version == (Version(2, 1) if suggested.major < 2 else Version(2, 11))

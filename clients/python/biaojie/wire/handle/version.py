@@ -38,6 +38,9 @@ def lower(a: Version, b: Version) -> Version:
 def answer_version(suggested: Version, highest: Version = VERSION_OURS) -> Version:
     """The version to declare in the answer to a request that suggests `suggested`.
 
-    The answer in turn suggests `highest`.
+    The answer in turn suggests `highest`. Below 2 there is nothing: who suggests that is
+    answered in 2.1.
     """
+    if suggested.major < 2:
+        return Version(2, 1)
     return lower(suggested, highest)
