@@ -110,6 +110,11 @@ async def append_and_mend(r: Registry) -> None:
     await mend(r, [*entries, replace(entries[-1], changes=(change,))])
 
 
+async def set_the_head_back(r: Registry) -> None:
+    entry = (await whole(r))[-2]
+    await set_head(sequence=entry.sequence, hash=entry.hash)(r)
+
+
 async def delete_the_last(r: Registry) -> None:
     await r.run(delete(changelog).where(changelog.c.sequence == 16))
 
@@ -170,6 +175,7 @@ LOG_TAMPERS = {
     "head's sequence": set_head(sequence=15),
     "head's sequence beyond": set_head(sequence=99),
     "head's hash": set_head(hash=bytes(32)),
+    "head set back": set_the_head_back,
 }
 
 

@@ -127,6 +127,11 @@ def test_every_fault_is_named_at_once_with_where_it_came_from(tmp_path: Path) ->
     assert "hunter2" not in "\n".join(found)
 
 
+def test_one_unknown_name_is_fault_enough(tmp_path: Path) -> None:
+    assert faults(BIAOJIE_PROT="80") == ["BIAOJIE_PROT: there is no setting prot"]
+    assert len(faults(toml(tmp_path, "prot = 80"))) == 1
+
+
 BAD: dict[str, list[Any]] = {
     "BIAOJIE_PORT": ["-1", "65536", "http", "80.5", "", "8080 x", "0x50", "٨٠"],
     "BIAOJIE_DEADLINE_S": ["0", "-1", "61", "nan", "inf", "-inf", "", "2s", "1.5"],
