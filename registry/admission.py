@@ -34,7 +34,15 @@ from biaojie.errors import (
 )
 from biaojie.identifier import Identifier, check_prefix
 from biaojie.limits import LABEL_CHARS_MAX, TENANT_CHARS_MAX
-from biaojie.record import Permissions, Record, Status, Value, check_values
+from biaojie.record import (
+    SECRET_TYPES,
+    Permissions,
+    Record,
+    Status,
+    Value,
+    check_values,
+    fold_type,
+)
 from biaojie.wire.handle.typed import AdminRight
 
 from .handle_rights import HandleIdentity, needed
@@ -297,6 +305,10 @@ def _read_only_kept(current: Record, values: tuple[Value, ...]) -> tuple[Value, 
     return tuple(after.values())
 
 
+def _is_secret(value: Value) -> bool:
+    return fold_type(value.type) in SECRET_TYPES
+
+
 def _no_value(current: Record, index: int) -> ValueNotFound:
     return ValueNotFound(
         f"{current.identifier} has no value {index}.",
@@ -321,6 +333,16 @@ def _modify(operation: Modify, current: Record | None, now: int) -> Decision:
             raise ValueTaken(
                 f"{current.identifier} already has a value {value.index}.",
                 f"{current.identifier} 已有索引为 {value.index} 的值。",
+                index=value.index,
+            )
+        old = values.get(value.index)
+        if old is not None and _is_secret(old) and not _is_secret(value):
+            # Who adds a value cannot see secrets, and must not write over one unawares.
+            raise ValueTaken(
+                f"Value {value.index} of {current.identifier} is a secret, which is not shown;"
+                " use another index, or remove it first.",
+                f"{current.identifier} 的值 {value.index} 是不显示的密钥；"
+                "请使用其他索引，或先将其删除。",
                 index=value.index,
             )
         if operation.only == "known" and value.index not in values:

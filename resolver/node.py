@@ -166,7 +166,7 @@ class Node:
         self.cache.forget(entry)
         self.service.forget(entry)
         self.indexer.forget(entry)
-        self.tail.committed()
+        self.tail.committed(entry)
 
     def _site(self) -> Site | None:
         published = self.operations.site if self.operations is not None else None

@@ -19,6 +19,7 @@ from registry.store import ReadStore
 from .health import Health
 
 PAGE = 8  # an entry may hold thousands of changes, and reading them holds up everything else
+OWN_MAX = 4_096
 PROBE = Key("0", b"0")
 log = structlog.get_logger("biaojie.tail")
 
@@ -54,6 +55,7 @@ class Tail:
         self._news = asyncio.Event()
         self._head = (0, b"")
         self.released = False
+        self._own: dict[int, bytes] = {}
 
     @property
     def sequence(self) -> int:
@@ -72,8 +74,14 @@ class Tail:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
-    def committed(self) -> None:
-        """This process has committed: wakes those who wait. The log is still read in order."""
+    def committed(self, entry: Entry | None = None) -> None:
+        """This process has committed: wakes those who wait. The log is still read in order, but
+        its listeners, who know this entry, are not told of it again: what they have cached
+        since is newer."""
+        if entry is not None:
+            self._own[entry.sequence] = entry.hash
+            while len(self._own) > OWN_MAX:
+                del self._own[next(iter(self._own))]
         news, self._news = self._news, asyncio.Event()
         news.set()
 
@@ -120,7 +128,10 @@ class Tail:
                 if before != self._head[1]:
                     listener.clear()
                 for entry in entries:
-                    listener.forget(entry)
+                    if self._own.get(entry.sequence) != entry.hash:
+                        listener.forget(entry)
+            for entry in entries:
+                self._own.pop(entry.sequence, None)
             self._head = (entries[-1].sequence, entries[-1].hash)
             self.committed()
         elif (head := await self._store.head()) != self._head and head[0] <= self.sequence:

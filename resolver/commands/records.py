@@ -192,6 +192,8 @@ def modify(
 
     A value without an index replaces the only value of its type, or is added.
     """
+    from biaojie.errors import ValueTaken
+
     from .printing import print_receipt
     from .session import connect, run
     from .values import number, parse_value
@@ -200,18 +202,28 @@ def modify(
         values = tuple(parse_value(text) for text in [*(words or ()), *(set_ or ())])
         version = if_version
         async with connect(url, key, key_file, timeout) as client:
+            now = None
             if any(not value.index for value in values):
                 now = (await client.resolve(identifier, authoritative=True)).record
-                values = number(values, now)
                 version = version or now.version
-            receipt = await client.modify(
-                identifier,
-                values,
-                remove or (),
-                status=status,
-                template=template,
-                if_version=version,
-            )
+            hidden: set[int] = set()
+            while True:
+                try:
+                    receipt = await client.modify(
+                        identifier,
+                        number(values, now, hidden) if now else values,
+                        remove or (),
+                        status=status,
+                        template=template,
+                        if_version=version,
+                    )
+                    break
+                except ValueTaken as error:
+                    # A secret that we cannot see has the index we chose: choose the next.
+                    index = error.fields.get("index")
+                    if now is None or not isinstance(index, int) or index in hidden:
+                        raise
+                    hidden.add(index)
         print_receipt(receipt, as_json=as_json)
 
     run(work, as_json=as_json)

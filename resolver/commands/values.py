@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,12 @@ def parse_pair(text: str) -> tuple[str, str]:
     return type_, data
 
 
-def number(values: Sequence[Value], taken: Record | None = None) -> tuple[Value, ...]:
+def number(
+    values: Sequence[Value], taken: Record | None = None, hidden: Set[int] = frozenset()
+) -> tuple[Value, ...]:
     """Give an index to each value without one: that of the only value of its type in `taken`,
-    else the first that is free."""
-    used = {value.index for value in values if value.index}
+    else the first that is free. `hidden` are indexes in use that the record does not show."""
+    used = {value.index for value in values if value.index} | set(hidden)
     kept = {value.index for value in taken.values} if taken else set()
     numbered = []
     for value in values:

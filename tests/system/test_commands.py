@@ -68,7 +68,9 @@ def shell(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
 def test_a_record_from_its_prefix_to_its_end(shell: Shell) -> None:
     assert "88.118.31\tactive\tacme" in shell("prefix", "home", "88.118.31", "--tenant", "acme")
     assert "88.118.31" in shell("prefix", "list")
-    out = shell("register", "88.118.31/SN1", "URL=https://a.example", "--set", "HS_SECKEY=s3")
+    private = '{"index": 9, "type": "NOTE", "data": "inside", "permissions": "1100"}'
+    given = ("URL=https://a.example", "--set", "HS_SECKEY=s3", "--set", private)
+    out = shell("register", "88.118.31/SN1", *given)
     assert out.startswith("88.118.31/SN1 registered: active, version 1, change ")
     shell("register", "88.118.31/SN1", "URL=x", code=1)
     assert "already registered" in shell.errors
@@ -85,7 +87,10 @@ def test_a_record_from_its_prefix_to_its_end(shell: Shell) -> None:
     assert "3      名" in answer
     assert "source: cache" in shell("resolve", "88.118.31/SN1", BIAOJIE_KEY="")
     assert "flags: auth" in shell("resolve", "88.118.31/SN1", "--auth", BIAOJIE_KEY="")
-    assert "s3" in shell("resolve", "88.118.31/SN1"), "a key that was given is used"
+    assert "inside" not in answer
+    answer = shell("resolve", "88.118.31/SN1")
+    assert "inside" in answer, "a key that was given is used"
+    assert "s3" not in answer
     only = json.loads(shell("resolve", "88.118.31/SN1", "--type", "url", "--json"))
     assert [value["type"] for value in only["values"]] == ["URL"]
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from biaojie.account import PrefixStatus
-from biaojie.errors import InvalidRequest, TooManyRequests, Unauthenticated
+from biaojie.errors import InvalidRequest, TooManyRequests, Unauthenticated, ValueTaken
 from biaojie.identifier import Identifier
 from biaojie.keys import encode_public_key, generate, sign
 from biaojie.record import PERMISSIONS_SECRET, Status, Value
@@ -140,6 +140,11 @@ async def test_keys_of_records_not_in_force_prove_nothing(parts: Parts, how: str
 async def test_a_secret_leaves_in_no_view(parts: Parts) -> None:
     found = await parts.service.resolve(Query(ADMIN), SYSTEM)
     assert found.record.values == ()
+    # Whoever adds a value does not see the secret, and yet cannot write over it unawares.
+    over = Modify(ADMIN, set=(Value(300, "URL", b"https://example.com"),))
+    with pytest.raises(ValueTaken):
+        (await parts.registrar.submit(SYSTEM, [over])).single()
+    (await parts.registrar.submit(SYSTEM, [Modify(ADMIN, set=(secret(b"new"),))])).single()
 
 
 def test_a_challenge_is_good_once_and_for_a_minute() -> None:
