@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from registry.accounts import new_key
 from registry.admission import SYSTEM, Caller
 from registry.memory import MemoryStore
 from registry.operations import Create, HomePrefix, Modify, Operation, Put
-from registry.registrar import Registrar
+from registry.registrar import Idempotency, Outcome, Registrar
 from registry.sql import open_store
 from registry.store import Store
 from resolver.core import Resolver
@@ -238,3 +239,21 @@ class Parts:
             await self.registrar.stop()
             await self.tail.stop()
             await self.local.close()
+
+
+def later(registrar: Registrar, *operations: Operation, **options: Any) -> asyncio.Task[Outcome]:
+    caller = options.pop("caller", ACME)
+    return asyncio.create_task(registrar.submit(caller, operations, **options))
+
+
+async def settled(tasks: list[asyncio.Task[Outcome]]) -> list[Any]:
+    async with asyncio.timeout(5):
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def records(store: Any, *suffixes: str) -> list[Any]:
+    return [found.record for found in await store.look_up([key(s) for s in suffixes])]
+
+
+def token(text: str = "k", body: str = "body") -> Idempotency:
+    return Idempotency(text, hashlib.sha256(body.encode()).digest())

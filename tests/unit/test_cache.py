@@ -1,4 +1,4 @@
-"""The cache step: lifetimes, bounds, flights, invalidation, serving stale."""
+"""The cache step: lifetimes, bounds, flights."""
 
 from __future__ import annotations
 
@@ -6,32 +6,25 @@ import asyncio
 import gc
 import tracemalloc
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from biaojie.account import PrefixStatus
-from biaojie.change import Action, Change, Entry
 from biaojie.errors import (
     BiaojieError,
-    DeadlineExceeded,
     IdentifierNotFound,
     IdentifierRetired,
-    Internal,
-    OverCapacity,
     PrefixNotHere,
     PrefixSuspended,
     TemporarilyUnavailable,
 )
 from biaojie.identifier import Identifier, Key
 from biaojie.record import Record, Reference, Status, Value
-from registry.changelog import ZERO, next_entry
 from registry.operations import ChangePrefix, Retire
 from registry.sql.blob import decode_blob, encode_blob
 from resolver.core import Answer, Source
-from resolver.health import Health
 from resolver.service import Query
-from resolver.steps.cache import STALE_TTL_S, CacheStep
+from tests.cache_world import World, turns
 from tests.core_parts import (
     ACME,
     PREFIX,
@@ -47,53 +40,6 @@ from tests.core_parts import (
     value,
     write,
 )
-
-
-class World:
-    """A cache over an onward step that answers what it is told, when it is told."""
-
-    def __init__(self, **options: Any) -> None:
-        self.now = 1_000.0
-        self.health = Health()
-        self.cache = CacheStep(self.health, clock=lambda: self.now, **options)
-        self.asked: list[Key] = []
-        self.gate: asyncio.Event | None = None
-        self.error: Exception | None = None
-        self.absence: type[BiaojieError] | None = None
-        self.ttl_s = 100
-        self.version = 1
-
-    async def onward(self, at: Key) -> Answer:
-        self.asked.append(at)
-        error, absence, version = self.error, self.absence, self.version
-        if self.gate is not None:
-            await self.gate.wait()
-        if error is not None:
-            raise error
-        if absence is not None:
-            return Answer(None, absence, Source.STORE, 0, 0)
-        record = Record(Identifier(at.prefix, at.suffix.decode()), (value(),), version=version)
-        return Answer(record, None, Source.STORE, 0, self.ttl_s)
-
-    async def ask(self, suffix: str = "SN1", prefix: str = PREFIX) -> Answer:
-        return await self.cache.resolve(key(suffix, prefix), self.onward)
-
-    def later(self, suffix: str = "SN1") -> asyncio.Task[Answer]:
-        return asyncio.create_task(self.ask(suffix))
-
-    def commit(self, subject: str = f"{PREFIX}/SN1", action: Action = Action.PUT) -> None:
-        self.version += 1
-        self.cache.forget(entry(subject, action))
-
-
-def entry(subject: str, action: Action = Action.PUT) -> Entry:
-    return next_entry((0, ZERO), 0, [Change(action, subject, 1, "k", bytes(32))])
-
-
-async def turns() -> None:
-    """Let everything happen that needs no time."""
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -354,245 +300,6 @@ async def test_a_failing_flight_nobody_waits_for_any_more(world: World) -> None:
         await asyncio.wait([task])
         world.gate.set()
     assert not world.cache._flights
-
-
-# Invalidation ---------------------------------------------------------------------------
-
-
-async def test_a_commit_drops_the_record_at_once(world: World) -> None:
-    await world.ask()
-    cached = world.cache.cached.entries[key()]
-    world.commit(f"{PREFIX}/sn1")
-    assert not cached.alive
-    answer = await world.ask()
-    assert (answer.source, answer.found().version) == (Source.STORE, 2)
-
-
-async def test_a_commit_drops_an_absence_at_once(world: World) -> None:
-    world.absence = IdentifierNotFound
-    await world.ask()
-    world.absence = None
-    world.commit(action=Action.CREATE)
-    assert (await world.ask()).record is not None
-
-
-@pytest.mark.parametrize("action", [Action.ISSUE_KEY, Action.REVOKE_KEY])
-async def test_changes_of_keys_drop_nothing(world: World, action: Action) -> None:
-    await world.ask()
-    world.commit("88.118.8", action)
-    assert (await world.ask()).source is Source.CACHE
-
-
-async def test_a_change_drops_only_what_it_names(world: World) -> None:
-    await world.ask("SN1")
-    await world.ask("SN2")
-    world.commit(f"{PREFIX}/SN2")
-    assert (await world.ask("SN1")).source is Source.CACHE
-    assert (await world.ask("SN2")).source is Source.STORE
-
-
-async def test_case_counts_where_the_node_says_so() -> None:
-    world = World(case_sensitive=True)
-    at = Identifier(PREFIX, "sn1").key(case_sensitive=True)
-    await world.cache.resolve(at, world.onward)
-    world.commit(f"{PREFIX}/SN1")
-    assert len(world.cache.cached) == 1
-    world.commit(f"{PREFIX}/sn1")
-    assert len(world.cache.cached) == 0
-
-
-@pytest.mark.parametrize("absence", [None, IdentifierNotFound])
-async def test_a_change_during_a_flight_is_not_overwritten_by_its_old_answer(
-    world: World, absence: type[BiaojieError] | None
-) -> None:
-    world.absence = absence
-    gate = world.gate = asyncio.Event()
-    old = world.later()
-    await turns()
-    world.commit()
-    world.absence = None
-    # Who asks now does not join the old flight.
-    new = world.later()
-    await turns()
-    assert len(world.asked) == 2
-    gate.set()
-    assert (await new).found().version == 2
-    await old
-    answer = await world.ask()
-    assert (answer.source, answer.found().version) == (Source.CACHE, 2)
-
-
-async def test_an_old_flight_that_lands_last_changes_nothing(world: World) -> None:
-    first = world.gate = asyncio.Event()
-    old = world.later()
-    await turns()
-    world.commit()
-    world.gate = None
-    assert (await world.ask()).found().version == 2
-    first.set()
-    assert (await old).found().version == 1, "it was asked before the change"
-    answer = await world.ask()
-    assert (answer.source, answer.found().version) == (Source.CACHE, 2)
-
-
-async def test_an_old_flight_that_lands_does_not_end_the_new_one(world: World) -> None:
-    first = world.gate = asyncio.Event()
-    old = world.later()
-    await turns()
-    world.commit()
-    second = world.gate = asyncio.Event()
-    new = world.later()
-    await turns()
-    first.set()
-    await old
-    third = world.later()
-    await turns()
-    assert len(world.asked) == 2, "the third joined the second"
-    second.set()
-    assert (await new).found().version == (await third).found().version == 2
-
-
-async def test_a_change_of_a_prefix_drops_all_its_names(world: World) -> None:
-    await world.ask("SN1")
-    await world.ask("SN1", "88.118.9")
-    world.absence = IdentifierNotFound
-    await world.ask("SN2")
-    await world.ask("SN2", "88.118.9")
-    world.absence = None
-    gate = world.gate = asyncio.Event()
-    old = world.later("SN3")
-    await turns()
-    world.commit("88.118.8", Action.CHANGE_PREFIX)
-    gate.set()
-    await old
-    assert {at.prefix for at in world.cache.cached} == {"88.118.9"}
-    assert {at.prefix for at in world.cache.absent} == {"88.118.9"}
-    assert not world.cache._flights
-
-
-async def test_a_change_of_a_prefix_drops_what_was_said_of_those_below(world: World) -> None:
-    world.absence = PrefixNotHere
-    for prefix in ("88.118.8.1", "88.118.8.1.2", "88.118.80"):
-        await world.ask(prefix=prefix)
-    world.commit("88.118.8", Action.CHANGE_PREFIX)
-    assert {at.prefix for at in world.cache.absent} == {"88.118.80"}
-
-
-async def test_a_prefix_homed_elsewhere_yesterday(world: World) -> None:
-    world.absence = PrefixNotHere
-    await world.ask()
-    world.absence = None
-    world.commit("88.118.8", Action.HOME_PREFIX)
-    assert (await world.ask()).record is not None
-
-
-async def test_clearing_drops_everything(world: World) -> None:
-    await world.ask("SN1")
-    world.absence = IdentifierNotFound
-    await world.ask("SN2")
-    world.absence = None
-    gate = world.gate = asyncio.Event()
-    old = world.later("SN3")
-    await turns()
-    world.cache.clear()
-    gate.set()
-    await old
-    assert (len(world.cache.cached), len(world.cache.absent)) == (0, 0)
-    assert world.cache.cached.bytes == 0
-
-
-async def test_the_log_may_name_what_would_not_parse_today(world: World) -> None:
-    """A name registered under older rules is dropped all the same."""
-    odd = Key(PREFIX, "A\u0001B".encode())
-    answer = Answer(Record(identifier(), ()), None, Source.STORE, 0, 100)
-
-    async def onward(at: Key) -> Answer:
-        return answer
-
-    await world.cache.resolve(odd, onward)
-    world.commit(f"{PREFIX}/a\u0001b")
-    assert odd not in world.cache.cached.entries
-
-
-# Stale ----------------------------------------------------------------------------------
-
-
-async def test_while_the_registry_is_down_warm_names_are_stale(world: World) -> None:
-    await world.ask()
-    world.health.failed("test")
-    world.now += 10
-    answer = await world.ask()
-    assert (answer.source, answer.age_s, answer.ttl_s) == (Source.STALE, 10, STALE_TTL_S)
-    world.now += 1_000  # its TTL is long over
-    answer = await world.ask()
-    assert (answer.source, answer.age_s, answer.ttl_s) == (Source.STALE, 1_010, 0)
-    assert len(world.asked) == 1, "nobody waits for a registry that is down"
-    assert world.cache.counts["stale"] == 2
-
-
-async def test_stale_has_an_end() -> None:
-    world = World(stale_s=3_600)
-    world.ttl_s = 10
-    await world.ask()
-    world.health.failed("test")
-    world.error = TemporarilyUnavailable()
-    world.now += 3_599
-    assert (await world.ask()).source is Source.STALE
-    world.now += 1
-    with pytest.raises(TemporarilyUnavailable):
-        await world.ask()
-
-
-@pytest.mark.parametrize(
-    "error", [TemporarilyUnavailable, DeadlineExceeded, OverCapacity, Internal]
-)
-async def test_an_expired_name_is_stale_when_it_cannot_be_asked(
-    world: World, error: type[BiaojieError]
-) -> None:
-    await world.ask()
-    world.now += 500
-    world.error = error()
-    assert (await world.ask()).source is Source.STALE
-    with pytest.raises(error):
-        await world.ask("UNKNOWN")
-    # A failure replaces nothing.
-    world.error = None
-    assert (await world.ask()).source is Source.STORE
-
-
-async def test_what_changed_while_it_was_asked_is_not_stale(world: World) -> None:
-    await world.ask()
-    world.now += 500
-    world.error = TemporarilyUnavailable()
-    world.gate = asyncio.Event()
-    task = world.later()
-    await turns()
-    world.commit()
-    world.gate.set()
-    with pytest.raises(TemporarilyUnavailable):
-        await task
-
-
-async def test_an_absence_is_never_stale(world: World) -> None:
-    """Not even one that is seconds old: it may have been registered meanwhile."""
-    world.absence = IdentifierNotFound
-    await world.ask()
-    world.health.failed("test")
-    world.error = TemporarilyUnavailable()
-    for _ in range(2):
-        with pytest.raises(TemporarilyUnavailable):
-            await world.ask()
-        world.now += 100
-
-
-async def test_when_it_is_back_stale_ends_at_once(world: World) -> None:
-    await world.ask()
-    world.health.failed("test")
-    assert (await world.ask()).source is Source.STALE
-    world.health.answered()
-    assert (await world.ask()).source is Source.CACHE
-    world.now += 500
-    assert (await world.ask()).source is Source.STORE
 
 
 # With real parts ------------------------------------------------------------------------
