@@ -372,12 +372,13 @@ def test_secret_keys_are_never_public() -> None:
     """In either spelling, by any operation, for anybody."""
     for type_ in ("HS_SECKEY", "hs_seckey"):
         public = value(3, permissions="1110", type_=type_)
-        for operation, current in [
+        tried: list[tuple[RecordOperation, Record | None]] = [
             (Create(NAME, (public,)), None),
             (Put(NAME, (public,)), None),
             (Put(NAME, (public,)), RECORD),
             (Modify(NAME, set=(public,)), RECORD),
-        ]:
+        ]
+        for operation, current in tried:
             with pytest.raises(InvalidRecord):
                 decide(operation, current, caller=ADMIN)
         private = replace(public, permissions=Permissions.parse("1100"))

@@ -159,8 +159,8 @@ async def test_a_flood_of_records_is_bounded_in_bytes() -> None:
     assert not world.cache._flights
 
 
-SHAPES = {
-    "empty": (),
+SHAPES: dict[str, tuple[bytes, int, int]] = {
+    "empty": (b"", 0, 0),
     "one short value": (b"x" * 30, 1, 0),
     "one long value": (b"x" * 5_000, 1, 0),
     "many values": (b"x" * 50, 40, 0),
@@ -173,7 +173,7 @@ SHAPES = {
 @pytest.mark.parametrize("suffix", ["SN%07d", "标识" * 40 + "%07d"], ids=["short", "long"])
 def test_bytes_are_counted_as_memory_has_them(shape: str, suffix: str) -> None:
     """Whatever a tenant registers, the bound on the cache is a bound on memory."""
-    data, values, references = SHAPES[shape] or (b"", 0, 0)
+    data, values, references = SHAPES[shape]
     count = 3 if values * references > 1_000 else 200
     blobs = []
     for n in range(count):

@@ -290,7 +290,7 @@ async def test_a_record_that_cannot_be_read_harms_no_other(batch: int) -> None:
         await home(registrar)
         await write(registrar, *(create(f"S{n}", str(n)) for n in range(1, 100)))
     local = step(store)
-    outcomes = await asyncio.gather(
+    outcomes: list[Any] = await asyncio.gather(
         *(local.fetch(key(f"S{n}")) for n in range(batch)), return_exceptions=True
     )
     assert isinstance(outcomes[0], Internal)

@@ -300,7 +300,7 @@ async def test_a_dry_run_decides_and_writes_nothing(
 ) -> None:
     await write(registrar, create("TAKEN"))
     head = await store.head()
-    operations = [create("A"), put("A"), Retire(identifier("TAKEN"))]
+    operations: list[Operation] = [create("A"), put("A"), Retire(identifier("TAKEN"))]
     outcome = await registrar.submit(ACME, operations, mode=mode, dry_run=True, idempotency=token())
     assert [r.version for r in outcome.results if isinstance(r, Receipt)] == [1, 2, 2]
     assert outcome.sequence == 0

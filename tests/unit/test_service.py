@@ -123,7 +123,7 @@ async def test_views(parts: Parts, authoritative: bool) -> None:
     )
     own = (ACME, ACME_READER, ADMIN, SYSTEM)
     others = (PUBLIC, BETA, Caller("k", "beta", Role.READER), Caller("k", "", Role.READER))
-    options = {"authoritative": authoritative}
+    options: Any = {"authoritative": authoritative}
     for caller in own:
         assert await view(parts, caller, **options) == ([1, 9], True)
         assert await view(parts, caller, "DRAFT", **options) == ([1], True)
@@ -207,7 +207,7 @@ async def test_resolve_many_hides_no_mistake_of_ours(parts: Parts) -> None:
     async def broken(*arguments: Any) -> Any:
         raise RuntimeError("a mistake")
 
-    parts.service._resolver.resolve = broken  # type: ignore[method-assign]
+    parts.service._resolver.resolve = broken
     with pytest.raises(RuntimeError):
         await parts.service.resolve_many([identifier("A"), identifier("B")], PUBLIC)
 
