@@ -38,6 +38,7 @@ public final class ReferenceClient {
         List<AuthenticationInfo> logins = new ArrayList<>();
         logins.add(new SecretKeyAuthenticationInfo(admin, 300, Util.encodeString(given[3])));
         logins.add(new PublicKeyAuthenticationInfo(admin, 301, key));
+        check("no word to the public roots", !RESOLVER.getConfiguration().isAutoUpdateRootInfo(), "");
         RESOLVER.setCheckSignatures(true);
         RESOLVER.setTcpTimeout(8000);
 
