@@ -7,12 +7,13 @@ prefix and key: each must be what the log says was written last, and none may be
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 
-from biaojie.change import Action, Change, Entry
+from biaojie.change import Action, Change
 from biaojie.errors import BiaojieError, TamperedLog
 from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
@@ -28,9 +29,10 @@ from .changelog import (
 from .store import ReadStore
 
 FAULTS_KEPT_MAX = 1_000
-ENTRIES_KEPT_MAX = 64
 PAGE = 200
 ENTRIES_PAGE = 8  # an entry may hold thousands of changes
+STATES_MAX = 50_000
+"""States of records kept until they are looked up in the log, in the order of the log."""
 
 
 @dataclass(slots=True)
@@ -59,7 +61,8 @@ async def audit(
 ) -> Audit:
     """Walk everything; what is written while it runs does not disturb it.
 
-    Memory grows with the number of prefixes, keys and purges, not with that of records.
+    Memory grows with the number of prefixes, keys and purges, not with that of records; time
+    with the records and, for each STATES_MAX of them, with the log.
     """
     return await _Auditor(store, witness, case_sensitive, progress).run(log_only=log_only)
 
@@ -106,7 +109,7 @@ class _Auditor:
         self.progress = progress
         self.result = Audit()
         self.verifier = Verifier()
-        self.log = _Log(store)
+        self.states: list[tuple[int, str, int, bytes]] = []  # entry, subject, version, digest
         self.counts: Counter[str] = Counter()  # records by folded prefix
         self.sums: Counter[str] = Counter()  # of _state, by folded prefix
         self.purged: dict[str, int] = {}  # subject → entry that purged it last
@@ -185,6 +188,7 @@ class _Auditor:
         await self.audit_keys()
         for name in names:
             await self.audit_records(name)
+        await self.look_up_states()
 
     async def audit_prefixes(self) -> list[str]:
         """Checks them, and returns their folded names."""
@@ -270,7 +274,7 @@ class _Auditor:
                 if change.action is not Action.CREATE:
                     expected_count -= 1
                     expected -= _state(change.subject, change.version - 1)
-            for record in sorted(page, key=lambda record: record.sequence):
+            for record in page:
                 await self.audit_record(record)
             for record, (_, again) in zip(page, found, strict=True):
                 key = self.key(record)
@@ -304,9 +308,22 @@ class _Auditor:
         self.result.records += 1
         if self.result.records % 1_000 == 0:
             self.progress("records", self.result.records)
-        subject = str(record.identifier)
-        if not await self.log.holds(record):
-            self.result.add(f"record {subject}: is not what the log says; it was edited")
+        state = (str(record.identifier), record.version, record_digest(record))
+        self.states.append((record.sequence, *state))
+        if len(self.states) >= STATES_MAX:
+            await self.look_up_states()
+
+    async def look_up_states(self) -> None:
+        """Each must be the last that its entry gave to its subject."""
+        for sequence, states in groupby(sorted(self.states), key=lambda state: state[0]):
+            entries = await self.store.list_changes(sequence - 1, 1)
+            written: dict[str, tuple[int, bytes]] = {}
+            if entries and entries[0].sequence == sequence:
+                written = {c.subject: (c.version, c.digest) for c in entries[0].changes}
+            for _, subject, version, digest in states:
+                if written.get(subject) != (version, digest):
+                    self.result.add(f"record {subject}: is not what the log says; it was edited")
+        self.states.clear()
 
     async def narrow(self, prefix: str, after: bytes | None) -> None:
         """Say which record of a page cannot be read."""
@@ -320,29 +337,3 @@ class _Auditor:
 
     def key(self, record: Record) -> Key:
         return record.identifier.key(case_sensitive=self.case_sensitive)
-
-
-class _Log:
-    """Says whether an entry wrote a record as it is. Keeps the last entries it needed."""
-
-    def __init__(self, store: ReadStore) -> None:
-        self._store = store
-        self._kept: OrderedDict[int, dict[str, tuple[int, bytes]]] = OrderedDict()
-
-    async def holds(self, record: Record) -> bool:
-        written = self._kept.get(record.sequence)
-        if written is None:
-            entries = await self._store.list_changes(record.sequence - 1, 1)
-            written = _written(entries[0], record.sequence) if entries else {}
-            self._kept[record.sequence] = written
-            while len(self._kept) > ENTRIES_KEPT_MAX:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(record.sequence)
-        return written.get(str(record.identifier)) == (record.version, record_digest(record))
-
-
-def _written(entry: Entry, sequence: int) -> dict[str, tuple[int, bytes]]:
-    """The last state an entry gave to each of its subjects."""
-    if entry.sequence != sequence:
-        return {}
-    return {change.subject: (change.version, change.digest) for change in entry.changes}
