@@ -78,7 +78,7 @@ def test_requests_beyond_the_limit_are_refused_early(make_node: Make) -> None:
             began = time.monotonic()
             with Wire(node.port) as wire:
                 check_over_capacity(wire.ask(method, target, headers(node), BODY))
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 1  # of the 10 s that the others may take
         with Wire(node.port) as wire:
             for target in ("/healthz", "/readyz", "/metrics"):
                 assert wire.ask("GET", target).status == 200
@@ -184,7 +184,7 @@ def test_slow_connections_do_not_disturb_the_others(make_node: Make) -> None:
                 assert user.ask("PUT", path("normal"), headers(node), BODY).status == 200
             waits.append(time.monotonic() - began)
     waits.sort()
-    assert waits[-5] < 0.2, waits[-5:]
+    assert waits[-5] < 0.5, waits[-5:]
     assert memory(node) - before < 30 * 2**20
     close(slow)
     until(lambda: open_connections(node) <= 2)

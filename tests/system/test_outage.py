@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 Make = Callable[..., "RunningNode"]
 DEADLINE_S = 2.0
-MARGIN_S = 0.8
+MARGIN_S = 1.5
+"""For a busy machine. What a call waits for here takes 1.5 s or for ever: see AT_ONCE_S."""
+AT_ONCE_S = 1.0
 WARM = 40
 
 
@@ -114,7 +117,7 @@ def test_a_database_that_is_gone(
             for name in names:
                 before = time.monotonic()
                 answer = public.ask("GET", name)
-                assert time.monotonic() - before < 0.3
+                assert time.monotonic() - before < AT_ONCE_S
                 assert source(answer) == "stale"
                 age = int(answer.headers["cache-control"].removeprefix("public, max-age="))
                 assert age <= 30
@@ -123,7 +126,7 @@ def test_a_database_that_is_gone(
             unknown = public.ask("GET", path(f"{fault}-unknown"))
             assert (unknown.status, unknown.code) == (503, "temporarily-unavailable")
             assert unknown.headers["cache-control"] == "no-store"
-            assert time.monotonic() - before < 0.3
+            assert time.monotonic() - before < AT_ONCE_S
         kept = public.ask("GET", names[0], If_None_Match="*")
         assert kept.status == 200  # stale answers are not confirmed
         asked = {"identifiers": ["88.118.8/" + names[0].rpartition("/")[2], "88.118.8/nobody"]}
@@ -204,17 +207,18 @@ def test_a_change_on_one_node_shows_on_the_other(pair: tuple[RunningNode, Runnin
         )
         waits.append(time.monotonic() - began)
         assert theirs.ask("GET", path("shared")).headers["biaojie-source"] == "cache"
-    assert max(waits) < 1, waits
+    assert median(waits) < 0.6, waits
+    assert max(waits) < 2, waits
     assert ours.ask("DELETE", path("shared")).status == 200
-    until(lambda: theirs.ask("GET", path("shared")).status == 410, timeout_s=1)
+    until(lambda: theirs.ask("GET", path("shared")).status == 410, timeout_s=2)
     assert theirs.ask("GET", path("absent-yet")).status == 404
     assert ours.ask("PUT", path("absent-yet"), {"values": [URL]}).status == 201
-    until(lambda: theirs.ask("GET", path("absent-yet")).status == 200, timeout_s=1)
+    until(lambda: theirs.ask("GET", path("absent-yet")).status == 200, timeout_s=2)
     suspended = ours.ask("PATCH", "/api/v1/prefixes/88.118.8", {"status": "suspended"})
     assert suspended.status == 200
-    until(lambda: theirs.ask("GET", path("absent-yet")).status == 403, timeout_s=1)
+    until(lambda: theirs.ask("GET", path("absent-yet")).status == 403, timeout_s=2)
     ours.ask("PATCH", "/api/v1/prefixes/88.118.8", {"status": "active"})
-    until(lambda: theirs.ask("GET", path("absent-yet")).status == 200, timeout_s=1)
+    until(lambda: theirs.ask("GET", path("absent-yet")).status == 200, timeout_s=2)
 
 
 def test_a_key_revoked_on_one_node_is_refused_by_the_other(
@@ -246,7 +250,7 @@ def test_news_of_one_node_wake_those_who_wait_at_the_other(
         written = ours.ask("PUT", path("wake"), {"values": []}).json["sequence"]
         began = time.monotonic()
         page = waiting.result(10).json
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 2
     assert [item["sequence"] for item in page["items"]] == [written]
 
 

@@ -177,7 +177,7 @@ def test_who_waits_for_news_is_let_go(fresh: RunningNode) -> None:
         assert (answer.status, answer.json["items"]) == (200, [])
         assert answer.json["next"] == after
     assert exit_code(fresh) == 0
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 8  # of the 30 s it asked for
 
 
 def test_a_second_start_keeps_the_data_and_the_key(fresh: RunningNode) -> None:
