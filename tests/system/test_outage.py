@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -283,4 +284,31 @@ def test_a_sqlite_file_locked_by_another_process(make_node: Make) -> None:
 
     until(lambda: settled(0))
     until(lambda: settled(1))
+    assert "Traceback" not in node.log
+
+
+def test_a_file_that_cannot_grow(make_node: Make) -> None:
+    """As on a full disk: reads go on, writes are refused, and it recovers without repair."""
+    node = make_node()
+    node.home("88.118.8")
+    admin, public = Described(node.port, node.key), Described(node.port)
+    assert node.process is not None
+    largest = max(file.stat().st_size for file in node.data_dir.iterdir())
+    limits = resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE, (largest + 60_000, limits[1]))
+    answers = {}
+    for number in range(30):
+        name = path(f"grown-{number}")
+        body = {"values": [URL | {"data": "x" * 5_000}]}
+        answers[name] = timed(admin, "PUT", name, body, Idempotency_Key=name)
+        assert answers[name].status in (201, 503, 507)
+    written = [name for name, answer in answers.items() if answer.status == 201]
+    assert 0 < len(written) < 30
+    for name in written:
+        assert timed(public, "GET", name + "?auth=1").status == 200
+    resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE, limits)
+    for name in answers:
+        body = {"values": [URL | {"data": "x" * 5_000}]}
+        again = timed(admin, "PUT", name, body, Idempotency_Key=name)
+        assert (again.status, again.json["version"]) == (201, 1)
     assert "Traceback" not in node.log
