@@ -6,7 +6,7 @@ DATA ?= data
 PORT ?= 8080
 HOST ?= 127.0.0.1
 # Test files run side by side; most of them wait more than they compute.
-JOBS ?= 3
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help run test peers check fuzz browser clean
@@ -36,7 +36,9 @@ run: $(VENV)/.node
 	$(BIN)/biaojie migrate && exec $(BIN)/biaojie serve --demo
 
 test: $(VENV)/.test browser
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
+	  || { echo 'Once more, one at a time, those that failed: beside others a test may be late.'; \
+	       $(BIN)/python -m pytest --last-failed; }
 
 # A client that none of us wrote; its library comes from Maven Central.
 peers: $(VENV)/.test
