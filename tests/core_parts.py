@@ -227,7 +227,7 @@ class Parts:
     def _committed(self, entry: Entry) -> None:
         self.cache.forget(entry)
         self.service.forget(entry)
-        self.tail.committed()
+        self.tail.committed(entry)
 
     async def __aenter__(self) -> Parts:
         self.registrar.start()

@@ -133,6 +133,16 @@ async def test_every_entry_once_and_in_order() -> None:
     assert listener.cleared == 0
 
 
+async def test_own_commits_are_not_told_twice() -> None:
+    """What was cached since the commit is true and stays."""
+    async with Parts(MemoryStore(), poll_s=0.005) as parts:
+        await home(parts.registrar)
+        await write(parts.registrar, create())
+        assert (await parts.resolver.resolve(key())).source is Source.STORE
+        await until(lambda: parts.tail.sequence == 2)
+        assert (await parts.resolver.resolve(key())).source is Source.CACHE
+
+
 async def test_a_failing_look_at_the_log_marks_the_registry_as_down_until_it_is_read() -> None:
     store = GatedStore()
     health = Health()
