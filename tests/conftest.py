@@ -13,6 +13,7 @@ for each test:
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,3 +77,8 @@ def database_url(request: pytest.FixtureRequest) -> str:
         {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
     )
     return url
+
+
+# A shell starts what runs in its background with SIGINT ignored, and children inherit that: the
+# tests that interrupt a program must find it as a person at a terminal does.
+signal.signal(signal.SIGINT, signal.default_int_handler)
