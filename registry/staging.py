@@ -46,7 +46,7 @@ from .operations import (
     RecordOperation,
     RevokeKey,
 )
-from .store import Found, Transaction
+from .store import LOOK_UP_MAX, Found, Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,6 @@ class Rules:
 RULES_DEFAULT = Rules()
 NODE_TENANT = "node"
 """Owns `0.NA` where it is homed by itself."""
-LOOK_UP_MAX = 4_096
 
 
 async def _look_up_all(tx: Transaction, keys: Sequence[Key]) -> list[Found]:

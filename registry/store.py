@@ -19,6 +19,8 @@ from biaojie.record import Record
 
 from .matching import Match
 
+LOOK_UP_MAX = 4_096
+"""Most keys that one `look_up` takes."""
 INDEXING_MAX = 1_000
 """Most prefixes that `list_indexing` gives."""
 

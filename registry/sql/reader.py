@@ -16,7 +16,7 @@ from biaojie.identifier import Key
 from biaojie.record import Record
 
 from ..changelog import unpack_changes
-from ..store import INDEXING_MAX, Found, ReceiptKey, StoredReceipt
+from ..store import INDEXING_MAX, LOOK_UP_MAX, Found, ReceiptKey, StoredReceipt
 from .blob import decode_blob
 from .tables import (
     PREFIX_STATUS_OF,
@@ -30,7 +30,6 @@ from .tables import (
     value_index,
 )
 
-LOOK_UP_MAX = 4_096
 SCAN_ROWS = 10_000
 
 _PREFIX = (

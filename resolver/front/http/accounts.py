@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from biaojie.errors import (
     IdempotencyMismatch,
     IdempotencyRunning,
     InvalidIdentifier,
-    InvalidRequest,
     NotFound,
     PrefixNotHere,
     PrefixTaken,
@@ -31,6 +29,7 @@ from registry.registrar import Idempotency
 
 from ...handle.identity import parse_identity
 from ...service import Service
+from .cursor import cursor_octets, cursor_text, not_a_cursor
 from .endpoint import Asked, Endpoint, Reply, json_reply, write_headers
 from .models import (
     ChangesPage,
@@ -55,20 +54,16 @@ def _cursor(text: str | None) -> str | None:
     if text is None:
         return None
     try:
-        name = base64.b64decode(text, altchars=b"-_", validate=True).decode("ascii")
+        name = cursor_octets(text).decode("ascii")
         if not name.isprintable():
             raise ValueError
         return name
     except ValueError:
-        raise InvalidRequest(
-            "after: not a cursor; pass `next` of the page before.",
-            "after：不是有效游标；请传入上一页的 `next`。",
-            errors=[{"path": "query.after", "message": "not a cursor"}],
-        ) from None
+        raise not_a_cursor() from None
 
 
 def _page(items: list[dict[str, Any]], last: str | None) -> dict[str, Any]:
-    onward = None if last is None else base64.urlsafe_b64encode(last.encode()).decode()
+    onward = None if last is None else cursor_text(last.encode())
     return {"items": items, "next": onward}
 
 

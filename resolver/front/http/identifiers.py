@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +37,7 @@ from registry.registrar import Idempotency
 
 from ...core import Source
 from ...service import Query, Resolution, Service
+from .cursor import cursor_octets, cursor_text, not_a_cursor
 from .endpoint import Asked, Endpoint, Reply, etag, json_reply, write_headers
 from .models import (
     CreateBody,
@@ -123,13 +122,9 @@ def _cursor(text: str | None) -> bytes | None:
     if text is None:
         return None
     try:
-        return base64.b64decode(text, altchars=b"-_", validate=True)
-    except (ValueError, binascii.Error):
-        raise InvalidRequest(
-            "after: not a cursor; pass `next` of the page before.",
-            "after：不是有效游标；请传入上一页的 `next`。",
-            errors=[{"path": "query.after", "message": "not a cursor"}],
-        ) from None
+        return cursor_octets(text)
+    except ValueError:
+        raise not_a_cursor() from None
 
 
 async def _list(service: Service, caller: Caller, query: ListQuery) -> dict[str, Any]:
@@ -137,7 +132,7 @@ async def _list(service: Service, caller: Caller, query: ListQuery) -> dict[str,
     records, more = await service.list_records(
         caller, query.prefix, _cursor(query.after), query.limit
     )
-    onward = base64.urlsafe_b64encode(service.cursor(records[-1])).decode() if more else None
+    onward = cursor_text(service.cursor(records[-1])) if more else None
     return {"items": [document.encode_record(record) for record in records], "next": onward}
 
 

@@ -6,8 +6,6 @@ types into the query as names (`?URL=…&CHECKSUM=…`), mostly unencoded, and r
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +32,7 @@ from registry.matching import Criterion
 
 from ...search import START, Findings, Question
 from ...service import Service
+from .cursor import cursor_octets, cursor_text
 from .endpoint import Asked, Endpoint, json_reply
 from .models import IdentifierPage, SearchQuery
 
@@ -91,10 +90,10 @@ def _cursor(text: str | None) -> Key:
     if text is None:
         return START
     try:
-        octets = base64.b64decode(text, altchars=b"-_", validate=True)
+        octets = cursor_octets(text)
         prefix, slash, suffix = octets.partition(b"/")
         name = prefix.decode("ascii")
-    except (ValueError, binascii.Error):
+    except ValueError:
         raise _fault("not a cursor.", "不是有效游标。", "after") from None
     if not slash or not name.isprintable() or len(name) > PREFIX_CHARS_MAX:
         raise _fault("not a cursor.", "不是有效游标。", "after")
@@ -119,7 +118,7 @@ def _page(findings: Findings) -> dict[str, Any]:
     onward = None
     if findings.next is not None:
         octets = findings.next.prefix.encode() + b"/" + findings.next.suffix
-        onward = base64.urlsafe_b64encode(octets).decode()
+        onward = cursor_text(octets)
     return {"items": [str(identifier) for identifier in findings.identifiers], "next": onward}
 
 
