@@ -19,11 +19,11 @@ from .keys import jwk as keys_jwk
 from .limits import TTL_DEFAULT_S, VALUES_MAX
 from .record import (
     PERMISSIONS_DEFAULT,
-    SECRET_TYPES,
     Permissions,
     Reference,
     Value,
     fold_type,
+    usual_permissions,
 )
 from .wire import document
 from .wire.handle import (
@@ -166,7 +166,7 @@ def _value(content: object, path: str) -> Value:
     if not isinstance(type_, str):
         raise _bad(f"{path}.type", "must be text.")
     # Known members only, in the stricter codec's words; everything else is passed over.
-    usual = "1100" if fold_type(type_) in SECRET_TYPES else str(PERMISSIONS_DEFAULT)
+    usual = str(usual_permissions(type_))
     ttl = content.get("ttl", TTL_DEFAULT_S)
     absolute = isinstance(ttl, str) and not ttl.isdigit()
     references = content.get("references") or []

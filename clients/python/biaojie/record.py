@@ -61,6 +61,11 @@ def fold_type(type_: str) -> str:
     return type_.translate(_UPPER)
 
 
+def usual_permissions(type_: str) -> Permissions:
+    """What a value of this type has when nothing else is said: 1110, or 1100 for secrets."""
+    return PERMISSIONS_SECRET if fold_type(type_) in SECRET_TYPES else PERMISSIONS_DEFAULT
+
+
 class Status(StrEnum):
     """Where a record is in its life cycle.
 

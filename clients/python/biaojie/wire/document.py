@@ -22,15 +22,12 @@ from ..errors import BiaojieError, InvalidIdentifier, InvalidRecord, MalformedAn
 from ..identifier import Identifier
 from ..limits import REFERENCES_MAX, TTL_DEFAULT_S, VALUES_MAX
 from ..record import (
-    PERMISSIONS_DEFAULT,
-    PERMISSIONS_SECRET,
-    SECRET_TYPES,
     Permissions,
     Record,
     Reference,
     Status,
     Value,
-    fold_type,
+    usual_permissions,
 )
 from .problem import HTTP_STATUS as HTTP_STATUS  # noqa: PLC0414
 from .problem import decode_error as decode_error  # noqa: PLC0414
@@ -147,7 +144,7 @@ def decode_value(document: object, path: str = "value") -> Value:
         ttl = decode_time(ttl, f"{path}.ttl")
     elif not isinstance(ttl, int) or isinstance(ttl, bool) or abs(ttl) > _WHOLE_MAX:
         raise _bad(f"{path}.ttl", "must be seconds or a time.", "应为秒数或时间。")
-    usual = PERMISSIONS_SECRET if fold_type(type_) in SECRET_TYPES else PERMISSIONS_DEFAULT
+    usual = usual_permissions(type_)
     permissions = _field(document, "permissions", str, path, str(usual))
     stamp = document.get("timestamp")
     return Value(
