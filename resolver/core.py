@@ -33,11 +33,28 @@ class Source(StrEnum):
     STALE = "stale"
 
 
+@dataclass(slots=True)
+class Cached:
+    """One cached record. `alive` is cleared when the identifier changes or the entry leaves the
+    cache: all who made something of it look there before they use it. Times are monotonic."""
+
+    record: Record
+    fetched: float
+    expires: float
+    size: int
+    ttl_s: int
+    whole: bool = False
+    hits: int = 0
+    alive: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A public record, or the error class that stands for its absence.
 
     `age_s` is how long ago it was read from the registry, `ttl_s` how long it may be kept.
+    `whole`: the record has no value that the public may not see. `entry` is what the cache
+    holds of it, where the answer is fresh and from there.
     """
 
     record: Record | None
@@ -45,6 +62,8 @@ class Answer:
     source: Source
     age_s: int
     ttl_s: int
+    whole: bool = False
+    entry: Cached | None = None
 
     def found(self) -> Record:
         """The record; raises the absence."""
@@ -85,7 +104,15 @@ async def _nobody(key: Key) -> Answer:
 
 
 class Resolver:
-    def __init__(self, steps: Sequence[Step]) -> None:
+    """`resolve` asks the steps in order. `at_hand` is what the first of them knows without
+    waiting, None where it has to ask."""
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        at_hand: Callable[[Key], Answer | None] = lambda key: None,
+    ) -> None:
+        self.at_hand = at_hand
         onward: Onward = _nobody
         for step in reversed(steps):
             onward = _link(step, onward)

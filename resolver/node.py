@@ -101,7 +101,7 @@ class Node:
         self.service = Service(
             store,
             self.registrar,
-            Resolver([self.cache, self.local, referral]),
+            Resolver([self.cache, self.local, referral], self.cache.at_hand),
             self.local,
             self.tail,
             referral=referral,

@@ -9,20 +9,46 @@ from __future__ import annotations
 import ipaddress
 import logging
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.utils import floatToGoString
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 log = structlog.get_logger("biaojie.request")
+
+
+class Tally:
+    """Requests of one front, operation and outcome: how many, and how long they took. For one
+    event loop: no lock, so that counting costs the express lane next to nothing."""
+
+    __slots__ = ("buckets", "count", "seconds")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        self.buckets = [0] * (len(_SECONDS) + 1)
+
+    def add(self, seconds: float, count: int = 1) -> None:
+        """`count` requests that together took `seconds`."""
+        self.count += count
+        self.seconds += seconds
+        self.buckets[bisect_left(_SECONDS, seconds / count)] += count
 
 
 class Observer:
@@ -32,19 +58,8 @@ class Observer:
         self.slow_s = slow_s
         self.truncate_addresses = truncate_addresses
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "biaojie_requests",
-            "Requests answered, by front, operation and outcome (ok or the error code).",
-            ("front", "operation", "outcome"),
-            registry=self.registry,
-        )
-        self._seconds = Histogram(
-            "biaojie_request_seconds",
-            "Seconds from the whole request to the reply, by front, operation and outcome.",
-            ("front", "operation", "outcome"),
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
+        self._tallies: dict[tuple[str, str, str], Tally] = {}
+        self.registry.register(_Requests(self._tallies))
         self._store_seconds = Histogram(
             "biaojie_store_seconds",
             "Seconds of one call to the registry store.",
@@ -78,6 +93,14 @@ class Observer:
 
     # What the parts report --------------------------------------------------------------
 
+    def tally(self, front: str, operation: str, outcome: str = "ok") -> Tally:
+        """Where requests of this kind are counted; `answered` does, and the express lane."""
+        named = (front, operation, outcome)
+        tally = self._tallies.get(named)
+        if tally is None:
+            tally = self._tallies[named] = Tally()
+        return tally
+
     def looked_up(self, keys: int, seconds: float, ok: bool) -> None:
         self._look_up_keys.observe(keys)
         self._store_seconds.labels("look-up", "ok" if ok else "failed").observe(seconds)
@@ -98,8 +121,7 @@ class Observer:
         fault: BaseException | None = None,
     ) -> None:
         """One request is done. `outcome` is ok or the error code; bad ones get a log line."""
-        self._requests.labels(front, operation, outcome).inc()
-        self._seconds.labels(front, operation, outcome).observe(seconds)
+        self.tally(front, operation, outcome).add(seconds)
         slow = seconds >= self.slow_s
         if outcome == "ok" and not slow:
             return
@@ -128,6 +150,36 @@ class Observer:
             return ""
         keep = 24 if address.version == 4 else 48
         return str(ipaddress.ip_network(f"{address}/{keep}", strict=False).network_address)
+
+
+class _Requests:
+    """The tallies in the forms that Prometheus knows."""
+
+    def __init__(self, tallies: Mapping[tuple[str, str, str], Tally]) -> None:
+        self._tallies = tallies
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ("front", "operation", "outcome")
+        requests = CounterMetricFamily(
+            "biaojie_requests",
+            "Requests answered, by front, operation and outcome (ok or the error code).",
+            labels=labels,
+        )
+        lasted = HistogramMetricFamily(
+            "biaojie_request_seconds",
+            "Seconds from the whole request to the reply, by front, operation and outcome.",
+            labels=labels,
+        )
+        for named, tally in self._tallies.items():
+            if not tally.count:
+                continue
+            requests.add_metric(named, tally.count)
+            upto = accumulate(tally.buckets)
+            bounds = [*map(floatToGoString, _SECONDS), "+Inf"]
+            buckets = list(zip(bounds, upto, strict=True))
+            lasted.add_metric(named, buckets, tally.seconds)
+        yield requests
+        yield lasted
 
 
 class _Readings:

@@ -38,7 +38,7 @@ from registry.operations import Operation
 from registry.registrar import Idempotency, Mode, Outcome, Registrar
 from registry.store import Found, Store
 
-from .core import Answer, Resolver, Source
+from .core import Answer, Cached, Resolver, Source
 from .search import Findings, Question, Search
 from .steps.local import LocalStep
 from .steps.referral import ReferralStep
@@ -70,13 +70,18 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """The values asked for. `private` when the view holds what the public may not see."""
+    """The values asked for. `private` when the view holds what the public may not see; `whole`
+    when there are no values that the public may not see. `entry` is what the cache holds of the
+    record, where the answer is fresh, from there, and the same for everybody: a front may keep
+    the reply made of it for as long as the entry is alive (see `lane`)."""
 
     record: Record
     source: Source
     age_s: int
     ttl_s: int
     private: bool
+    whole: bool = False
+    entry: Cached | None = None
 
 
 def select(record: Record, query: Query) -> Record:
@@ -93,6 +98,13 @@ def select(record: Record, query: Query) -> Record:
         )
 
     return replace(record, values=tuple(v for v in record.values if wanted(v.index, v.type)))
+
+
+def _shown(answer: Answer, query: Query) -> Resolution:
+    """Raises the absence."""
+    view = select(answer.found(), query)
+    entry = answer.entry if answer.whole else None
+    return Resolution(view, answer.source, answer.age_s, answer.ttl_s, False, answer.whole, entry)
 
 
 class Service:
@@ -203,6 +215,15 @@ class Service:
                     return await self._public(self._local.answer(prefix, record), query, key)
         return await self._public(await self._resolver.resolve(key), query, key)
 
+    def at_hand(self, query: Query) -> Resolution | None:
+        """What the public gets without waiting, as `resolve` would answer; None where that has
+        to be asked for."""
+        if query.authoritative:
+            return None
+        key = query.identifier.key(case_sensitive=self._case_sensitive)
+        answer = self._resolver.at_hand(key)
+        return None if answer is None else _shown(answer, query)
+
     async def _holds(self, caller: Caller, prefix: str, record: Record | None = None) -> int:
         """AdminRight bits of a Handle identity on a record and its prefix; 0 for others."""
         if caller.handle is None:
@@ -221,8 +242,7 @@ class Service:
             responsible = await self._referral.responsible(key.prefix)
             if responsible is not None:
                 raise elsewhere(responsible)
-        view = select(answer.found(), query)
-        return Resolution(view, answer.source, answer.age_s, answer.ttl_s, False)
+        return _shown(answer, query)
 
     async def resolve_many(
         self, identifiers: Sequence[Identifier], caller: Caller

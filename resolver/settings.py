@@ -128,6 +128,13 @@ class Settings(BaseModel):
     cache_ttl_max_s: float = Field(
         3600.0, ge=0, le=172_800, description="Longest time a record is cached without asking."
     )
+    lane_bytes_max: int = Field(
+        96 * 2**20,
+        ge=0,
+        le=2**40,
+        description="Size of the ready replies of the express lane, all fronts together, in bytes;"
+        " 0: no lane.",
+    )
     absent_ttl_s: float = Field(
         5.0, ge=0, le=60, description="How long the absence of a name is remembered."
     )
@@ -205,6 +212,34 @@ class Settings(BaseModel):
         description="Take passwords and sessions of the Handle REST interface over TLS only, or"
         " from this machine itself.",
     )
+    native_enabled: bool = Field(True, description="Whether to speak the native protocol.")
+    native_host: str = Field(
+        "", description="Address to listen on for the native protocol. Empty: as `host`."
+    )
+    native_port: int = Field(
+        2650, ge=0, le=65535, description="Native protocol port, TCP; 0 picks a free one."
+    )
+    native_socket: Path | None = Field(
+        None, description="Unix socket to listen on for the native protocol as well."
+    )
+    native_connections_max: int = Field(
+        10_000, ge=1, le=1_000_000, description="Open native connections."
+    )
+    native_pipeline_max: int = Field(
+        1_024, ge=1, le=65_536, description="Requests of one native connection worked on at a time."
+    )
+    native_requests_max: int = Field(
+        2_048,
+        ge=1,
+        le=100_000,
+        description="Native requests worked on at a time; beyond: over capacity.",
+    )
+    native_idle_timeout_s: float = Field(
+        600.0, gt=0, le=86_400, description="How long an idle native connection stays open."
+    )
+    native_message_timeout_s: float = Field(
+        15.0, gt=0, le=300, description="Time a native client has to say hello, or a whole frame."
+    )
     page_redirects: Literal["never", "always"] = Field(
         "never",
         description="Whether the page of an identifier leads on to its address, as Handle proxies"
@@ -221,6 +256,9 @@ class Settings(BaseModel):
     tls_self_signed: bool = Field(
         False,
         description="Make a certificate of its own, in the data folder, at the first start.",
+    )
+    workers: int = Field(
+        1, ge=1, le=256, description="Processes that serve together, on the same ports."
     )
     drain_s: float = Field(
         10.0, ge=0, le=300, description="Time for running requests when the node stops."

@@ -28,7 +28,7 @@ from biaojie.record import Record
 from registry.changelog import subject_key
 from registry.handle_rights import ancestors
 
-from ..core import Answer, Onward, Source
+from ..core import Answer, Cached, Onward, Source
 from ..health import Health
 from .s3fifo import S3Fifo
 
@@ -36,19 +36,6 @@ _RECORD_BYTES = 540  # objects around an empty record, measured with tracemalloc
 _VALUE_BYTES = 135
 _REFERENCE_BYTES = 60
 STALE_TTL_S = 30  # RFC 8767 §4: how long others may keep a stale answer
-
-
-@dataclass(slots=True)
-class Cached:
-    """One cached record. `alive` is cleared when the identifier changes, for all who share it."""
-
-    record: Record
-    fetched: float
-    expires: float
-    size: int
-    ttl_s: int
-    hits: int = 0
-    alive: bool = True
 
 
 def size_of(key: Key, record: Record) -> int:
@@ -94,7 +81,7 @@ class CacheStep:
         self._stale_s = stale_s
         self._case_sensitive = case_sensitive
         self._clock = clock
-        self.cached: S3Fifo[Key, Cached] = S3Fifo(bytes_max)
+        self.cached: S3Fifo[Key, Cached] = S3Fifo(bytes_max, _bury)
         self.absent: OrderedDict[Key, _Absent] = OrderedDict()
         self._flights: dict[Key, _Flight] = {}
         self.counts = {"hit": 0, "stale": 0, "absent-hit": 0, "miss": 0, "joined": 0}
@@ -123,19 +110,27 @@ class CacheStep:
                 raise
             return self._stale(entry, now)
 
+    def at_hand(self, key: Key) -> Answer | None:
+        """A fresh answer, without waiting for anything."""
+        entry = self.cached.entries.get(key)
+        if entry is None or self._health.down:
+            return None
+        now = self._clock()
+        return self._hit(entry, now) if now < entry.expires else None
+
     def _hit(self, entry: Cached, now: float) -> Answer:
         entry.hits += 1
         self.counts["hit"] += 1
         age = int(now - entry.fetched)
-        return Answer(entry.record, None, Source.CACHE, age, max(entry.ttl_s - age, 0))
+        left = max(entry.ttl_s - age, 0)
+        return Answer(entry.record, None, Source.CACHE, age, left, entry.whole, entry)
 
     def _stale(self, entry: Cached, now: float) -> Answer:
         entry.hits += 1
         self.counts["stale"] += 1
         left = max(int(entry.expires - now), 0)
-        return Answer(
-            entry.record, None, Source.STALE, int(now - entry.fetched), min(left, STALE_TTL_S)
-        )
+        age, ttl_s = int(now - entry.fetched), min(left, STALE_TTL_S)
+        return Answer(entry.record, None, Source.STALE, age, ttl_s, entry.whole)
 
     async def _fly(self, key: Key, onward: Onward) -> Answer:
         flight = self._flights.get(key)
@@ -169,12 +164,13 @@ class CacheStep:
         record = answer.record
         size = size_of(key, record)
         kept = min(answer.ttl_s, self._ttl_max_s)
-        self.cached.put(key, Cached(record, now, now + kept, size, answer.ttl_s))
+        entry = Cached(record, now, now + kept, size, answer.ttl_s, answer.whole)
+        entry.alive = self.cached.put(key, entry)
 
     def _drop(self, key: Key) -> None:
         entry = self.cached.drop(key)
         if entry is not None:
-            entry.alive = False
+            _bury(entry)
 
     # Invalidation -----------------------------------------------------------------------
 
@@ -214,3 +210,7 @@ class CacheStep:
         for flight in self._flights.values():
             flight.current = False
         self._flights.clear()
+
+
+def _bury(entry: Cached) -> None:
+    entry.alive = False

@@ -66,7 +66,9 @@ class LocalStep:
     def answer(self, prefix: Prefix | None, record: Record | None) -> Answer:
         """The public answer made of what `fetch` found just now."""
         view, absence = public_view(prefix, record)
-        return Answer(view, absence, Source.STORE, 0, view.ttl_s(self._clock()) if view else 0)
+        if view is None:
+            return Answer(None, absence, Source.STORE, 0, 0)
+        return Answer(view, None, Source.STORE, 0, view.ttl_s(self._clock()), view is record)
 
     async def fetch(self, key: Key) -> Found:
         """What the registry holds, private values and all.

@@ -7,7 +7,7 @@ through the small queue and do not push out what is asked again.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 
@@ -23,10 +23,14 @@ E = TypeVar("E", bound=Sized)
 
 
 class S3Fifo(Generic[K, E]):
-    """At most `bytes_max`; a tenth of it is the small queue. Ghosts are bounded by count."""
+    """At most `bytes_max`; a tenth of it is the small queue. Ghosts are bounded by count.
 
-    def __init__(self, bytes_max: int) -> None:
+    `evicted` is told of each entry that made room for others.
+    """
+
+    def __init__(self, bytes_max: int, evicted: Callable[[E], None] | None = None) -> None:
         self.bytes_max = bytes_max
+        self._evicted = evicted
         self.bytes = 0
         self.entries: dict[K, E] = {}
         self._small: OrderedDict[K, None] = OrderedDict()
@@ -82,6 +86,8 @@ class S3Fifo(Generic[K, E]):
             return
         del self.entries[key]
         self.bytes -= entry.size
+        if self._evicted is not None:
+            self._evicted(entry)
         self._ghosts[key] = None
         while len(self._ghosts) > max(len(self.entries), 64):
             self._ghosts.popitem(last=False)
@@ -97,3 +103,5 @@ class S3Fifo(Generic[K, E]):
         key, _ = self._main.popitem(last=False)
         entry = self.entries.pop(key)
         self.bytes -= entry.size
+        if self._evicted is not None:
+            self._evicted(entry)
