@@ -81,5 +81,6 @@ def test_what_the_lane_answers_is_in_the_metrics() -> None:
     page = observer.page().decode()
     named = 'front="http",operation="resolve",outcome="ok"'
     assert f"biaojie_requests_total{{{named}}} 3.0" in page
-    assert f'biaojie_request_seconds_bucket{{{named},le="0.0005"}} 2.0' in page
+    within = 'front="http",le="0.0005",operation="resolve",outcome="ok"'
+    assert f"biaojie_request_seconds_bucket{{{within}}} 2.0" in page
     assert f"biaojie_request_seconds_sum{{{named}}} 0.30002" in page
