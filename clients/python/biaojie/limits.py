@@ -31,3 +31,5 @@ SEARCHABLE_TYPES_MAX = 16
 """Value types that one prefix may declare searchable."""
 SEARCH_VALUES_MAX = 8
 """Values that one search may ask for."""
+FRAME_OCTETS_MAX = 8 * 2**20
+"""Octets of one frame of the native protocol after its length field."""
