@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from biaojie.account import ApiKey, Prefix, PrefixStatus, Role, check_searchable
@@ -24,11 +24,12 @@ from biaojie.identifier import check_prefix, fold_prefix
 from biaojie.record import Reference
 from biaojie.wire import document
 from registry.admission import Caller
-from registry.operations import ChangePrefix, HomePrefix, RevokeKey
+from registry.operations import ChangePrefix, HomePrefix
 from registry.registrar import Idempotency
 
 from ...handle.identity import parse_identity
 from ...service import Service
+from ...writing import revoke_key, write_prefix
 from .cursor import cursor_octets, cursor_text, not_a_cursor
 from .endpoint import Asked, Endpoint, Reply, json_reply, write_headers
 from .models import (
@@ -106,20 +107,7 @@ def _change_prefix(asked: Asked) -> _PrefixWrite:
 async def _write_prefix(
     service: Service, caller: Caller, write: _PrefixWrite
 ) -> tuple[Prefix, bool]:
-    operation = write.operation
-    outcome = await service.write(caller, [operation], idempotency=write.idempotency)
-    receipt = outcome.single()
-    now = await service.find_prefix(caller, operation.name)
-    # What this request made of it, whatever came after: a replay is the first reply again.
-    made = replace(
-        now,
-        tenant=operation.tenant or now.tenant,
-        status=PrefixStatus(receipt.status),
-        version=receipt.version,
-        sequence=receipt.sequence,
-        searchable=now.searchable if operation.searchable is None else operation.searchable,
-    )
-    return made, outcome.replayed
+    return await write_prefix(service, caller, write.operation, write.idempotency)
 
 
 async def _find_prefix(service: Service, caller: Caller, name: str) -> Prefix:
@@ -159,10 +147,7 @@ def _key_id(asked: Asked) -> str:
 async def _revoke(
     service: Service, caller: Caller, question: tuple[str, Idempotency | None]
 ) -> tuple[ApiKey, bool]:
-    key_id, idempotency = question
-    outcome = await service.write(caller, [RevokeKey(key_id)], idempotency=idempotency)
-    outcome.single()
-    return await service.find_key(caller, key_id), outcome.replayed
+    return await revoke_key(service, caller, *question)
 
 
 def _encode_revoked(asked: Asked, answer: tuple[ApiKey, bool]) -> Reply:

@@ -6,28 +6,17 @@ done there and not in the service.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from biaojie.change import BatchResult, RowResult
+from biaojie.change import BatchResult
 from biaojie.errors import (
     BatchRejected,
     BiaojieError,
-    Elsewhere,
-    Forbidden,
     IdempotencyMismatch,
     IdempotencyRunning,
-    IdentifierNotFound,
-    IdentifierRetired,
-    IdentifierTaken,
     InvalidIdentifier,
-    InvalidRecord,
-    PrefixNotHere,
-    PrefixSuspended,
-    RecordFrozen,
     TooLarge,
     Unauthenticated,
-    ValueReadOnly,
 )
 from biaojie.identifier import Identifier
 from biaojie.limits import BATCH_ROWS_MAX
@@ -35,9 +24,9 @@ from biaojie.record import Status
 from biaojie.wire import document
 from registry.admission import Caller
 from registry.operations import Create, Put, RecordOperation, Retire
-from registry.registrar import Idempotency, Mode, Outcome
 
 from ...service import REPLY_BYTES_MAX, Resolution, Service
+from ...writing import Batch, write_batch
 from .endpoint import Asked, Endpoint, Reply, json_reply, write_headers
 from .faults import validated
 from .identifiers import BASE, status_of, values_of
@@ -102,15 +91,6 @@ def _encode_many(asked: Asked, answers: list[tuple[str, Resolution | BiaojieErro
 # Write ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    mode: Mode
-    dry_run: bool
-    rows: list[RecordOperation | BiaojieError]
-    texts: list[str]
-    idempotency: Idempotency | None
-
-
 def _row(given: Any) -> RecordOperation | BiaojieError:
     try:
         row = validated(BatchRow, given, "row")
@@ -125,7 +105,7 @@ def _row(given: Any) -> RecordOperation | BiaojieError:
         return error
 
 
-def _batch(asked: Asked) -> _Batch:
+def _batch(asked: Asked) -> Batch:
     body = asked.body_as(BatchBody)
     if len(body.rows) > BATCH_ROWS_MAX:
         raise TooLarge(
@@ -137,70 +117,9 @@ def _batch(asked: Asked) -> _Batch:
         str(given.get("identifier", ""))[:300] if isinstance(given, dict) else ""
         for given in body.rows
     ]
-    return _Batch(
+    return Batch(
         body.mode, body.dry_run, [_row(given) for given in body.rows], texts, asked.idempotency()
     )
-
-
-async def _write_batch(service: Service, caller: Caller, batch: _Batch) -> tuple[BatchResult, bool]:
-    good = [row for row in batch.rows if not isinstance(row, BiaojieError)]
-    doomed = batch.mode == "all" and len(good) < len(batch.rows)
-    outcome = Outcome((), 0)
-    if good:
-        try:
-            # A doomed batch still runs dry, so that every bad row is named at once.
-            outcome = await service.write(
-                caller,
-                good,
-                mode="valid-rows" if doomed else batch.mode,
-                dry_run=batch.dry_run or doomed,
-                idempotency=None if doomed or batch.dry_run else batch.idempotency,
-            )
-        except BatchRejected as error:
-            outcome = Outcome(error.fields["results"], 0)
-            doomed = True
-        except _ROW_ERRORS as error:  # the only row, refused as a single operation is
-            outcome = Outcome((error,), 0)
-            doomed = True
-    elif caller.role is None:
-        raise Unauthenticated()
-    rows = _rows(batch, outcome)
-    if doomed:
-        bad = [document.encode_row(row) for row in rows if not row.ok]
-        raise BatchRejected(
-            f"{len(bad)} of {len(rows)} rows are bad; none was written.",
-            f"{len(rows)} 行中有 {len(bad)} 行错误；整批未写入。",
-            rows=bad,
-        )
-    result = BatchResult(batch.mode, batch.dry_run, outcome.sequence, rows)
-    return result, outcome.replayed
-
-
-_ROW_ERRORS = (
-    InvalidIdentifier,
-    InvalidRecord,
-    Forbidden,
-    PrefixNotHere,
-    PrefixSuspended,
-    Elsewhere,
-    IdentifierNotFound,
-    IdentifierRetired,
-    IdentifierTaken,
-    RecordFrozen,
-    ValueReadOnly,
-)
-
-
-def _rows(batch: _Batch, outcome: Outcome) -> tuple[RowResult, ...]:
-    results = iter(outcome.results)
-    rows = []
-    for number, (row, text) in enumerate(zip(batch.rows, batch.texts, strict=True), start=1):
-        result = row if isinstance(row, BiaojieError) else next(results)
-        if isinstance(result, BiaojieError):
-            rows.append(RowResult(number, text, None, result.code, *result.detail))
-        else:
-            rows.append(RowResult(number, result.identifier, result))
-    return tuple(rows)
 
 
 def _encode_batch(asked: Asked, answer: tuple[BatchResult, bool]) -> Reply:
@@ -229,7 +148,7 @@ ENDPOINTS: tuple[Endpoint[Any, Any], ...] = (
         "identifiers",
         "Register, replace or retire up to 2,000 identifiers at once",
         _batch,
-        _write_batch,
+        write_batch,
         _encode_batch,
         body=BatchBody,
         reply=BatchReply,

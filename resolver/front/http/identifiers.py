@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ulid import ULID
-
 from biaojie.change import Action, Receipt
 from biaojie.errors import (
     BiaojieError,
@@ -37,6 +35,7 @@ from registry.registrar import Idempotency
 
 from ...core import Source
 from ...service import Query, Resolution, Service
+from ...writing import minted
 from .cursor import cursor_octets, cursor_text, not_a_cursor
 from .endpoint import Asked, Endpoint, Reply, etag, json_reply, write_headers
 from .models import (
@@ -194,8 +193,7 @@ def _create(asked: Asked) -> _Write:
     if body.identifier is not None:
         identifier = Identifier.parse(body.identifier)
     else:
-        # A ULID sorts by time, so minted suffixes of one prefix lie together in the registry.
-        identifier = Identifier(str(body.prefix), body.suffix_start + str(ULID()))
+        identifier = minted(str(body.prefix), body.suffix_start)
     operation = Create(identifier, values_of(body.values), Status(body.status), body.template)
     return _Write(operation, asked.idempotency())
 
