@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Coroutine
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -14,7 +16,10 @@ from biaojie.identifier import Identifier
 
 if TYPE_CHECKING:
     from .settings import Settings
+    from .worker import Post, SupervisorPipe
 
+STOP_SPARE_S: Final = 15.0
+"""What a worker has to stop, besides the time for requests and for a commit."""
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -35,31 +40,139 @@ def serve(
     demo: Annotated[
         bool, typer.Option("--demo", help="Home a demo prefix and fill it with sample data.")
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", min=1, max=256, help="Processes that serve (default: the setting)."
+        ),
+    ] = None,
 ) -> None:
     """Run a node. Its settings come from BIAOJIE_* variables and an optional TOML file."""
-    from .settings import SettingsFault, load
-
-    try:
-        settings = load(config)
-    except SettingsFault as error:
-        for fault in error.faults:
-            typer.echo(f"settings 配置: {fault}", err=True)
-        raise typer.Exit(2) from None
+    settings = _settings(config)
+    if workers is not None:
+        settings = settings.model_copy(update={"workers": workers})
     if check_config:
         for name, value in settings.masked().items():
             typer.echo(f"{name} = {value!r}")
         return
+    if settings.workers > 1:
+        _supervise(settings, config, demo, workers)
+    else:
+        _serve_here(settings, Duty(demo=demo, fills=demo))
+
+
+@app.command(hidden=True)
+def worker(
+    slot: Annotated[int, typer.Option()],
+    workers: Annotated[int, typer.Option()],
+    pipe: Annotated[int, typer.Option()],
+    folder: Annotated[Path, typer.Option()],
+    sockets: Annotated[str, typer.Option()],
+    config: Annotated[Path | None, typer.Option()] = None,
+    demo: Annotated[bool, typer.Option("--demo")] = False,
+    first: Annotated[bool, typer.Option("--first")] = False,
+) -> None:
+    """One of several processes that serve together; `serve` starts them."""
+    from .worker import Post, SupervisorPipe
+    from .worker_sockets import adopt
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from the terminal, for the supervisor to obey
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    post = Post(slot, workers, folder, adopt(sockets))
+    duty = Duty(demo=demo, fills=demo and first, post=post, pipe=SupervisorPipe(pipe))
+    _serve_here(_settings(config), duty)
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """What a process that serves is to do besides: `fills` with the `demo` data. Alone it has no
+    `post`, and nobody at the other end of a `pipe`."""
+
+    demo: bool = False
+    fills: bool = False
+    post: Post | None = None
+    pipe: SupervisorPipe | None = None
+
+
+def _settings(config: Path | None) -> Settings:
+    from .settings import SettingsFault, load
+
+    try:
+        return load(config)
+    except SettingsFault as error:
+        for fault in error.faults:
+            typer.echo(f"settings 配置: {fault}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _supervise(settings: Settings, config: Path | None, demo: bool, workers: int | None) -> None:
+    """Run the workers until told to stop."""
+    from .front.handle.listening import CannotListen
+    from .logs import configure_logging
+    from .settings import SettingsFault, load
+    from .supervisor import NOBODY, Supervisor
+    from .worker_launch import Launcher, private_folder
+    from .worker_sockets import HTTP, PLACE_SETTINGS, bind_slots, port_of
+
+    configure_logging(settings.log_level, settings.log_format)
+    fixed = ("data_dir", "workers", *PLACE_SETTINGS)
+
+    def reload() -> str | None:
+        try:
+            new = load(config)
+        except SettingsFault as error:
+            return "; ".join(error.faults)
+        if workers is not None:
+            new = new.model_copy(update={"workers": workers})
+        changed = [name for name in fixed if getattr(new, name) != getattr(settings, name)]
+        return f"only a restart changes {', '.join(changed)}" if changed else None
+
+    try:
+        sockets = bind_slots(_spare_handle_port(settings) if demo else settings, settings.workers)
+        port = port_of(sockets[0], HTTP)
+        with private_folder(settings.data_dir) as folder:
+            supervisor = Supervisor(
+                settings.workers,
+                Launcher(sockets, folder, config, demo).launch,
+                reload,
+                on_ready=(lambda: _announce(settings, port)) if demo else lambda: None,
+                stop_s=settings.drain_s + settings.commit_timeout_s + STOP_SPARE_S,
+            )
+            code = supervisor.run()
+    except CannotListen as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(3) from None
+    except OSError as error:
+        typer.echo(f"{settings.data_dir}: {error}", err=True)
+        raise typer.Exit(3) from None
+    if code == NOBODY:
+        typer.echo(
+            "No worker could start; why is said above. Nothing was served."
+            "\n没有工作进程能够启动，原因见上文；节点未提供服务。",
+            err=True,
+        )
+    if code:
+        raise typer.Exit(code)
+
+
+def _serve_here(settings: Settings, duty: Duty) -> None:
+    """Serve in this process until told to stop."""
+    import structlog
     import uvloop
 
     from biaojie.errors import BiaojieError
 
     from .front.handle.listening import CannotListen
     from .front.http.tls import CannotServeTls
-    from .observe import configure_logging
+    from .logs import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
+    if duty.post is not None:
+        structlog.contextvars.bind_contextvars(worker=duty.post.slot)
+    elif duty.demo:
+        settings = _spare_handle_port(settings)
     try:
-        uvloop.run(_run(settings, demo))
+        uvloop.run(_run(settings, duty))
     except BiaojieError as error:
         typer.echo(f"{error.detail.en}\n{error.detail.zh}\n{error.advice.en}", err=True)
         raise typer.Exit(3) from None
@@ -71,15 +184,16 @@ def serve(
         raise typer.Exit(3) from None
 
 
-async def _run(settings: Settings, demo: bool) -> None:
+async def _run(settings: Settings, duty: Duty) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends at once."""
     from registry.sql import open_store
 
     from .demo import examples, fill
     from .node import Node
 
-    if demo and settings.handle_enabled and "handle_port" not in settings.model_fields_set:
-        settings = await _spare_handle_port(settings)
+    stop = asyncio.Event()
+    if duty.pipe is not None:
+        duty.pipe.watch(stop)
     store = await open_store(
         settings.registry_url,
         allow_unsafe_durability=settings.allow_unsafe_durability,
@@ -87,35 +201,45 @@ async def _run(settings: Settings, demo: bool) -> None:
         write_timeout_s=settings.commit_timeout_s,
         pool_size=settings.database_connections - 1,
     )
-    node = Node(settings, store, examples=examples(settings.demo_prefix) if demo else ())
-    stop = asyncio.Event()
+    shown = examples(settings.demo_prefix) if duty.demo else ()
+    node = Node(settings, store, examples=shown, post=duty.post)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT) if duty.pipe is None else (signal.SIGTERM,):
         loop.add_signal_handler(number, _stop_or_quit, stop)
     try:
         await node.start()
-        if demo:
-            filling = asyncio.create_task(fill(node))
-            waiting = asyncio.create_task(stop.wait())
-            await asyncio.wait((filling, waiting), return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            if filling.done():
-                filling.result()
-                _announce(settings, node.port)
-            else:
-                filling.cancel()
-                await asyncio.wait((filling,))
+        filled = await _unless(stop, fill(node)) if duty.fills else True
+        if duty.pipe is not None:
+            duty.pipe.ready()
+        elif duty.demo and filled:
+            _announce(settings, node.port)
         await stop.wait()
     finally:
         await node.stop()
 
 
-async def _spare_handle_port(settings: Settings) -> Settings:
-    """A demo must start where the usual Handle port is taken; it takes any other then."""
-    from .front.handle.listening import CannotListen, close, listen
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
+    """Do it, but not longer than until `stop`; says whether it is done."""
+    doing = asyncio.create_task(work)
+    waiting = asyncio.create_task(stop.wait())
+    await asyncio.wait((doing, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if doing.done():
+        doing.result()
+        return True
+    doing.cancel()
+    await asyncio.wait((doing,))
+    return False
 
+
+def _spare_handle_port(settings: Settings) -> Settings:
+    """A demo must start where the usual Handle port is taken; it takes any other then."""
+    from .front.handle.listening import CannotListen, bind, close
+
+    if not settings.handle_enabled or "handle_port" in settings.model_fields_set:
+        return settings
     try:
-        close(await listen(settings.handle_host, settings.handle_port, fallback=settings.host))
+        close(bind(settings.handle_host, settings.handle_port, fallback=settings.host))
     except CannotListen as error:
         typer.echo(f"{error.reason}; taking a free port 改用空闲端口", err=True)
         return settings.model_copy(update={"handle_port": 0})

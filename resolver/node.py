@@ -48,9 +48,13 @@ from .steps.cache import CacheStep
 from .steps.local import LocalStep
 from .steps.referral import ReferralStep
 from .tail import Tail
+from .worker import Post
+from .worker_sockets import HANDLE_TCP, HANDLE_UDP, HTTP, HTTPS
 
 L = TypeVar("L", HttpLimits, HandleLimits, HandleRules)
 WITNESS_S = 30.0
+LINGER_S = 1.0
+"""A worker that is replaced still takes requests on connections it has, for this long."""
 log = structlog.get_logger("biaojie.node")
 
 
@@ -64,7 +68,10 @@ class Node:
         store: Store,
         *,
         examples: tuple[str, ...] = (),
+        post: Post | None = None,
     ) -> None:
+        """`post` is the place among several processes that serve together."""
+        self.post = post or Post()
         self.settings = settings
         self.store = store
         self.status = "starting"
@@ -198,23 +205,11 @@ class Node:
         await self.tail.start()
         self.indexer.start()
         await first_key(self.store, self.registrar, self.settings.data_dir)
-        self._witness_task = asyncio.create_task(self._keep_witness(), name="witness")
+        if not self.post.slot:  # one for all: it goes forward only
+            self._witness_task = asyncio.create_task(self._keep_witness(), name="witness")
         if self.operations is not None:
             await self.operations.open(self.settings.data_dir)
-        self.port = await self.front.start(
-            self.settings.host, self.settings.port, drain_s=self.settings.drain_s
-        )
-        if self.settings.tls_enabled:
-            context = await asyncio.to_thread(_tls_context, self.settings)
-            self.tls_port = await self.front.start_tls(
-                self.settings.host, self.settings.tls_port, context
-            )
-        if self.handle is not None:
-            assert self.operations is not None
-            self.handle_port = await self.handle.start(
-                self.settings.handle_host, self.settings.handle_port, fallback=self.settings.host
-            )
-            self._publish(self.operations)
+        await self._listen()
         self.status = "ok"
         log.info(
             "serving",
@@ -224,11 +219,35 @@ class Node:
             tls_port=self.tls_port,
         )
 
+    async def _listen(self) -> None:
+        settings, sockets = self.settings, self.post.sockets
+        self.port = await self.front.start(
+            settings.host,
+            settings.port,
+            drain_s=settings.drain_s,
+            sockets=sockets.get(HTTP, ()),
+        )
+        if settings.tls_enabled:
+            context = await asyncio.to_thread(_tls_context, settings)
+            self.tls_port = await self.front.start_tls(
+                settings.host, settings.tls_port, context, sockets=sockets.get(HTTPS, ())
+            )
+        if self.handle is not None:
+            assert self.operations is not None
+            if HANDLE_TCP in sockets:
+                self.handle_port = await self.handle.serve(sockets[HANDLE_TCP], sockets[HANDLE_UDP])
+            else:
+                self.handle_port = await self.handle.start(
+                    settings.handle_host, settings.handle_port, fallback=settings.host
+                )
+            self._publish(self.operations)
+
     async def stop(self) -> None:
         """Refuse new requests, finish the running ones, commit what is queued, close."""
         self.status = "draining"
         self.tail.release()
-        await asyncio.gather(self.front.stop(), self._stop_handle())
+        linger_s = LINGER_S if self.post.sockets else 0.0
+        await asyncio.gather(self.front.stop(linger_s), self._stop_handle(linger_s))
         await self.registrar.stop()
         await self.tail.stop()
         await self.indexer.stop()
@@ -254,9 +273,9 @@ class Node:
         published = operations.publish(addresses, ports, settings.node_name, settings.data_dir)
         log.info("handle site", addresses=addresses, serial=published.serial)
 
-    async def _stop_handle(self) -> None:
+    async def _stop_handle(self, linger_s: float) -> None:
         if self.handle is not None:
-            await self.handle.stop(self.settings.drain_s)
+            await self.handle.stop(self.settings.drain_s, linger_s)
 
     async def _keep_witness(self) -> None:
         """Note the end of the log outside the database, so that `verify` can miss its tail."""

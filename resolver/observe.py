@@ -1,4 +1,4 @@
-"""What the node says of itself: metrics for Prometheus, structured logs.
+"""What the node says of itself: metrics for Prometheus, log lines of requests.
 
 Metrics belong to a node object, not to the process, so that several nodes in one process
 never mix. Nothing here ever sees a key: log events name key ids only.
@@ -7,8 +7,6 @@ never mix. Nothing here ever sees a key: log events name key ids only.
 from __future__ import annotations
 
 import ipaddress
-import logging
-import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
@@ -194,37 +192,3 @@ class _Readings:
             family = self._family("biaojie_" + name, name.replace("_", " ").capitalize() + ".")
             family.add_metric([], value)  # type: ignore[attr-defined]
             yield family
-
-
-def configure_logging(level: str, form: str) -> None:
-    """JSON lines (or readable ones with `form` console) on stderr, for us and our libraries."""
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
-    last: list[Any] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-        if form == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    logging.getLogger("aiohttp.access").disabled = True
-    for noisy in ("sqlalchemy.pool", "alembic", "asyncio", "aiosqlite"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)

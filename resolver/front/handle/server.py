@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 from ...handle.peer import Answerer
 from .listening import listen
@@ -24,15 +25,17 @@ class HandleFront:
 
     async def start(self, host: str, port: int, *, fallback: str = "") -> int:
         """Listen, and return the port; see `listening.listen`. Raises OSError."""
-        streams, datagrams = await listen(host, port, fallback=fallback)
-        port = int(streams[0].getsockname()[1])
+        return await self.serve(*await listen(host, port, fallback=fallback))
+
+    async def serve(self, streams: list[socket.socket], datagrams: list[socket.socket]) -> int:
+        """Serve sockets that are bound already; returns their port."""
         await self.tcp.start(streams)
         self.udp.start(datagrams)
-        return port
+        return int(streams[0].getsockname()[1])
 
-    async def stop(self, drain_s: float) -> None:
-        """Take no more, finish what has come, for `drain_s` seconds at most."""
-        await asyncio.gather(self.tcp.stop(drain_s), self.udp.stop(drain_s))
+    async def stop(self, drain_s: float, linger_s: float = 0.0) -> None:
+        """Finish what has come, for `drain_s` seconds at most; see `TcpFront.stop`."""
+        await asyncio.gather(self.tcp.stop(drain_s, linger_s), self.udp.stop(drain_s))
 
     def readings(self) -> dict[str, float]:
         return {

@@ -24,6 +24,8 @@ FAREWELL_S: Final = 1.0
 """How long a peer has to take our last words and hang up, and"""
 CROWD_SHARE: Final = 1.25
 """how many connections there may be then, as a share of `handle_connections_max`."""
+ACCEPTED_S: Final = 0.05
+"""By then every connection that was taken is among the others."""
 WRITE_OCTETS: Final = 65_536
 """A connection with more unsent than this is not read from."""
 HELD_OCTETS_FREE: Final = 131_072
@@ -201,6 +203,8 @@ class Connection(asyncio.Protocol):
                 self._hang_up()
         elif self._holding or self._last:
             self._read_on()
+        if self._front.leaving:
+            self._leave()
         if not task.cancelled():
             task.result()
 
@@ -224,6 +228,8 @@ class Connection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
             self._account()
+            if self._front.leaving:
+                self._front.loop.call_soon(self._leave)
 
     def pause_writing(self) -> None:
         self._stuck_since = self._front.loop.time()
@@ -290,6 +296,11 @@ class Connection(asyncio.Protocol):
         self._last = True
         self._read_on()
 
+    def _leave(self) -> None:
+        """The node is being replaced: whoever has an answer and asks nothing is let go."""
+        if not (self._deaf or self._tasks or self._unsent or self._framing.buffered):
+            self._hang_up()
+
     def _hang_up(self) -> None:
         """Send what is to be sent and close. What the peer still sends is taken and thrown away
         for a moment: closed over unread octets, the system would make it lose our words."""
@@ -315,6 +326,8 @@ class TcpFront:
         self.connections: set[Connection] = set()
         self.held_octets = 0
         self.draining = False
+        self.leaving = False
+        """Connections end behind their next answer."""
         self.counts = dict.fromkeys(
             (
                 "handle_tcp_crowded",
@@ -349,11 +362,16 @@ class TcpFront:
         if not self.connections:
             self._empty.set()
 
-    async def stop(self, drain_s: float) -> None:
-        """Take no more, answer what has come, for `drain_s` seconds at most; then cut."""
-        self.draining = True
+    async def stop(self, drain_s: float, linger_s: float = 0.0) -> None:
+        """Take no more, answer what has come, for `drain_s` seconds at most; then cut. For
+        `linger_s` before that connections may still ask what they were opened for."""
         for server in self._servers:
             server.close()
+        if linger_s:
+            self.leaving = True
+            await asyncio.sleep(ACCEPTED_S)
+            await self._emptied(linger_s)
+        self.draining = True
         for connection in tuple(self.connections):
             connection.drain()
         await self._emptied(drain_s)

@@ -137,9 +137,11 @@ class Connection(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
 
 
 class ConnectionServer(web.Server):
-    """`refused(error, peer, fault)` is told of what never became a request."""
+    """`refused(error, peer, fault)` is told of what never became a request. While `draining`,
+    each answer is the last on its connection and says so (Connection: close)."""
 
     limits: HttpLimits
+    draining = False
     refused: Callable[..., None]
 
     def __call__(self) -> RequestHandler:  # type: ignore[type-arg,unused-ignore]

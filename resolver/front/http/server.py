@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +45,8 @@ _ALWAYS_SERVED = frozenset({"healthz", "readyz", "metrics"})
 _BATCHES = frozenset({"batch", "resolve-many", "list", "search", "search-handles", "handle-list"})
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?#]*", re.IGNORECASE)  # the form that proxies send
 
+BACKLOG = 1024
+ACCEPTED_S = 0.05
 BODY_BYTES_FREE = 65_536
 """A body up to this size is decoded on the loop and not counted; see BODIES_MAX."""
 BODIES_MAX = 32
@@ -104,10 +107,14 @@ class HttpFront:
         self._requests = 0
         self._body_bytes = 0
         self._runner: web.ServerRunner | None = None
-        self._over_tls: asyncio.Server | None = None
+        self._server: ConnectionServer | None = None
+        self._over_tls: list[asyncio.Server] = []
 
-    async def start(self, host: str, port: int, *, drain_s: float = 10.0) -> int:
-        """Listen, and return the port (useful when asked for port 0)."""
+    async def start(
+        self, host: str, port: int, *, drain_s: float = 10.0, sockets: Sequence[socket.socket] = ()
+    ) -> int:
+        """Listen, and return the port (useful when asked for port 0); on `sockets` instead, if
+        they are given."""
         server = ConnectionServer(
             self._handle,
             handler_cancellation=True,
@@ -120,40 +127,65 @@ class HttpFront:
         )
         server.limits = self._limits
         server.refused = self._refused
+        self._server = server
         self._runner = web.ServerRunner(server, shutdown_timeout=drain_s)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, backlog=1024, reuse_address=True)
-        await site.start()
+        sites: list[web.BaseSite] = [
+            web.SockSite(self._runner, each, backlog=BACKLOG) for each in sockets
+        ] or [web.TCPSite(self._runner, host, port, backlog=BACKLOG, reuse_address=True)]
+        for site in sites:
+            await site.start()
         return int(self._runner.addresses[0][1])
 
-    async def start_tls(self, host: str, port: int, context: TlsContext) -> int:
+    async def start_tls(
+        self, host: str, port: int, context: TlsContext, *, sockets: Sequence[socket.socket] = ()
+    ) -> int:
         """After `start`: listen for TLS as well, and return that port."""
-        assert self._runner is not None
-        assert self._runner.server is not None
-        self._over_tls = await asyncio.get_running_loop().create_server(
-            self._runner.server,
-            host,
-            port,
-            ssl=context,
-            ssl_handshake_timeout=self._limits.header_timeout_s,
-            ssl_shutdown_timeout=2.0,
-            backlog=1024,
-            reuse_address=True,
-        )
-        return int(self._over_tls.sockets[0].getsockname()[1])
+        assert self._server is not None
+        loop = asyncio.get_running_loop()
+        over: dict[str, Any] = {
+            "ssl": context,
+            "ssl_handshake_timeout": self._limits.header_timeout_s,
+            "ssl_shutdown_timeout": 2.0,
+            "backlog": BACKLOG,
+        }
+        for each in sockets:
+            self._over_tls.append(await loop.create_server(self._server, sock=each, **over))
+        if not sockets:
+            self._over_tls.append(
+                await loop.create_server(self._server, host, port, reuse_address=True, **over)
+            )
+        return int(self._over_tls[0].sockets[0].getsockname()[1])
 
-    async def stop(self) -> None:
-        if self._over_tls is not None:
-            self._over_tls.close()
-            self._over_tls = None
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+    async def stop(self, linger_s: float = 0.0) -> None:
+        """Take no more connections and answer what has come. For `linger_s` before connections
+        are closed each may still ask once, and is told with the answer that it was the last."""
+        over_tls, self._over_tls = self._over_tls, []
+        for server in over_tls:
+            server.close()
+        if self._runner is None or self._server is None:
+            return
+        if linger_s:
+            self._server.draining = True
+            for site in tuple(self._runner.sites):
+                await site.stop()
+            await self._until_left(linger_s, least_s=linger_s if over_tls else ACCEPTED_S)
+        await self._runner.cleanup()
+        self._runner = None
+
+    async def _until_left(self, most_s: float, least_s: float) -> None:
+        """Connections that have just been taken, or are still shaking hands, are not yet among
+        the others: for them `least_s`."""
+        assert self._server is not None
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while (passed := loop.time() - began) < most_s:
+            if passed >= least_s and not self._server.connections:
+                return
+            await asyncio.sleep(ACCEPTED_S)
 
     def readings(self) -> dict[str, float]:
-        connections = 0
-        if self._runner is not None and isinstance(self._runner.server, web.Server):
-            connections = len(self._runner.server.connections)
+        connections = len(self._server.connections) if self._server is not None else 0
         return {"http_connections": connections, "http_requests_running": self._requests}
 
     # One request ------------------------------------------------------------------------
@@ -374,6 +406,8 @@ class HttpFront:
 
     async def _send(self, request: web.BaseRequest, response: web.Response) -> None:
         """Write the reply within its time: a reader who does not read must not hold us."""
+        if self._server is not None and self._server.draining:
+            response.force_close()
         try:
             async with asyncio.timeout(self._limits.reply_timeout_s):
                 await response.prepare(request)
