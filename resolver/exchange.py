@@ -56,16 +56,8 @@ async def serve(
         async with asyncio.timeout(deadline_s):
             answer = await service(codec.decode(data))
         reply = codec.encode(data, answer)
-    except BiaojieError as error:
-        outcome = error.code
-        fault = error if isinstance(error, Internal) else None
-        reply = _refuse(codec, data, error, request_id)
-    except TimeoutError:
-        outcome = DeadlineExceeded.code
-        reply = _refuse(codec, data, DeadlineExceeded(), request_id)
     except Exception as error:
-        outcome, fault = Internal.code, error
-        reply = _refuse(codec, data, Internal(), request_id)
+        reply, outcome, fault = _failed(codec, data, error, request_id)
     observer.answered(
         codec.front,
         codec.operation,
@@ -78,14 +70,52 @@ async def serve(
     return reply
 
 
-def _refuse(
+def serve_at_hand(
     codec: Codec[D_contra, Q, A_contra, R_co],
+    service: Callable[[Q], A_contra | None],
     data: D_contra,
-    error: BiaojieError,
+    *,
+    observer: Observer,
     request_id: str,
-) -> R_co:
-    error.request_id = request_id
-    return codec.encode_error(data, error)
+    peer: str,
+) -> R_co | None:
+    """`serve` where nothing has to be waited for. None, and nothing is counted, when `service`
+    gives None: the request then goes through `serve`."""
+    started = time.perf_counter()
+    outcome = "ok"
+    fault: BaseException | None = None
+    try:
+        answer = service(codec.decode(data))
+        if answer is None:
+            return None
+        reply = codec.encode(data, answer)
+    except Exception as error:
+        reply, outcome, fault = _failed(codec, data, error, request_id)
+    observer.answered(
+        codec.front,
+        codec.operation,
+        outcome,
+        time.perf_counter() - started,
+        request_id=request_id,
+        peer=peer,
+        fault=fault,
+    )
+    return reply
+
+
+def _failed(
+    codec: Codec[D_contra, Q, A_contra, R_co], data: D_contra, error: Exception, request_id: str
+) -> tuple[R_co, str, BaseException | None]:
+    """The reply, the outcome for the metrics, and what belongs in the log."""
+    fault: BaseException | None = None
+    if isinstance(error, BiaojieError):
+        refusal, fault = error, error if isinstance(error, Internal) else None
+    elif isinstance(error, TimeoutError):
+        refusal = DeadlineExceeded()
+    else:
+        refusal, fault = Internal(), error
+    refusal.request_id = request_id
+    return codec.encode_error(data, refusal), refusal.code, fault
 
 
 def new_request_id() -> str:

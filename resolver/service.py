@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 
@@ -245,11 +246,14 @@ class Service:
         return _shown(answer, query)
 
     async def resolve_many(
-        self, identifiers: Sequence[Identifier], caller: Caller
+        self, identifiers: Sequence[Identifier], caller: Caller, *, authoritative: bool = False
     ) -> list[Resolution | BiaojieError]:
         """One resolution or error each, in order."""
         answers = await asyncio.gather(
-            *(self.resolve(Query(identifier), caller) for identifier in identifiers),
+            *(
+                self.resolve(Query(identifier, authoritative=authoritative), caller)
+                for identifier in identifiers
+            ),
             return_exceptions=True,
         )
         checked: list[Resolution | BiaojieError] = []
@@ -370,19 +374,31 @@ class Service:
         entries, after = await self._changes(caller, after, limit)
         if entries or wait_s <= 0:
             return entries, after
-        if self._watchers >= self._watchers_max:
-            raise OverCapacity()
-        self._watchers += 1
-        try:
+        with self._watching():
             # What others commit ends nobody's wait, nor does it show in how long it took.
             while not entries and (left := until - time.monotonic()) > 0:
                 await self._tail.wait(after, left)
                 if self._tail.released:
                     break
                 entries, after = await self._changes(caller, after, limit)
+        return entries, after
+
+    async def await_change(self, after: int, wait_s: float) -> bool:
+        """Return when the log may have grown beyond `after` or the time is up; False when the
+        node is about to stop. Raises OverCapacity when too many wait already."""
+        with self._watching():
+            await self._tail.wait(after, wait_s)
+        return not self._tail.released
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        if self._watchers >= self._watchers_max:
+            raise OverCapacity()
+        self._watchers += 1
+        try:
+            yield
         finally:
             self._watchers -= 1
-        return entries, after
 
     async def _changes(self, caller: Caller, after: int, limit: int) -> tuple[list[Entry], int]:
         entries: list[Entry] = []
