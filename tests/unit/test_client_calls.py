@@ -254,7 +254,7 @@ async def test_text_that_cannot_be_sent(node: ScriptedNode, client: Client) -> N
 @pytest.mark.parametrize(
     "url",
     [
-        "biaojie://node", "ftp://node", "127.0.0.1:8080", "", "http://",
+        "gopher://node", "ftp://node", "127.0.0.1:8080", "", "http://",
         "http://user:pw@node", "http://node?x=1", "http://node#x", "http://[::1", "http://a:99999",
     ],
 )  # fmt: skip

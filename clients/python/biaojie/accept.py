@@ -143,6 +143,16 @@ def idempotency_key_of(key: str) -> str:
     return key
 
 
+def api_key_of(key: str) -> str:
+    """A key that no node issues is refused, and not shown."""
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise InvalidRequest(
+            "The key has characters no key has: check for spaces and line ends.",
+            "密钥含有非法字符：请检查空格与换行。",
+        )
+    return key
+
+
 def operation_of(row: Row) -> Operation:
     """The operation a row asks for; raises what is wrong with it."""
     action = choice_of(Action, row.action, "action")

@@ -32,7 +32,15 @@ from .identifier import Identifier, check_prefix
 from .limits import BATCH_ROWS_MAX, PAGE_ROWS_MAX, RESOLVE_MANY_MAX
 from .record import Record, Status
 from .retry import Backoff, keyed
-from .streams import change_pages, each, flat, pages, resolve_names, write_chunk
+from .streams import (
+    change_pages,
+    each,
+    flat,
+    pages,
+    record_pages,
+    resolve_names,
+    write_chunk,
+)
 from .transport import Options, Transport, login_of, open_transport
 
 if TYPE_CHECKING:
@@ -45,7 +53,9 @@ __all__ = ["Client", "IssuedKey", "Keys", "Prefixes", "Resolved", "Row"]
 class Client:
     """A node's client, for one event loop. Close it, or use it as `async with Client(url)`.
 
-    `url` is `http://host:port` or `https://host[:port]`; `key` is sent with each request.
+    `url` is `http://host:port` or `https://host[:port]`, or for the native protocol, the
+    quickest, `biaojie://host[:port]` or `biaojie+unix:///path`; `key` says who asks. Over the
+    native protocol concurrent calls share few connections; nothing is encrypted.
     Or it is `hdl://host[:port]`, to speak the Handle protocol: then `identity`, such as
     `300:88.118.8/ADMIN`, logs in with its `secret` or `private_key` (a key of `biaojie.keys`
     or the octets of a key file), and `handle` says more.
@@ -188,10 +198,11 @@ class Client:
         self, prefix: str, *, page_rows: int = PAGE_ROWS_MAX, timeout_s: float | None = None
     ) -> AsyncGenerator[Sequence[Record], None]:
         check_prefix(prefix)
-        return pages(
-            lambda after: self._transport.list_records(
-                prefix, after=after, limit=page_rows, timeout_s=timeout_s or self._timeout_s
-            )
+        return record_pages(
+            self._transport,
+            prefix,
+            page_rows=page_rows,
+            timeout_s=timeout_s or self._timeout_s,
         )
 
     def search(

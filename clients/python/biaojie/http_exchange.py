@@ -19,6 +19,7 @@ import aiohttp
 from yarl import URL
 
 from . import __version__
+from .accept import api_key_of
 from .errors import (
     BiaojieError,
     DeadlineExceeded,
@@ -72,7 +73,7 @@ class HttpExchange:
             "User-Agent": USER_AGENT,
         }
         if options.key is not None:
-            self._headers["Authorization"] = f"Bearer {_key(options.key)}"
+            self._headers["Authorization"] = f"Bearer {api_key_of(options.key)}"
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -222,16 +223,6 @@ def _base(url: str) -> str:
             "节点地址形如 https://host:port，不含用户名、查询或片段。",
         )
     return origin + parsed.raw_path.rstrip("/")
-
-
-def _key(key: str) -> str:
-    """A key that would break a header is refused, and not shown."""
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise InvalidRequest(
-            "The key has characters no key has: check for spaces and line ends.",
-            "密钥含有非法字符：请检查空格与换行。",
-        )
-    return key
 
 
 def _query(pairs: Sequence[tuple[str, str]]) -> str:

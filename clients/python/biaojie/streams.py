@@ -18,6 +18,7 @@ from collections.abc import (
     Iterable,
     Sequence,
 )
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TypeVar
 
@@ -26,8 +27,9 @@ from .calls import Mode, Operation, Page, Resolved
 from .change import Entry, RowResult
 from .errors import BatchRejected, BiaojieError, InvalidIdentifier, MalformedAnswer, TooLarge
 from .identifier import Identifier
+from .record import Record
 from .retry import Backoff, keyed
-from .transport import Transport
+from .transport import Streaming, Transport
 from .wire.document import encode_row
 
 T = TypeVar("T")
@@ -191,6 +193,19 @@ async def pages(
         after = page.next
 
 
+def record_pages(
+    transport: Transport, prefix: str, *, page_rows: int, timeout_s: float
+) -> AsyncGenerator[Sequence[Record], None]:
+    """All records under a prefix."""
+    if isinstance(transport, Streaming):
+        return transport.stream_records(prefix, page_rows=page_rows, timeout_s=timeout_s)
+    return pages(
+        lambda after: transport.list_records(
+            prefix, after=after, limit=page_rows, timeout_s=timeout_s
+        )
+    )
+
+
 async def change_pages(
     transport: Transport, after: int, *, follow: bool, page_rows: int, timeout_s: float
 ) -> AsyncGenerator[Sequence[Entry], None]:
@@ -199,17 +214,26 @@ async def change_pages(
     With `follow` it waits for more for ever and outlives every fault that may pass; without,
     it ends at the head of the log.
     """
-    loop = asyncio.get_running_loop()
     failures = 0
     while True:
-        started = loop.time()
-        try:
-            entries, following = await transport.list_changes(
-                after,
-                limit=page_rows,
-                wait_s=FOLLOW_WAIT_S if follow else 0,
-                timeout_s=timeout_s,
+        if follow and isinstance(transport, Streaming):
+            coming = transport.stream_changes(
+                after, page_rows=page_rows, wait_s=FOLLOW_WAIT_S, timeout_s=timeout_s
             )
+        else:
+            coming = _polled(transport, after, follow, page_rows, timeout_s)
+        try:
+            async with aclosing(coming):
+                async for entries, following in coming:
+                    failures = 0
+                    for entry in entries:
+                        if not after < entry.sequence <= following:
+                            raise MalformedAnswer("The log is out of order.", "变更日志顺序错误。")
+                        after = entry.sequence
+                    after = following
+                    if entries:
+                        yield entries
+            return
         except BiaojieError as error:
             if not (follow and error.retryable):
                 raise
@@ -217,18 +241,23 @@ async def change_pages(
             wait = error.fields.get("retry_after_s")
             delay_s = _FOLLOW_BACKOFF.delay_s(failures, wait if isinstance(wait, float) else None)
             log.warning("following changes after %d: %s, again in %.1f s", after, error, delay_s)
-            await asyncio.sleep(delay_s)
-            continue
-        failures = 0
-        before = after
-        for entry in entries:
-            if not after < entry.sequence <= following:
-                raise MalformedAnswer("The log is out of order.", "变更日志顺序错误。")
-            after = entry.sequence
+        await asyncio.sleep(delay_s)
+
+
+async def _polled(
+    transport: Transport, after: int, follow: bool, page_rows: int, timeout_s: float
+) -> AsyncGenerator[tuple[tuple[Entry, ...], int], None]:
+    """Page by page, to the head of the log or for ever."""
+    loop = asyncio.get_running_loop()
+    while True:
+        started = loop.time()
+        entries, following = await transport.list_changes(
+            after, limit=page_rows, wait_s=FOLLOW_WAIT_S if follow else 0, timeout_s=timeout_s
+        )
+        yield entries, following
+        if not entries and following == after:
+            if not follow:
+                return
+            if loop.time() - started < _QUIET_S:
+                await asyncio.sleep(_QUIET_S)  # a node that does not wait is not asked in a circle
         after = following
-        if entries:
-            yield entries
-        elif not follow and after == before:
-            return
-        elif follow and after == before and loop.time() - started < _QUIET_S:
-            await asyncio.sleep(_QUIET_S)  # a node that does not wait is not asked in a circle

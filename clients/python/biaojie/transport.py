@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from .account import ApiKey, Prefix, PrefixStatus, Role
 from .calls import IssuedKey, Mint, Mode, Operation, Page, Resolved
@@ -37,7 +37,7 @@ class Options:
     `connections_max` bounds the open connections, `connect_timeout_s` the making of one,
     `idle_s` how long an unused one is kept (less than the 75 s after which a node hangs up),
     `reply_octets_max` what is read of one reply. `tls` replaces the system's trust store.
-    `key` is for HTTP; `login` and `handle` are for the Handle protocol.
+    `key` is for HTTP and the native protocol; `login` and `handle` are for the Handle protocol.
     """
 
     key: str | None = field(default=None, repr=False)
@@ -161,6 +161,23 @@ class Transport(Protocol):
     async def close(self) -> None: ...
 
 
+@runtime_checkable
+class Streaming(Protocol):
+    """What a Transport may offer besides: pages that come without being asked for one by one."""
+
+    def stream_records(
+        self, prefix: str, *, page_rows: int, timeout_s: float
+    ) -> AsyncGenerator[Sequence[Record], None]:
+        """All records under a prefix, in order and each once; `timeout_s` is for each page."""
+        ...
+
+    def stream_changes(
+        self, after: int, *, page_rows: int, wait_s: float, timeout_s: float
+    ) -> AsyncGenerator[tuple[tuple[Entry, ...], int], None]:
+        """What `list_changes` gives, over and over and for ever; any fault ends it."""
+        ...
+
+
 def login_of(
     identity: str | None, secret: str | bytes | None, private_key: PrivateKey | bytes | None
 ) -> Login | None:
@@ -173,7 +190,7 @@ def login_of(
     return handle_options.login_of(identity, secret, private_key)
 
 
-SCHEMES = ("http", "https", "hdl")
+SCHEMES = ("http", "https", "hdl", "biaojie", "biaojie+unix")
 """What `open_transport` can speak."""
 
 
@@ -191,10 +208,15 @@ def open_transport(url: str, options: Options) -> Transport:
     if scheme in SCHEMES:
         if options.login is not None or options.handle is not None:
             raise InvalidRequest(
-                "identity, secret, private_key and handle are for hdl:// addresses; over HTTP "
-                "give a key.",
-                "identity、secret、private_key 与 handle 用于 hdl:// 地址；HTTP 请使用 key。",
+                "identity, secret, private_key and handle are for hdl:// addresses; over "
+                f"{scheme}:// give a key.",
+                "identity、secret、private_key 与 handle 用于 hdl:// 地址；"
+                f"{scheme}:// 请使用 key。",
             )
+        if scheme.startswith("biaojie"):
+            from .native_transport import NativeTransport
+
+            return NativeTransport(url, options)
         from .http_transport import HttpTransport
 
         return HttpTransport(url, options)
