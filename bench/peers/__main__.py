@@ -1,0 +1,160 @@
+"""`python -m bench.peers`: one interleaved run, its JSON and its part of bench/RESULTS.md."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import results
+from ..processes import ROOT, Cores, describe
+from ..programs import Sample
+from ..words import BenchFault
+from .stage import Peer, Stage, say
+from .table import GROUPS, MARKS, group_table, head, judge, marks_table, number
+
+ROUNDS = 5
+SECONDS = 3.0
+NAMES = 100_000
+
+
+def _options(text: str, known: list[str]) -> list[str]:
+    wanted = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        raise BenchFault(
+            f"--only: {', '.join(unknown)}? There are {', '.join(known)}.",
+            f"--only：没有 {', '.join(unknown)}，可选 {', '.join(known)}。",
+        )
+    return wanted or known
+
+
+def _peer(handle: str, rest: str, url: str, pids: str, names: Path | None) -> Peer | None:
+    if not (handle or rest or url):
+        return None
+    if (handle or rest) and names is None:
+        raise BenchFault(
+            "--handle-server and --handle-rest need --peer-names FILE: a name on each line, and"
+            " after a tab what its answer must hold.",
+            "--handle-server 与 --handle-rest 需要 --peer-names 文件：每行一个标识，"
+            "制表符后为应答应包含的内容。",
+        )
+    lines = names.read_text(encoding="utf-8").splitlines() if names is not None else []
+    pairs = tuple((line.partition("\t")[0], line.partition("\t")[2]) for line in lines if line)
+    return Peer(handle, rest, url, tuple(int(p) for p in pids.split(",") if p), pairs)
+
+
+def measure(stage: Stage, rounds: int, seconds: float) -> dict[str, list[Sample]]:
+    """Every line in every round; each round begins with another one."""
+    keys = [line.key for g in GROUPS for line in g.lines if line.key in stage.measures]
+    keys = [
+        key
+        for group in GROUPS
+        for line in group.lines
+        if (key := line.key) in keys and group.key in stage.groups
+    ]
+    samples: dict[str, list[Sample]] = {key: [] for key in keys}
+    for round_ in range(rounds):
+        first = round_ * len(keys) // rounds
+        for key in keys[first:] + keys[:first]:
+            sample = stage.measures[key](seconds, round_)
+            samples[key].append(sample)
+            say(
+                f"{round_ + 1}/{rounds} {key:16} {number(sample.rate):>10}/s"
+                f" {number(sample.cpu_rate):>10} per CPU-second"
+            )
+    return samples
+
+
+def _document(
+    stage: Stage, samples: dict[str, list[Sample]], rounds: int, seconds: float
+) -> dict[str, Any]:
+    judged = [judge(mark, samples) for mark in MARKS]
+    return {
+        "machine": describe(),
+        "rounds": rounds,
+        "seconds": seconds,
+        "names": stage.names.count,
+        "pinned": stage.cores.apart,
+        "answer_octets": stage.sizes,
+        "skipped": stage.skipped,
+        "samples": {key: [asdict(sample) for sample in of] for key, of in samples.items()},
+        "marks": [asdict(one) for one in judged],
+    }
+
+
+def _markdown(stage: Stage, samples: dict[str, list[Sample]], rounds: int, seconds: float) -> str:
+    sizes = ", ".join(f"{group} {octets}" for group, octets in stage.sizes.items())
+    notes = [
+        f"Medians of {rounds} interleaved rounds of {seconds:g} s (least–most).",
+        f"{stage.names.count:,} names, each as likely; every one in the cache but under misses.",
+        f"Octets of an answer (HTTP: of its body): {sizes or 'as peers usually answer'}."
+        " Each peer answers as many.",
+        "Server on one core, what asks it on the other (with PostgreSQL)."
+        if stage.cores.apart
+        else "There is one core only: server and generator share it.",
+    ]
+    parts = [
+        head(describe()),
+        "\n".join(f"- {note}" for note in notes),
+        *(table for group in GROUPS if (table := group_table(group, samples))),
+        "#### Marks",
+        marks_table([judge(mark, samples) for mark in MARKS]),
+    ]
+    if stage.skipped:
+        parts.append("Left out:\n\n" + "\n".join(f"- {why}" for why in stage.skipped))
+    return "\n\n".join(parts)
+
+
+def main(
+    only: Annotated[
+        str, typer.Option(help=f"Of {', '.join(g.key for g in GROUPS)}; commas between.")
+    ] = "",
+    rounds: Annotated[int, typer.Option(min=1, max=100)] = ROUNDS,
+    seconds: Annotated[float, typer.Option(min=0.2, max=600, help="Of each run.")] = SECONDS,
+    names: Annotated[int, typer.Option(min=1_000, max=10_000_000)] = NAMES,
+    json_file: Annotated[Path, typer.Option("--json", help="Where the figures go.")] = ROOT
+    / "bench"
+    / "results"
+    / "peers.json",
+    table: Annotated[
+        bool, typer.Option(help="Write the tables into bench/RESULTS.md, too.")
+    ] = True,
+    handle_server: Annotated[str, typer.Option(help="host:port, TCP and UDP")] = "",
+    handle_rest: Annotated[str, typer.Option(help="URL of its REST interface")] = "",
+    peer_names: Annotated[
+        Path | None, typer.Option(help="NAME, tab, what its answer holds; a line each.")
+    ] = None,
+    url: Annotated[str, typer.Option(help="Any resolver: an address to GET.")] = "",
+    peer_pids: Annotated[
+        str, typer.Option(help="Its processes, if they are on this machine: for CPU time.")
+    ] = "",
+) -> None:
+    """Our fronts against limits and peers. 与同类服务和性能上限对比。"""
+    try:
+        groups = _options(only, [group.key for group in GROUPS])
+        peer = _peer(handle_server, handle_rest, url, peer_pids, peer_names)
+        cores = Cores.of_this_machine()
+        with (
+            tempfile.TemporaryDirectory(prefix="biaojie-bench-") as folder,
+            Stage(Path(folder), cores, names, groups, peer) as stage,
+        ):
+            samples = measure(stage, rounds, seconds)
+            document = _document(stage, samples, rounds, seconds)
+            text = _markdown(stage, samples, rounds, seconds)
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(document, indent=1) + "\n")
+        print(text)
+        if table:
+            results.write("peers", text)
+    except BenchFault as fault:
+        say(str(fault))
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)
