@@ -1,0 +1,117 @@
+"""The gate under simulated loads, and the quotas."""
+
+from __future__ import annotations
+
+import heapq
+import random
+
+import pytest
+
+from resolver.overload import LIMIT_MIN, TARGET_S, Gate, Quotas
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def load(gate: Gate, clock: Clock, *, rate: float, each_s: float, seconds: float) -> list[float]:
+    """Requests come `rate` a second at a server that does one at a time, `each_s` each; how long
+    the accepted took."""
+    lasted: list[float] = []
+    done: list[tuple[float, float]] = []
+    free_at = clock.now
+    until = clock.now + seconds
+    chance = random.Random(1)
+    while clock.now < until:
+        clock.now += chance.expovariate(rate)
+        while done and done[0][0] <= clock.now:
+            at, came = heapq.heappop(done)
+            now, clock.now = clock.now, at
+            gate.leave(at - came)
+            clock.now = now
+            lasted.append(at - came)
+        if gate.enter():
+            free_at = max(free_at, clock.now) + each_s
+            heapq.heappush(done, (free_at, clock.now))
+    for _ in done:
+        gate.leave(None)
+    return lasted
+
+
+def test_below_capacity_nobody_is_refused() -> None:
+    clock = Clock()
+    gate = Gate(512, clock)
+    load(gate, clock, rate=3_000, each_s=0.000_2, seconds=5)
+    assert (gate.refused, gate.limit, gate.running) == (0, 512, 0)
+
+
+@pytest.mark.parametrize("each_s", [0.000_2, 0.002])
+def test_at_five_times_capacity_the_work_goes_on_and_in_time(each_s: float) -> None:
+    clock = Clock()
+    gate = Gate(512, clock)
+    lasted = load(gate, clock, rate=5 / each_s, each_s=each_s, seconds=10)
+    assert len(lasted) * each_s >= 0.95 * 10, "goodput"
+    last = sorted(lasted[len(lasted) // 2 :])
+    assert last[len(last) * 99 // 100] < 2 * max(TARGET_S, LIMIT_MIN * each_s)
+    assert gate.refused > 0
+
+
+def test_afterwards_it_opens_again() -> None:
+    clock = Clock()
+    gate = Gate(512, clock)
+    load(gate, clock, rate=25_000, each_s=0.000_2, seconds=5)
+    narrow = gate.limit
+    load(gate, clock, rate=2_000, each_s=0.000_2, seconds=5)
+    assert narrow < 400
+    assert gate.limit == 512
+
+
+def test_one_slow_name_closes_nothing() -> None:
+    clock = Clock()
+    gate = Gate(64, clock)
+    for number in range(1_000):
+        assert gate.enter()
+        clock.now += 0.01
+        gate.leave(0.5 if number % 3 else 0.001)
+    assert gate.limit == 64
+
+
+def test_however_slow_some_are_let_in() -> None:
+    clock = Clock()
+    gate = Gate(512, clock)
+    load(gate, clock, rate=100, each_s=0.5, seconds=60)
+    assert gate.limit >= LIMIT_MIN
+
+
+def test_work_that_may_take_long_says_nothing() -> None:
+    clock = Clock()
+    gate = Gate(64, clock)
+    for _ in range(100):
+        assert gate.enter()
+        clock.now += 1
+        gate.leave()
+    assert gate.limit == 64
+
+
+def test_each_tenant_has_its_own_quota() -> None:
+    clock = Clock()
+    quotas = Quotas(10, clock)
+    assert [quotas.take("acme") > 0 for _ in range(12)] == [False] * 10 + [True] * 2
+    assert quotas.take("acme") == pytest.approx(0.1)
+    assert quotas.take("other") == 0
+    clock.now += 0.1
+    assert quotas.take("acme") == 0
+    assert quotas.take("acme") > 0
+    clock.now += 60
+    assert sum(quotas.take("acme") == 0 for _ in range(50)) == 10, "a second's worth at most"
+    assert quotas.refused == 3 + 1 + 40
+
+
+def test_without_a_rate_there_is_no_quota() -> None:
+    quotas = Quotas(0)
+    assert all(quotas.take("acme") == 0 for _ in range(1_000))
+    assert len(quotas) == 0
