@@ -275,10 +275,13 @@ def _attach(app: typer.Typer) -> None:
     """Add the other commands: the registry's own, and those that speak to a node."""
     from registry.__main__ import app as registry_app
 
+    from bench.commands import app as bench_app
+
     from .commands import client_commands
 
     app.registered_commands += registry_app.registered_commands
     client_commands(app)
+    app.add_typer(bench_app)
 
 
 def main() -> None:

@@ -45,18 +45,28 @@ RULES = [
     (r"biaojie/wire/", rf"biaojie\.(?!({VALUES}|wire)\b)", "codecs rest on values"),
     (r"registry/", "resolver", "the registry knows no server"),
     (
-        r"(?!registry/sql/)",
+        r"(?!registry/sql/|bench/(registry_limits$|peers/))",
         "(sqlalchemy|alembic|asyncpg|aiosqlite)",
         "SQL stays in registry/sql",
     ),
     (r"(?!registry/sql/)(?!.*__main__$)", r"registry\.sql", "only roots choose a store"),
-    (r"(?!biaojie/)(?!resolver/front/http/)", "aiohttp", "the framework stays in its front"),
+    (
+        r"(?!biaojie/|resolver/front/http/|bench/peers/)",
+        "aiohttp",
+        "the framework stays in its front; a bare one is a peer to measure against",
+    ),
     (
         r"resolver/(core|exchange|lane|service|tail|health|observe|steps/)",
         r"resolver\.(front|node|commands)",
         "what is served knows no front",
     ),
-    (r"", "(bench|tests)", "nothing rests on tests or benches"),
+    (r"", "tests", "nothing rests on tests"),
+    (r"(?!bench/|resolver/__main__$)", "bench", "only the root attaches the bench's commands"),
+    (
+        r"bench/(?!peers/|registry_limits$)",
+        "(resolver|registry)",
+        "the load generator sees a node from outside",
+    ),
 ]
 
 
@@ -83,7 +93,8 @@ def faults(path: str, source: str) -> list[str]:
 
 
 def _sources() -> Iterator[tuple[str, str]]:
-    for base, package in ((".", "registry"), (".", "resolver"), ("clients/python", "biaojie")):
+    packages = ((".", "registry"), (".", "resolver"), (".", "bench"), ("clients/python", "biaojie"))
+    for base, package in packages:
         for file in sorted((ROOT / base / package).rglob("*.py")):
             yield file.relative_to(ROOT / base).with_suffix("").as_posix(), file.read_text()
 
@@ -130,6 +141,10 @@ def test_no_file_imports_what_it_may_not() -> None:
         ("resolver/front/handle/server", "import aiohttp"),
         ("resolver/core", "from .front.http import server"),
         ("resolver/core", "from bench.load import run"),
+        ("registry/registrar", "import bench"),
+        ("bench/run", "from resolver.settings import load"),
+        ("bench/prepare", "from registry.registrar import Registrar"),
+        ("bench/engine", "import aiohttp"),
         ("resolver/__main__", "from tests import conftest"),
     ],
 )
@@ -155,6 +170,8 @@ def test_each_rule_can_fail(path: str, source: str) -> None:
             "from registry.sql import open_store\nfrom .front.http import server",
         ),
         ("resolver/front/http/server", "from aiohttp import web\nfrom ...service import Service"),
+        ("resolver/__main__", "from bench.commands import app"),
+        ("bench/run", "from biaojie.client import Client\nfrom .engine import Engine"),
     ],
 )
 def test_what_the_rules_allow(path: str, source: str) -> None:

@@ -1,0 +1,270 @@
+"""`biaojie bench …`. Thin: arguments in, result and exit code out.
+
+Exit codes: 0 carried out and nothing wrong; 1 a wrong answer, or a write lost, doubled or
+different; 2 it could not be carried out; 3 the generator lagged, so that the run is not valid.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .words import BenchFault, say
+
+if TYPE_CHECKING:
+    from .resolve import Wanted
+
+app = typer.Typer(
+    name="bench",
+    no_args_is_help=True,
+    help="Load tests: how fast a node is, on this machine. 压测：节点在本机的性能。",
+)
+_TARGET = "Target"
+_NAMES = "Names"
+_LOAD = "Load"
+_OUT = "Result"
+
+Url = Annotated[
+    str,
+    typer.Argument(
+        metavar="URL",
+        help="http://, biaojie://, biaojie+unix://, hdl:// (TCP) or hdl+udp://. 目标地址。",
+    ),
+]
+NodeUrl = Annotated[
+    str,
+    typer.Option(
+        "--node",
+        envvar="BIAOJIE_URL",
+        rich_help_panel=_TARGET,
+        help="HTTP address of the node: for registering, writes and its metrics.",
+        show_default="URL, if that is http",
+    ),
+]
+Key = Annotated[
+    str, typer.Option("--key", envvar="BIAOJIE_KEY", rich_help_panel=_TARGET, show_default=False)
+]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option("--key-file", rich_help_panel=_TARGET, show_default="data/admin.key, if there"),
+]
+Own = Annotated[
+    bool,
+    typer.Option(
+        "--i-own-this-target",
+        rich_help_panel=_TARGET,
+        help="Load a machine other than this one. It must be yours. 声明目标是自己的机器。",
+    ),
+]
+Prefix = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=_NAMES,
+        show_default=False,
+        help="Register and use names of our own under this prefix. 压测标识的前缀。",
+    ),
+]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", rich_help_panel=_OUT, help="Write the result here. 结果文件。"),
+]
+
+
+@app.command()
+def resolve(
+    url: Url,
+    rate: Annotated[
+        float,
+        typer.Option(rich_help_panel=_LOAD, min=0.1, help="Questions a second. 每秒请求数。"),
+    ] = 1_000.0,
+    peak: Annotated[
+        bool,
+        typer.Option(
+            "--peak",
+            rich_help_panel=_LOAD,
+            help="Search for the highest rate within --peak-p99, from --rate on. 搜索峰值。",
+        ),
+    ] = False,
+    peak_p99: Annotated[
+        float, typer.Option(rich_help_panel=_LOAD, min=0.01, help="Milliseconds. 毫秒。")
+    ] = 10.0,
+    peak_step: Annotated[
+        float, typer.Option(rich_help_panel=_LOAD, min=0.2, help="Seconds of one step. 每步秒数。")
+    ] = 2.0,
+    duration: Annotated[
+        float, typer.Option(rich_help_panel=_LOAD, min=0.2, max=86_400, help="Seconds. 秒。")
+    ] = 10.0,
+    warmup: Annotated[
+        float, typer.Option(rich_help_panel=_LOAD, min=0, max=3_600, help="Seconds before. 秒。")
+    ] = 1.0,
+    timeout: Annotated[
+        float, typer.Option(rich_help_panel=_LOAD, min=0.01, max=60, help="Seconds. 秒。")
+    ] = 2.0,
+    connections: Annotated[int, typer.Option(rich_help_panel=_LOAD, min=1, max=50_000)] = 64,
+    pipeline: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=_LOAD, min=1, max=10_000, help="Outstanding on each. 每连接在途数。"
+        ),
+    ] = 1,
+    keys: Annotated[
+        str, typer.Option(rich_help_panel=_LOAD, help="uniform, zipf:S or trace:FILE. 键分布。")
+    ] = "zipf:0.99",
+    mix: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=_LOAD, help="Shares of hit, miss, unknown and auth. 请求构成。"
+        ),
+    ] = "hit=100",
+    arrivals: Annotated[
+        str, typer.Option(rich_help_panel=_LOAD, help="poisson or even. 到达过程。")
+    ] = "poisson",
+    seed: Annotated[int, typer.Option(rich_help_panel=_LOAD)] = 1,
+    writes: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=_LOAD, min=0, max=100_000, help="Writes a second beside. 每秒写入数。"
+        ),
+    ] = 0.0,
+    processes: Annotated[int, typer.Option(rich_help_panel=_LOAD, min=1, max=64)] = 1,
+    driver: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=_LOAD,
+            help="python, c (built on first use), or auto: c for a plain --peak. 压测引擎。",
+        ),
+    ] = "auto",
+    prefix: Prefix = "",
+    names: Annotated[
+        int, typer.Option(rich_help_panel=_NAMES, min=1, help="How many. 标识数。")
+    ] = 10_000,
+    cold: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=_NAMES, min=0, help="Of these, kept for misses. 留作未命中的数量。"
+        ),
+    ] = 0,
+    value_octets: Annotated[int, typer.Option(rich_help_panel=_NAMES, min=96, max=65_536)] = 125,
+    list_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--list",
+            rich_help_panel=_NAMES,
+            help="Ask for the records of this file, as `biaojie export` wrote it. 已有列表。",
+        ),
+    ] = None,
+    prepared: Annotated[
+        bool,
+        typer.Option("--prepared", rich_help_panel=_NAMES, help="The names are there. 已注册。"),
+    ] = False,
+    node: NodeUrl = "",
+    key: Key = "",
+    key_file: KeyFile = None,
+    own: Own = False,
+    json_file: Json = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", rich_help_panel=_OUT, help="Write a report here. 报告文件。"),
+    ] = None,
+) -> None:
+    """Ask a node for names at a rate, and check every answer. 解析压测。
+
+    Questions leave by a schedule fixed before, whatever the node does, and count from the time
+    they were due: a pause of the node shows. Answers are checked against what was registered.
+    """
+
+    def work() -> Coroutine[Any, Any, int]:
+        from .resolve import Wanted, resolve_run
+
+        wanted = Wanted(
+            url=url,
+            rate=rate,
+            peak_p99_ms=peak_p99 if peak else None,
+            peak_step_s=peak_step,
+            duration_s=duration,
+            warmup_s=warmup,
+            timeout_s=timeout,
+            connections=connections,
+            pipeline=pipeline,
+            keys=keys,
+            mix=mix,
+            arrivals=arrivals,
+            seed=seed,
+            writes=writes,
+            processes=processes,
+            driver=driver,
+            prefix=prefix,
+            names=names,
+            cold=cold,
+            value_octets=value_octets,
+            list_file=list_file,
+            prepared=prepared,
+            node=node,
+            key=_key(key, key_file),
+            own=own,
+        )
+        return _resolve(wanted, resolve_run, json_file, html)
+
+    _run(work)
+
+
+async def _resolve(
+    wanted: Wanted,
+    resolve_run: Callable[..., Coroutine[Any, Any, dict[str, Any]]],
+    json_file: Path | None,
+    html: Path | None,
+) -> int:
+    from .telling import Live, resolve_summary, write_json
+
+    if html is not None:  # a missing package is better known before the run
+        from .report import write_report
+    with Live() as live:
+        result = await resolve_run(wanted, live.show, live.note)
+    write_json(json_file, result)
+    if html is not None:
+        write_report(html, result)
+    typer.echo(resolve_summary(result))
+    if result["counts"]["wrong"]:
+        return 1
+    return 0 if result["valid"] else 3
+
+
+def _key(key: str, key_file: Path | None) -> str:
+    if key:
+        return key
+    try:
+        return (key_file or Path("data/admin.key")).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        if key_file is None:
+            return ""
+        raise BenchFault(
+            f"The key file {key_file} cannot be read: {error}",
+            f"无法读取密钥文件 {key_file}：{error}",
+        ) from None
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, int]]) -> None:
+    import asyncio
+
+    from biaojie.errors import BiaojieError
+
+    try:
+        code = asyncio.run(work())
+    except BenchFault as fault:
+        typer.echo(f"biaojie bench: {say(fault.en, fault.zh)}", err=True)
+        code = 2
+    except BiaojieError as error:
+        typer.echo(f"biaojie bench: {say(*error.detail)}\n  {say(*error.advice)}", err=True)
+        code = 2
+    except KeyboardInterrupt:
+        typer.echo(say("\nStopped.", "\n已停止。"), err=True)
+        code = 130
+    except OSError as error:
+        typer.echo(f"biaojie bench: {error}", err=True)
+        code = 2
+    sys.stdout.flush()
+    raise typer.Exit(code)
