@@ -7,9 +7,11 @@ log lines are written here, and what we did not foresee shows the caller nothing
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import Protocol, TypeVar
 
 from biaojie.errors import BiaojieError, DeadlineExceeded, Internal
@@ -118,5 +120,29 @@ def _failed(
     return codec.encode_error(data, refusal), refusal.code, fault
 
 
+# Request ids ----------------------------------------------------------------------------
+
+REQUEST_ID_BLOCK = 4_096
+"""Ids in one block: three of the sixteen hexadecimal digits."""
+_IDS = 2**63
+_BLOCKS = 2**51
+_ids = count(secrets.randbelow(_IDS))
+_blocks = count(secrets.randbelow(_BLOCKS))
+
+
 def new_request_id() -> str:
-    return secrets.token_hex(8)
+    """They count on from where chance put this process: nobody else's, but no secret."""
+    return f"{next(_ids) % _IDS:016x}"
+
+
+def request_id_block() -> str:
+    """The first thirteen digits of ids that are for the asker alone; in the other half of them all."""
+    return f"{_BLOCKS + next(_blocks) % _BLOCKS:013x}"
+
+
+def _elsewhere() -> None:
+    global _ids, _blocks
+    _ids, _blocks = count(secrets.randbelow(_IDS)), count(secrets.randbelow(_BLOCKS))
+
+
+os.register_at_fork(after_in_child=_elsewhere)  # two processes must not count the same ids
