@@ -20,7 +20,7 @@ from biaojie.record import Record
 
 from .changelog import ZERO
 from .matching import Match
-from .store import INDEXING_MAX, Found, ReceiptKey, StoredReceipt
+from .store import INDEXING_MAX, Found, Loaded, ReceiptKey, StoredReceipt
 
 _FEW = 64
 """From this many new names on, sorting a prefix once is cheaper than inserting one by one."""
@@ -64,6 +64,11 @@ class MemoryTransaction:
         if key in self.overlay.records:
             return self.overlay.records[key]
         return self._base.records.get(key)
+
+    async def load(self, keys: Sequence[Key], receipts: Sequence[ReceiptKey], now: int) -> Loaded:
+        return Loaded(
+            await self.head(), await self.look_up(keys), await self.find_receipts(receipts, now)
+        )
 
     async def look_up(self, keys: Sequence[Key]) -> list[Found]:
         return [Found(self._prefix(key.prefix), self._record(key)) for key in keys]

@@ -286,17 +286,14 @@ class Registrar:
         self, tx: Transaction, group: list[_Submission]
     ) -> tuple[Entry | None, list[Outcome | BiaojieError]]:
         now = int(self._clock())
-        head = await tx.head()
-        receipts = await tx.find_receipts(
-            [key for submission in group if (key := submission.receipt_key)], now
-        )
         asked = [(submission.caller, op) for submission in group for op in submission.operations]
-        staging = await Staging.load(tx, asked, self._rules, head[0] + 1, now)
+        wanted = [key for submission in group if (key := submission.receipt_key)]
+        staging, loaded = await Staging.load(tx, asked, wanted, self._rules, now)
         answers: list[Outcome | BiaojieError] = []
         fresh: dict[ReceiptKey, StoredReceipt] = {}
         for submission in group:
             key = submission.receipt_key
-            kept = receipts.get(key) if key else None
+            kept = loaded.receipts.get(key) if key else None
             if kept is not None:
                 assert submission.idempotency is not None
                 same = kept.fingerprint == submission.idempotency.fingerprint
@@ -314,7 +311,7 @@ class Registrar:
         await staging.write(tx)
         if fresh:
             await tx.put_receipts(fresh)
-        entry = next_entry(head, int(self._clock() * 1000), staging.changes)
+        entry = next_entry(loaded.head, int(self._clock() * 1000), staging.changes)
         await tx.append(entry)
         # More are removed than were added, so that the expired ones cannot pile up.
         self._receipts_since += len(fresh)

@@ -46,7 +46,7 @@ from .operations import (
     RecordOperation,
     RevokeKey,
 )
-from .store import LOOK_UP_MAX, Found, Transaction
+from .store import LOOK_UP_MAX, Found, Loaded, ReceiptKey, Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +96,11 @@ class Staging:
         cls,
         tx: Transaction,
         asked: Iterable[tuple[Caller, Operation]],
+        receipts: Sequence[ReceiptKey],
         rules: Rules,
-        sequence: int,
         now: int,
-    ) -> Staging:
+    ) -> tuple[Staging, Loaded]:
+        """What the operations and the receipts need, in one round trip where that is enough."""
         records: dict[Key, None] = {}
         prefixes: dict[str, None] = {}
         keys: dict[str, None] = {}
@@ -121,7 +122,9 @@ class Staging:
             if caller.handle is not None:
                 identities.add(caller.handle)
                 records.update(dict.fromkeys(rules.prefix_key(name) for name in above))
-        found = await _look_up_all(tx, list(records))
+        wanted = list(records)
+        loaded = await tx.load(wanted[:LOOK_UP_MAX], receipts, now)
+        found = loaded.found + await _look_up_all(tx, wanted[LOOK_UP_MAX:])
         named = {ref for _, record in found for _, ref in admins(record)} if identities else set()
         groups = {
             identity: await groups_of(identity, named, lambda some: _look_up_all(tx, some))
@@ -129,7 +132,8 @@ class Staging:
         }
         homed = await tx.find_prefixes(list(prefixes)) if prefixes else {}
         issued = await tx.find_keys_by_id(list(keys)) if keys else {}
-        return cls(
+        sequence = loaded.head[0] + 1
+        staging = cls(
             rules,
             sequence,
             now,
@@ -139,6 +143,7 @@ class Staging:
             ChainMap({}, {key_id: issued.get(key_id) for key_id in keys}),
             groups,
         )
+        return staging, loaded
 
     def branch(self) -> Staging:
         return Staging(

@@ -112,11 +112,24 @@ class ReadStore(Protocol):
         ...
 
 
+class Loaded(NamedTuple):
+    """What a commit begins with; see `head`, `look_up` and `find_receipts`."""
+
+    head: tuple[int, bytes]
+    found: list[Found]
+    receipts: dict[ReceiptKey, StoredReceipt]
+
+
 class Transaction(Protocol):
     """One atomic change. Nothing is visible to others before it ends; all of it then, or none.
 
-    While it is open no other transaction of any process can be: what it reads stays true.
+    While it is open no other transaction of any process can be: what it reads stays true. What
+    is put may be kept until the next read or the end, and its errors come then.
     """
+
+    async def load(self, keys: Sequence[Key], receipts: Sequence[ReceiptKey], now: int) -> Loaded:
+        """Head, keys (at most 4,096) and receipts, all in one round trip."""
+        ...
 
     async def look_up(self, keys: Sequence[Key]) -> list[Found]: ...
 

@@ -1,8 +1,7 @@
-"""Two pools for each database, and every use of a connection bounded in time.
+"""Readers and one writer for each database, and every use of a connection bounded in time.
 
-Readers are in autocommit and read-only; there is one writer. `bounded` is the deadline,
-`attempts` the only place that retries. A connection whose use did not end as planned is
-closed, never given back to its pool.
+Readers are in autocommit and read-only. `bounded` is the deadline, `attempts` the only place
+that retries. A connection whose use did not end as planned is closed, never used again.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sqlalchemy import URL, exc, make_url
-from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from biaojie.errors import StorageFull, TemporarilyUnavailable
 
 from . import postgresql, sqlite
-from .faults import FULL, SLOW, UNDECIDED, Fault, fault_of, translated
+from .direct import Direct, direct
+from .faults import DRIVERS, FULL, SLOW, UNDECIDED, Fault, fault_of, translated
 
 T = TypeVar("T")
 
@@ -65,7 +64,7 @@ async def attempts(attempt: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await attempt()
-        except exc.DBAPIError as error:
+        except DRIVERS as error:
             fault = fault_of(error)
             if fault is not Fault.BUSY:  # for which the deadline is limit enough
                 left -= 1
@@ -100,69 +99,109 @@ def read_url(text: str) -> URL:
     return url.set(drivername=_DRIVERS[kind])
 
 
+class _Pool:
+    """At most `size` connections of an engine, kept open and ready.
+
+    SQLAlchemy's own pool makes and unmakes its objects at each use, which costs more than
+    the hot statements do.
+    """
+
+    def __init__(self, engine: AsyncEngine, size: int) -> None:
+        self._engine = engine
+        self._turns = asyncio.Semaphore(size)
+        self._idle: list[AsyncConnection] = []
+        self.used = 0
+
+    @property
+    def open(self) -> int:
+        return self.used + len(self._idle)
+
+    async def take(self) -> AsyncConnection:
+        await self._turns.acquire()
+        self.used += 1
+        try:
+            while self._idle:
+                connection = self._idle.pop()
+                if not direct(connection).is_closed():
+                    return connection
+                await _hang_up(connection)
+            return await self._engine.connect()
+        except BaseException:
+            self._leave()
+            raise
+
+    async def give(self, connection: AsyncConnection, *, sound: bool) -> None:
+        """Back. Unless it is `sound`, it is closed."""
+        try:
+            if sound and connection.in_transaction():
+                # What SQLAlchemy takes for one; to the database it means nothing.
+                await connection.rollback()
+            if not sound:
+                await _hang_up(connection)
+            else:
+                self._idle.append(connection)
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        self.used -= 1
+        self._turns.release()
+
+    async def close(self) -> None:
+        while self._idle:
+            await self._idle.pop().close()
+        await self._engine.dispose()
+
+
+async def _hang_up(connection: AsyncConnection) -> None:
+    await connection.invalidate()
+    await connection.close()
+
+
 class Pools:
     """The readers and the writer of one database."""
 
     def __init__(self, url: URL, limits: Limits) -> None:
         self._limits = limits
-        if url.get_backend_name() == "sqlite":
-            self._lock = sqlite.LOCK
-            self._reader = sqlite.make_engine(
-                url, writes=False, connections=limits.readers, wait_s=limits.read_s
+
+        def engine(writes: bool) -> AsyncEngine:
+            if url.get_backend_name() == "sqlite":
+                return sqlite.make_engine(url, writes=writes)
+            statement_s = limits.write_s if writes else limits.read_s
+            return postgresql.make_engine(
+                url, writes=writes, connect_s=limits.connect_s, statement_s=statement_s
             )
-            self._writer = sqlite.make_engine(
-                url, writes=True, connections=1, wait_s=limits.write_s
-            )
-        else:
-            self._lock = postgresql.LOCK
-            self._reader = postgresql.make_engine(
-                url,
-                writes=False,
-                connections=limits.readers,
-                wait_s=limits.read_s,
-                connect_s=limits.connect_s,
-                statement_s=limits.read_s,
-            )
-            self._writer = postgresql.make_engine(
-                url,
-                writes=True,
-                connections=1,
-                wait_s=limits.write_s,
-                connect_s=limits.connect_s,
-                statement_s=limits.write_s,
-            )
+
+        self._readers = _Pool(engine(writes=False), limits.readers)
+        self._writer = _Pool(engine(writes=True), 1)
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run read-only `work` on a connection; may run it again after a failure."""
 
         async def attempt() -> T:
-            connection = await self._reader.connect()
+            connection = await self._readers.take()
             done = False
             try:
                 result = await work(connection)
                 done = True
                 return result
             finally:
-                if not done:
-                    await connection.invalidate()
-                await connection.close()
+                await self._readers.give(connection, sound=done)
 
         async with bounded(self._limits.read_s):
             with translated():
                 return await attempts(attempt)
 
     async def _begin(self) -> AsyncConnection:
-        connection = await self._writer.connect()
+        connection = await self._writer.take()
         begun = False
         try:
-            await connection.begin()
-            await connection.exec_driver_sql(self._lock)
+            await direct(connection).begin()
             begun = True
             return connection
         finally:
             if not begun:
-                await connection.invalidate()
-                await connection.close()
+                await self._writer.give(connection, sound=False)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -172,36 +211,33 @@ class Pools:
                 connection = await attempts(self._begin)
             settled = False
             try:
+                driver = direct(connection)
                 try:
                     yield connection
                 except Exception:
-                    with suppress(exc.SQLAlchemyError, OSError):
-                        await connection.rollback()
+                    with suppress(*DRIVERS):
+                        await driver.rollback()
                         settled = True
                     raise
                 fields["outcome"] = "unknown"
-                await _commit(connection)
+                await _commit(driver)
                 settled = True
             finally:
-                if not settled:
-                    await connection.invalidate()
-                await connection.close()
+                await self._writer.give(connection, sound=settled)
 
     def connections(self) -> dict[str, int]:
         """Open and used connections, readers and writer together."""
-        pools = [engine.pool for engine in (self._reader, self._writer)]
-        counted = [pool for pool in pools if isinstance(pool, QueuePool)]
-        used = sum(pool.checkedout() for pool in counted)
-        return {"used": used, "open": used + sum(pool.checkedin() for pool in counted)}
+        pools = (self._readers, self._writer)
+        return {"used": sum(p.used for p in pools), "open": sum(p.open for p in pools)}
 
     async def close(self) -> None:
-        await self._reader.dispose()
-        await self._writer.dispose()
+        await self._readers.close()
+        await self._writer.close()
 
 
-async def _commit(connection: AsyncConnection) -> None:
+async def _commit(driver: Direct) -> None:
     try:
-        await connection.commit()
+        await driver.commit()
     except Exception as error:
         if fault_of(error) is Fault.FULL:  # said by the database itself: nothing was written
             raise StorageFull(*FULL) from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
 
+import asyncpg
 from sqlalchemy import exc
 
 from biaojie.errors import StorageFull, TemporarilyUnavailable, Text
@@ -30,21 +32,48 @@ _SQLSTATE = {
     "40P01": Fault.CONFLICT,
     "0A000": Fault.CONFLICT,  # a cached plan that a migration has outdated
     "42501": Fault.OTHER,  # rights on a table taken away
+    "57P01": Fault.BROKEN,  # ended by an operator, by a crash, or by a server that shuts down
+    "57P02": Fault.BROKEN,
+    "57P03": Fault.BROKEN,
+    "25P03": Fault.BROKEN,  # idle for too long
 }
-_SQLSTATE_CLASS = {"22": Fault.OURS, "23": Fault.OURS, "42": Fault.OURS}
+_SQLSTATE_CLASS = {
+    "22": Fault.OURS,
+    "23": Fault.OURS,
+    "42": Fault.OURS,
+    "08": Fault.BROKEN,
+}
+_OUTSIDE = (OSError, exc.DBAPIError, sqlite3.Error, asyncpg.PostgresError)
+
+
+DRIVERS = (
+    exc.SQLAlchemyError,
+    sqlite3.Error,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
+"""What a statement may raise, through SQLAlchemy or beneath it."""
 
 
 def fault_of(error: BaseException) -> Fault:
-    if isinstance(error, exc.DBAPIError):
-        if error.connection_invalidated:
-            return Fault.BROKEN
-        sqlite_code = getattr(error.orig, "sqlite_errorcode", None)
-        if sqlite_code is not None:
-            return _SQLITE.get(sqlite_code & 0xFF, Fault.OTHER)
-        sqlstate = getattr(error.orig, "sqlstate", None) or ""
-        return _SQLSTATE.get(sqlstate) or _SQLSTATE_CLASS.get(sqlstate[:2], Fault.OTHER)
+    if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
+        return Fault.BROKEN
+    said = error.orig if isinstance(error, exc.DBAPIError) else error
+    sqlite_code = getattr(said, "sqlite_errorcode", None)
+    if sqlite_code is not None:
+        return _SQLITE.get(sqlite_code & 0xFF, Fault.OTHER)
+    sqlstate = getattr(said, "sqlstate", None) or ""
+    fault = _SQLSTATE.get(sqlstate) or _SQLSTATE_CLASS.get(sqlstate[:2])
+    if fault is not None:
+        return fault
+    if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
+        # What cannot be encoded is a ValueError as well; the others say that it is closed, or
+        # has met a last word from the server before anything was asked.
+        return Fault.OURS if isinstance(error, ValueError) else Fault.BROKEN
     # PendingRollbackError: the connection broke earlier in this transaction.
-    outside = (OSError, exc.TimeoutError, exc.PendingRollbackError)
+    outside = (*_OUTSIDE, exc.TimeoutError, exc.PendingRollbackError)
     return Fault.OTHER if isinstance(error, outside) else Fault.OURS
 
 
@@ -68,7 +97,7 @@ def translated() -> Iterator[None]:
     """
     try:
         yield
-    except (exc.SQLAlchemyError, OSError) as error:
+    except DRIVERS as error:
         fault = fault_of(error)
         if fault is Fault.OURS:
             raise

@@ -1,25 +1,146 @@
-"""PostgreSQL engines (14 or newer): session settings, and connections that hang up at once."""
+"""PostgreSQL (14 or newer): session settings, the hot statements, and hanging up at once."""
 
 from __future__ import annotations
 
-import asyncpg
-from sqlalchemy import URL
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
-LOCK = f"SELECT pg_advisory_xact_lock({0x6269616F6A6965})"
+import asyncpg
+from sqlalchemy import URL, Table
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from biaojie.identifier import Key
+
+from .direct import Beginning, LogRow, Put, Row, Rows
+from .tables import changelog, upsert
+
+_LOCK = f"SELECT pg_advisory_xact_lock({0x6269616F6A6965})"
 """What a writer says first: from here on it is the only one. The number spells "biaojie"."""
 
+# All that is asked comes as one result, so that it takes one round trip; `n` tells what a row is,
+# and what has no column of its own is in `more`. Without LATERAL and OFFSET 0, PostgreSQL may
+# seek by half of the primary key and filter by the other half, which on a table that has grown
+# since its statistics were taken reads the whole prefix for each key.
+_PREFIX, _HEAD, _RECEIPT = -1, -2, -3
+LOOK_UP = f"""
+SELECT w.n - 1 AS n, r.status, r.version, r.sequence, r.template AS text, r.blob,
+       NULL::text[] AS more
+FROM unnest($1::text[], $2::bytea[]) WITH ORDINALITY AS w (prefix, suffix, n)
+JOIN LATERAL (SELECT id FROM prefixes WHERE name = w.prefix OFFSET 0) AS p ON true
+JOIN LATERAL (
+    SELECT status, version, sequence, template, blob FROM records
+    WHERE prefix_id = p.id AND suffix = w.suffix OFFSET 0
+) AS r ON true
+UNION ALL
+SELECT {_PREFIX}, p.status, p.version, p.sequence, p.spelling, NULL,
+       ARRAY[w.name, p.tenant, p.id::text, p.created::text, p.searchable,
+             CASE WHEN p.indexed_to IS NOT NULL THEN 'indexing' END]
+FROM unnest($3::text[]) AS w (name)
+JOIN LATERAL (SELECT * FROM prefixes WHERE name = w.name OFFSET 0) AS p ON true
+"""  # noqa: S608  (constants)
+LOAD = (
+    LOOK_UP
+    + f"""
+UNION ALL
+SELECT {_HEAD}, NULL, NULL, sequence, NULL, hash, NULL FROM chain_head WHERE id = 1
+UNION ALL
+SELECT {_RECEIPT}, NULL, NULL, expires, key, reply, ARRAY[actor, encode(fingerprint, 'hex')]
+FROM receipts WHERE key = ANY($4::text[])
+"""  # noqa: S608
+)
+"""By hand: prefixes and records by key, receipts by Idempotency-Key, and the head of the log."""
 
-class _Connection(asyncpg.Connection):  # type: ignore[misc]
+
+def look_up_parameters(keys: Sequence[Key]) -> tuple[list[str], list[bytes], list[str]]:
+    names = [key.prefix for key in keys]
+    return names, [key.suffix for key in keys], list(set(names))
+
+
+def _rows(rows: Sequence[Row]) -> Rows:
+    prefixes = []
+    for _, status, version, sequence, spelling, _, more in [r for r in rows if r[0] == _PREFIX]:
+        name, tenant, id_, created, *search = more
+        prefixes.append(
+            (name, int(id_), spelling, tenant, status, int(created), version, sequence, *search)
+        )
+    return Rows(prefixes, [row for row in rows if row[0] >= 0])
+
+
+def _receipt(row: Row) -> Row:
+    _, _, _, expires, key, reply, (actor, fingerprint) = row
+    return key, actor, bytes.fromhex(fingerprint), reply, expires
+
+
+_MOVE_HEAD = """
+UPDATE chain_head SET sequence = $2, hash = $3 WHERE id = 1 AND sequence = $1 RETURNING 1
+"""
+_COLUMNS = ", ".join(f"${n}" for n in range(1, len(changelog.c) + 1))
+_APPEND = f"INSERT INTO changelog VALUES ({_COLUMNS})"  # noqa: S608
+
+
+def _renumbered(statement: str, first: int) -> tuple[str, int]:
+    """With its parameters counted from `first`, and the number that comes after them."""
+    taken = len(set(re.findall(r"\$\d+", statement)))
+    return re.sub(r"\$(\d+)", lambda at: f"${int(at[1]) + first - 1}", statement), first + taken
+
+
+@cache
+def _write_statement(puts: tuple[tuple[Table, tuple[str, ...]], ...], log: bool) -> str:
+    """Everything as one statement, whose parts touch different tables; gives the heads moved."""
+    parts = [upsert(table, "postgresql", *key) for table, key in puts]
+    parts += [_APPEND, _MOVE_HEAD] if log else []
+    named: list[str] = []
+    free = 1
+    for n, part in enumerate(parts):
+        numbered, free = _renumbered(part, free)
+        named.append(f"part_{n} AS ({numbered})")
+    moved = f"(SELECT count(*) FROM part_{len(parts) - 1})" if log else "0"  # noqa: S608
+    return f"WITH {', '.join(named)} SELECT {moved}"
+
+
+class Connection(asyncpg.Connection):  # type: ignore[misc]
+    """See registry.sql.direct.Direct."""
+
     async def close(self, *, timeout: float | None = None) -> None:
         """Hang up. Waiting for a frozen server to say goodbye would outlast every deadline."""
         self.terminate()
 
+    async def begin(self) -> None:
+        # Apart from the first read: that sees what was committed before the lock was given.
+        await self.execute(f"BEGIN; {_LOCK}")
 
-def make_engine(
-    url: URL, *, writes: bool, connections: int, wait_s: float, connect_s: float, statement_s: float
-) -> AsyncEngine:
-    """`wait_s` bounds the wait for a free connection, `connect_s` the making of a new one."""
+    async def commit(self) -> None:
+        await self.execute("COMMIT")
+
+    async def rollback(self) -> None:
+        await self.execute("ROLLBACK")
+
+    async def look_up(self, keys: Sequence[Key]) -> Rows:
+        return _rows(await self.fetch(LOOK_UP, *look_up_parameters(keys)))
+
+    async def load(self, keys: Sequence[Key], receipts: Sequence[str]) -> Beginning:
+        rows = await self.fetch(LOAD, *look_up_parameters(keys), receipts)
+        [head] = [(row[3], row[5]) for row in rows if row[0] == _HEAD]
+        return Beginning(head, _rows(rows), [_receipt(row) for row in rows if row[0] == _RECEIPT])
+
+    async def write(self, puts: Sequence[Put], log: LogRow | None) -> None:
+        statement = _write_statement(tuple((p.table, p.key) for p in puts), log is not None)
+        # One array for each column is faster here than row after row.
+        parameters: list[Any] = [
+            list(column) for put in puts for column in zip(*put.rows, strict=True)
+        ]
+        if log is not None:
+            at, hash_ = log.row[0], log.row[8]
+            parameters += [*log.row, log.before, at, hash_]
+        moved = await self.fetchval(statement, *parameters)
+        assert log is None or moved == 1, f"entry {log.row[0]} does not follow the head"
+
+
+def make_engine(url: URL, *, writes: bool, connect_s: float, statement_s: float) -> AsyncEngine:
+    """`connect_s` bounds the making of a connection, `statement_s` each statement."""
     settings = {
         "application_name": "biaojie",
         # Should this process freeze or vanish, the server frees what it holds.
@@ -35,15 +156,13 @@ def make_engine(
     }
     return create_async_engine(
         url,
-        isolation_level=None if writes else "AUTOCOMMIT",
+        isolation_level="AUTOCOMMIT",  # transactions are ours: see Connection.begin
+        skip_autocommit_rollback=True,
         hide_parameters=True,  # private values and digests stay out of logs
-        skip_autocommit_rollback=not writes,
-        pool_size=connections,
-        max_overflow=0,
-        pool_timeout=wait_s,
+        poolclass=NullPool,
         connect_args={
             "timeout": connect_s,
-            "connection_class": _Connection,
+            "connection_class": Connection,
             "server_settings": settings,
         },
     )

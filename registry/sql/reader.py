@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, func, select, tuple_, union_all
+import sqlalchemy
+from sqlalchemy import Select, bindparam, func, select, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from biaojie.account import ApiKey, Prefix, Role
@@ -18,6 +19,7 @@ from biaojie.record import Record
 from ..changelog import unpack_changes
 from ..store import INDEXING_MAX, LOOK_UP_MAX, Found, ReceiptKey, StoredReceipt
 from .blob import decode_blob
+from .direct import Row, Rows, direct
 from .tables import (
     PREFIX_STATUS_OF,
     STATUS_OF,
@@ -25,7 +27,6 @@ from .tables import (
     chain_head,
     changelog,
     prefixes,
-    receipts,
     records,
     value_index,
 )
@@ -56,54 +57,6 @@ _ENTRY = (
     changelog.c.changes,
 )
 
-# By hand, because it is the hot path and differs by database: the keys come as two arrays on
-# PostgreSQL, as rows of VALUES on SQLite; `n` numbers them from 0. Without LATERAL and OFFSET 0,
-# PostgreSQL may seek by half of the primary key and filter by the other half, which on a table
-# that has grown since its statistics were taken reads the whole prefix for each key.
-_ANSWER = """
-SELECT w.n, p.id, p.spelling, p.tenant, p.status, p.created, p.version, p.sequence,
-       p.searchable, p.indexed_to IS NOT NULL,
-       r.status, r.version, r.sequence, r.template, r.blob
-"""
-_LOOK_UP_POSTGRESQL = (
-    _ANSWER  # noqa: S608  (constants)
-    + """
-FROM (
-    SELECT u.n - 1, u.prefix, u.suffix
-    FROM unnest($1::text[], $2::bytea[]) WITH ORDINALITY AS u (prefix, suffix, n)
-) AS w (n, prefix, suffix)
-LEFT JOIN LATERAL (SELECT * FROM prefixes WHERE name = w.prefix OFFSET 0) AS p ON true
-LEFT JOIN LATERAL (
-    SELECT * FROM records WHERE prefix_id = p.id AND suffix = w.suffix OFFSET 0
-) AS r ON true
-"""
-)
-_LOOK_UP_SQLITE = (
-    "WITH w (n, prefix, suffix) AS (VALUES {rows})"
-    + _ANSWER
-    + """
-FROM w
-LEFT JOIN prefixes AS p INDEXED BY prefixes_name_key ON p.name = w.prefix
-LEFT JOIN records AS r ON r.prefix_id = p.id AND r.suffix = w.suffix
-"""
-)
-
-
-@cache
-def _look_up_sqlite(size: int) -> str:
-    return _LOOK_UP_SQLITE.format(rows=",".join(f"({n},?,?)" for n in range(size)))
-
-
-def look_up_statement(dialect: str, keys: Sequence[Key]) -> tuple[str, tuple[Any, ...]]:
-    """The statement that finds `keys` (1 to 4,096) and its parameters."""
-    if dialect == "postgresql":
-        return _LOOK_UP_POSTGRESQL, ([k.prefix for k in keys], [k.suffix for k in keys])
-    # Sizes are powers of two, so that few statements serve every number of keys.
-    size = 1 << (len(keys) - 1).bit_length()
-    parameters: list[str | bytes | None] = [part for key in keys for part in key]
-    parameters += [None, None] * (size - len(keys))
-    return _look_up_sqlite(size), tuple(parameters)
-
 
 def _prefix(row: Sequence[Any]) -> Prefix:
     """From the columns of `_PREFIX`."""
@@ -131,26 +84,22 @@ def _without_row(prefix: Prefix | None) -> Found:
     return Found(prefix, None)
 
 
+def found_in(rows: Rows, keys: Sequence[Key]) -> list[Found]:
+    """One Found per key, in order, made of what the database gave."""
+    homed = {row[0]: _prefix(row[1:]) for row in rows.prefixes}
+    found = [_without_row(homed.get(key.prefix)) for key in keys]
+    for n, status, version, sequence, template, blob, _ in rows.records:
+        key = keys[n]
+        record = decode_blob(blob, key, STATUS_OF[status], version, sequence, template)
+        found[n] = Found(homed[key.prefix], record)
+    return found
+
+
 async def look_up(connection: AsyncConnection, keys: Sequence[Key]) -> list[Found]:
     if not keys:
         return []
     assert len(keys) <= LOOK_UP_MAX
-    statement, parameters = look_up_statement(connection.dialect.name, keys)
-    result = await connection.exec_driver_sql(statement, parameters)
-    rows: Sequence[Sequence[Any]] = result.all()
-    seen: dict[int, Prefix] = {}
-    found = [_without_row(None)] * len(keys)
-    for row in rows:
-        n, prefix_id = row[0], row[1]
-        if prefix_id is None:
-            continue
-        prefix = seen.get(prefix_id)
-        if prefix is None:
-            prefix = seen[prefix_id] = _prefix(row[1:10])
-        found[n] = (
-            _without_row(prefix) if row[10] is None else Found(prefix, _record(keys[n], row[10:]))
-        )
-    return found
+    return found_in(await direct(connection).look_up(keys), keys)
 
 
 _PREFIX_ID = select(prefixes.c.id).where(prefixes.c.name == bindparam("prefix"))
@@ -271,7 +220,7 @@ async def indexed_to(connection: AsyncConnection, prefix: str) -> bytes | None:
     return to
 
 
-def _api_key(row: Row[Any]) -> ApiKey:
+def _api_key(row: sqlalchemy.Row[Any]) -> ApiKey:
     role = Role(row.role)
     return ApiKey(row.id, row.tenant, role, row.label, row.created, row.revoked, row.digest)
 
@@ -315,9 +264,6 @@ async def list_changes(connection: AsyncConnection, after: int, limit: int) -> l
 
 
 _HEAD = select(chain_head.c.sequence, chain_head.c.hash)
-# The primary key begins with `key`, and a key is as good as unique: what little else comes
-# along, of other actors or expired, is dropped afterwards.
-_FIND_RECEIPTS = select(receipts).where(receipts.c.key.in_(bindparam("keys", expanding=True)))
 
 
 async def head(connection: AsyncConnection) -> tuple[int, bytes]:
@@ -325,17 +271,19 @@ async def head(connection: AsyncConnection) -> tuple[int, bytes]:
     return sequence, hash_
 
 
-async def find_receipts(
-    connection: AsyncConnection, keys: Sequence[ReceiptKey], now: int
+def receipts_in(
+    rows: Sequence[Row], keys: Sequence[ReceiptKey], now: int
 ) -> dict[ReceiptKey, StoredReceipt]:
-    if not keys:
-        return {}
+    """The wanted ones that have not expired.
+
+    They were asked for by `key` alone, with which the primary key begins and which is as good
+    as unique: little else comes along.
+    """
     wanted = set(keys)
-    rows = await connection.execute(_FIND_RECEIPTS, {"keys": sorted({at.key for at in wanted})})
     return {
-        at: StoredReceipt(row.fingerprint, row.reply, row.expires)
-        for row in rows.all()
-        if (at := ReceiptKey(row.actor, row.key)) in wanted and row.expires >= now
+        at: StoredReceipt(fingerprint, reply, expires)
+        for key, actor, fingerprint, reply, expires in rows
+        if (at := ReceiptKey(actor, key)) in wanted and expires >= now
     }
 
 

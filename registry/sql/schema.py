@@ -87,6 +87,7 @@ async def migrate(text: str) -> None:
     try:
         with explained():
             async with pools.write() as connection:
+                await connection.begin()  # or else Alembic would, and commit for itself
                 await connection.run_sync(_upgrade)
     finally:
         await pools.close()

@@ -1,22 +1,33 @@
-"""SQLite engines, whose connections go to their thread once per statement.
+"""SQLite: the hot statements, and connections that go to their thread once for each call.
 
-aiosqlite alone goes there four times (open a cursor, execute, fetch, close), and each time
-costs more than the look-up of a record.
+aiosqlite alone goes there four times a statement (open a cursor, execute, fetch, close), and
+each time costs more than the look-up of a record. What runs there avoids many small steps: at
+each one the thread lets go of the interpreter and may wait for it behind the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import chain
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import aiosqlite
-from sqlalchemy import URL, event
+from sqlalchemy import URL, Table, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
-LOCK = "BEGIN IMMEDIATE"
+from biaojie.identifier import Key
+
+from .direct import Beginning, LogRow, Put, Row, Rows
+from .tables import changelog, upsert
+
+T = TypeVar("T")
+
+_LOCK = "BEGIN IMMEDIATE"
 """What a writer says first: from here on it is the only one."""
 _BUSY_WAIT_S = 0.25
 """How long SQLite itself waits for another process's lock; in its thread it cannot be cancelled."""
@@ -25,7 +36,7 @@ _BUSY_WAIT_S = 0.25
 class _Cursor:
     """The part of a cursor that SQLAlchemy uses."""
 
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._rows: list[Any] = []
         self.arraysize = 1
@@ -59,26 +70,150 @@ class _Cursor:
         self._rows = []
 
 
-class _Connection(aiosqlite.Connection):
+_PREFIX = """
+SELECT name, id, spelling, tenant, status, created, version, sequence, searchable,
+       indexed_to IS NOT NULL
+FROM prefixes INDEXED BY prefixes_name_key
+"""
+_RECORD = """
+WITH w (n, prefix_id, suffix) AS (VALUES {rows})
+SELECT w.n, r.status, r.version, r.sequence, r.template, r.blob, NULL
+FROM w CROSS JOIN records AS r ON r.prefix_id = w.prefix_id AND r.suffix = w.suffix
+"""
+_RECEIPT = "SELECT key, actor, fingerprint, reply, expires FROM receipts"
+_MOVE_HEAD = "UPDATE chain_head SET sequence = ?, hash = ? WHERE id = 1 AND sequence = ?"
+_APPEND = f"INSERT INTO changelog VALUES ({', '.join('?' * len(changelog.c))})"  # noqa: S608
+_ROWS_MAX = 256
+"""Most rows in one INSERT."""
+
+
+def _rounded(size: int) -> int:
+    """The next power of two: few statements serve every number of keys."""
+    return 1 << (size - 1).bit_length()
+
+
+@cache
+def prefix_statement(size: int) -> str:
+    return f"{_PREFIX} WHERE name IN ({', '.join('?' * size)})"
+
+
+@cache
+def record_statement(size: int) -> str:
+    return _RECORD.format(rows=", ".join(f"({n}, ?, ?)" for n in range(size)))
+
+
+@cache
+def receipt_statement(size: int) -> str:
+    return f"{_RECEIPT} WHERE key IN ({', '.join('?' * size)})"
+
+
+@cache
+def _insert(table: Table, key: tuple[str, ...], rows: int) -> str:
+    return upsert(table, "sqlite", *key, rows=rows)
+
+
+def _padded(values: Sequence[Any], each: int = 1) -> list[Any]:
+    """With as many NULLs, which equal nothing, as a rounded statement takes."""
+    size = _rounded(len(values) // each) * each
+    return [*values, *[None] * (size - len(values))]
+
+
+def _look_up(raw: sqlite3.Connection, keys: Sequence[Key]) -> Rows:
+    if not keys:
+        return Rows([], [])
+    names = _padded(list({key.prefix for key in keys}))
+    prefixes = raw.execute(prefix_statement(len(names)), names).fetchall()
+    ids = {row[0]: row[1] for row in prefixes}
+    wanted: list[Any] = []
+    for key in keys:
+        wanted += (ids.get(key.prefix), key.suffix)
+    wanted = _padded(wanted, 2)
+    return Rows(prefixes, raw.execute(record_statement(len(wanted) // 2), wanted).fetchall())
+
+
+def _load(raw: sqlite3.Connection, keys: Sequence[Key], receipts: Sequence[str]) -> Beginning:
+    head = raw.execute("SELECT sequence, hash FROM chain_head WHERE id = 1").fetchone()
+    rows = _look_up(raw, keys)
+    if not receipts:
+        return Beginning(head, rows, [])
+    wanted = _padded(receipts)
+    found = raw.execute(receipt_statement(len(wanted)), wanted).fetchall()
+    return Beginning(head, rows, found)
+
+
+def _runs(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """In runs whose lengths are powers of two."""
+    at = 0
+    while at < len(rows):
+        size = min(1 << (len(rows) - at).bit_length() - 1, _ROWS_MAX)
+        yield rows[at : at + size]
+        at += size
+
+
+def _write(raw: sqlite3.Connection, puts: Sequence[Put], log: LogRow | None) -> None:
+    for put in puts:
+        for run in _runs(put.rows):
+            statement = _insert(put.table, put.key, len(run))
+            raw.execute(statement, tuple(chain.from_iterable(run)))
+    if log is not None:
+        at, hash_ = log.row[0], log.row[8]
+        moved = raw.execute(_MOVE_HEAD, (at, hash_, log.before))
+        assert moved.rowcount == 1, f"entry {at} does not follow the head"
+        raw.execute(_APPEND, log.row)
+
+
+class Connection(aiosqlite.Connection):
+    """See registry.sql.direct.Direct."""
+
     def cursor(self) -> _Cursor:  # type: ignore[override]
         return _Cursor(self)
 
-    async def run(self, work: Callable[[sqlite3.Connection], None]) -> None:
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do `work` in the connection's thread; stop it there too if the caller is cancelled."""
         try:
-            await self._execute(lambda: work(self._conn))  # type: ignore[no-untyped-call]
+            done: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]
         except asyncio.CancelledError:
             self._conn.interrupt()
             raise
+        return done
+
+    def is_closed(self) -> bool:
+        return self._connection is None
+
+    async def begin(self) -> None:
+        await self.run(lambda raw: raw.execute(_LOCK))
+
+    async def commit(self) -> None:
+        await self.run(lambda raw: raw.execute("COMMIT"))
+
+    async def rollback(self) -> None:
+        await self.run(lambda raw: raw.execute("ROLLBACK"))
+
+    async def look_up(self, keys: Sequence[Key]) -> Rows:
+        def in_one_state(raw: sqlite3.Connection) -> Rows:
+            raw.execute("BEGIN")
+            try:
+                return _look_up(raw, keys)
+            finally:
+                raw.execute("COMMIT")
+
+        within = self._conn.in_transaction
+        return await self.run((lambda raw: _look_up(raw, keys)) if within else in_one_state)
+
+    async def load(self, keys: Sequence[Key], receipts: Sequence[str]) -> Beginning:
+        return await self.run(lambda raw: _load(raw, keys, receipts))
+
+    async def write(self, puts: Sequence[Put], log: LogRow | None) -> None:
+        await self.run(lambda raw: _write(raw, puts, log))
 
 
-def make_engine(url: URL, *, writes: bool, connections: int, wait_s: float) -> AsyncEngine:
-    """`wait_s` bounds the wait for a free connection. The file must exist."""
+def make_engine(url: URL, *, writes: bool) -> AsyncEngine:
+    """The file must exist."""
     # mode=rw: a file that is gone must be an error, not a new and empty registry
     file = f"file:{quote(url.database or '')}?mode=rw"
 
     async def connect() -> aiosqlite.Connection:
-        connection = _Connection(
+        connection = Connection(
             lambda: sqlite3.connect(
                 file, uri=True, timeout=_BUSY_WAIT_S, isolation_level=None, check_same_thread=False
             ),
@@ -90,13 +225,10 @@ def make_engine(url: URL, *, writes: bool, connections: int, wait_s: float) -> A
     engine = create_async_engine(
         url,
         async_creator=connect,
-        isolation_level=None if writes else "AUTOCOMMIT",
+        isolation_level="AUTOCOMMIT",  # transactions are ours: see Connection.begin
+        skip_autocommit_rollback=True,
         hide_parameters=True,  # private values and digests stay out of logs
-        # The writer says BEGIN itself, which SQLAlchemy takes for autocommit.
-        skip_autocommit_rollback=not writes,
-        pool_size=connections,
-        max_overflow=0,
-        pool_timeout=wait_s,
+        poolclass=NullPool,
     )
 
     def prepare(connection: Any, _record: Any) -> None:

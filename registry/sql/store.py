@@ -31,7 +31,9 @@ class SqlStore:
     async def transaction(self) -> AsyncIterator[SqlTransaction]:
         """Raises TemporarilyUnavailable with `outcome="unknown"` when the commit may have held."""
         async with self._pools.write() as connection:
-            yield SqlTransaction(connection)
+            transaction = SqlTransaction(connection)
+            yield transaction
+            await transaction.flush()
 
     async def look_up(self, keys: Sequence[Key]) -> list[Found]:
         return await self._pools.read(lambda c: reader.look_up(c, keys))

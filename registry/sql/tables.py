@@ -166,22 +166,22 @@ _ARRAY = {
 }
 
 
-def upsert(table: Table, dialect: str, *key: str) -> str:
+def upsert(table: Table, dialect: str, *key: str, rows: int = 1) -> str:
     """INSERT … ON CONFLICT (key) DO UPDATE of every column but a number made by the database.
 
     Takes the columns in the table's order: one array for each on PostgreSQL, which is faster
-    there than row after row; one tuple for each row on SQLite.
+    there than row after row; on SQLite the fields of `rows` rows, one row after the other.
     """
     columns = [column for column in table.columns if column is not table.autoincrement_column]
     if dialect == "postgresql":
         arrays = [f"${n}::{_ARRAY[type(c.type)]}" for n, c in enumerate(columns, 1)]
-        rows = f"SELECT * FROM unnest({', '.join(arrays)})"  # noqa: S608  (our own names)
+        source = f"SELECT * FROM unnest({', '.join(arrays)})"  # noqa: S608  (our own names)
     else:
-        rows = f"VALUES ({', '.join('?' * len(columns))})"
+        source = "VALUES " + ", ".join([f"({', '.join('?' * len(columns))})"] * rows)
     names = [column.name for column in columns]
     replaced = [f"{name} = excluded.{name}" for name in names if name not in key]
     return (
-        f"INSERT INTO {table.name} ({', '.join(names)}) {rows}"
+        f"INSERT INTO {table.name} ({', '.join(names)}) {source}"
         f" ON CONFLICT ({', '.join(key)}) DO "
         + (f"UPDATE SET {', '.join(replaced)}" if replaced else "NOTHING")
     )

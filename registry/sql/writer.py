@@ -1,9 +1,12 @@
-"""Writing: one transaction, holding the registry's only write lock from its first statement."""
+"""Writing: one transaction, holding the registry's only write lock from its first statement.
+
+What is put waits here until something is read or the transaction ends, and then goes to the
+database as one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 from sqlalchemy import Table, bindparam, delete, insert, select, update
@@ -16,24 +19,21 @@ from biaojie.record import Record
 
 from ..changelog import pack_changes
 from ..matching import Match
-from ..store import Found, ReceiptKey, StoredReceipt
+from ..store import LOOK_UP_MAX, Found, Loaded, ReceiptKey, StoredReceipt
 from . import reader
 from .blob import encode_blob
+from .direct import LogRow, Put, Rows, direct
 from .faults import translated
 from .tables import (
     PREFIX_STATUS_NUMBER,
     STATUS_NUMBER,
     api_keys,
-    chain_head,
-    changelog,
     prefixes,
     receipts,
     records,
-    upsert,
     value_index,
 )
 
-_upsert = cache(upsert)
 _PURGE = delete(records).where(
     records.c.prefix_id == bindparam("at_prefix"), records.c.suffix == bindparam("at_suffix")
 )
@@ -56,12 +56,6 @@ _EXPIRED = (
     .order_by(receipts.c.expires)
     .limit(bindparam("limit"))
 )
-_MOVE_HEAD = (
-    update(chain_head)
-    .where(chain_head.c.sequence == bindparam("before"))
-    .values(sequence=bindparam("at"), hash=bindparam("to"))
-)
-_APPEND = insert(changelog)
 
 
 class SqlTransaction:
@@ -69,56 +63,88 @@ class SqlTransaction:
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
-        self._dialect = connection.dialect.name
+        self._driver = direct(connection)
         self._prefix_ids: dict[str, int] = {}
+        self._puts: dict[Table, Put] = {}
+        self._log: LogRow | None = None
+
+    async def flush(self) -> None:
+        """Send what was put."""
+        if not self._puts and self._log is None:
+            return
+        puts, log = list(self._puts.values()), self._log
+        self._puts, self._log = {}, None
+        with translated():
+            await self._driver.write(puts, log)
+
+    async def _reading(self) -> AsyncConnection:
+        await self.flush()
+        return self._connection
+
+    async def load(self, keys: Sequence[Key], receipts: Sequence[ReceiptKey], now: int) -> Loaded:
+        assert len(keys) <= LOOK_UP_MAX
+        await self.flush()
+        with translated():
+            begun = await self._driver.load(keys, sorted({at.key for at in receipts}))
+        return Loaded(
+            begun.head,
+            self._found(begun.rows, keys),
+            reader.receipts_in(begun.receipts, receipts, now),
+        )
+
+    def _found(self, rows: Rows, keys: Sequence[Key]) -> list[Found]:
+        self._prefix_ids |= {row[0]: row[1] for row in rows.prefixes}
+        return reader.found_in(rows, keys)
 
     async def look_up(self, keys: Sequence[Key]) -> list[Found]:
+        assert len(keys) <= LOOK_UP_MAX
+        await self.flush()
         with translated():
-            return await reader.look_up(self._connection, keys)
+            return self._found(await self._driver.look_up(keys), keys)
 
     async def find_prefixes(self, names: Sequence[str]) -> dict[str, Prefix]:
+        connection = await self._reading()
         with translated():
-            return await reader.find_prefixes(self._connection, names)
+            return await reader.find_prefixes(connection, names)
 
     async def find_keys_by_id(self, ids: Sequence[str]) -> dict[str, ApiKey]:
+        connection = await self._reading()
         with translated():
-            return await reader.find_keys_by_id(self._connection, ids)
+            return await reader.find_keys_by_id(connection, ids)
 
     async def find_receipts(
         self, keys: Sequence[ReceiptKey], now: int
     ) -> dict[ReceiptKey, StoredReceipt]:
-        with translated():
-            return await reader.find_receipts(self._connection, keys, now)
+        return (await self.load([], keys, now)).receipts
 
     async def head(self) -> tuple[int, bytes]:
-        with translated():
-            return await reader.head(self._connection)
+        return (await self.load([], [], 0)).head
 
     async def _execute(self, statement: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:
+            connection = await self._reading()
             with translated():
-                await self._connection.execute(statement, rows)
+                await connection.execute(statement, rows)
 
     async def _put(self, table: Table, key: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
         """Upsert rows, whose fields are in the order of the table's columns."""
-        if not rows:
-            return
-        statement = _upsert(table, self._dialect, *key)
-        by_column = self._dialect == "postgresql"
-        parameters = tuple(map(list, zip(*rows, strict=True))) if by_column else rows
-        with translated():
-            await self._connection.exec_driver_sql(statement, parameters)
+        if table in self._puts:  # a row may come again, which one statement cannot replace twice
+            await self.flush()
+        if rows:
+            self._puts[table] = Put(table, key, rows)
 
     async def _ids(self, names: Iterable[str]) -> dict[str, int]:
         missing = set(names) - self._prefix_ids.keys()
         if missing:
+            connection = await self._reading()
             with translated():
-                self._prefix_ids |= await reader.prefix_ids(self._connection, list(missing))
+                self._prefix_ids |= await reader.prefix_ids(connection, list(missing))
         return self._prefix_ids
 
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
+        connection = await self._reading()
         with translated():
-            return await reader.list_records(self._connection, prefix, after, limit)
+            return await reader.list_records(connection, prefix, after, limit)
 
     async def put_prefixes(self, prefixes_: Iterable[Prefix]) -> None:
         by_name = {fold_prefix(prefix.name): prefix for prefix in prefixes_}
@@ -175,8 +201,9 @@ class SqlTransaction:
         await self._put(value_index, _ROW, [_row(match) for match in added])
 
     async def indexed_to(self, prefix: str) -> bytes | None:
+        connection = await self._reading()
         with translated():
-            return await reader.indexed_to(self._connection, prefix)
+            return await reader.indexed_to(connection, prefix)
 
     async def set_indexed_to(self, prefix: str, suffix: bytes | None) -> None:
         await self._execute(_SET_INDEXED, [{"at": prefix, "to": suffix}])
@@ -208,29 +235,28 @@ class SqlTransaction:
         await self._put(receipts, ("key", "actor"), rows)
 
     async def forget_receipts(self, now: int, limit: int) -> None:
+        connection = await self._reading()
         with translated():
-            expired = await self._connection.execute(_EXPIRED, {"now": now, "limit": limit})
+            expired = await connection.execute(_EXPIRED, {"now": now, "limit": limit})
             rows = expired.mappings().all()
         await self._execute(_FORGET, [dict(row) for row in rows])
 
     async def append(self, entry: Entry) -> None:
-        move = {"before": entry.sequence - 1, "at": entry.sequence, "to": entry.hash}
-        row = {
-            "sequence": entry.sequence,
-            "time_ms": entry.time_ms,
-            "actor": entry.actor,
-            "action": entry.action,
-            "prefix": entry.prefix,
-            "count": entry.count,
-            "root": entry.root,
-            "previous": entry.previous,
-            "hash": entry.hash,
-            "changes": pack_changes(entry.changes),
-        }
-        with translated():
-            moved = await self._connection.execute(_MOVE_HEAD, move)
-            assert moved.rowcount == 1, f"entry {entry.sequence} does not follow the head"
-            await self._connection.execute(_APPEND, row)
+        if self._log is not None:
+            await self.flush()
+        row = (
+            entry.sequence,
+            entry.time_ms,
+            entry.actor,
+            entry.action,
+            entry.prefix,
+            entry.count,
+            entry.root,
+            entry.previous,
+            entry.hash,
+            pack_changes(entry.changes),
+        )
+        self._log = LogRow(entry.sequence - 1, row)
 
 
 def _row(match: Match) -> tuple[bytes, int, str, bytes]:

@@ -170,6 +170,7 @@ async def test_a_commit_cut_off_says_that_its_outcome_is_unknown(
         nonlocal committing
         async with patient.transaction() as transaction:
             await append(transaction, record("SN2"))
+            await transaction.head()  # so that nothing but the commit is left to do
             await asyncio.to_thread(own.kill if how == "kill" else own.freeze)
             committing = time.monotonic()
 

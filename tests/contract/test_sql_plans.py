@@ -13,8 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from biaojie.account import Prefix
 from biaojie.identifier import Key
 from registry.matching import Criterion, Match
-from registry.sql import SqlStore, open_store, reader
-from registry.store import ReceiptKey
+from registry.sql import SqlStore, open_store, postgresql, reader, sqlite
 from tests.contract.sample import PREFIX, home, put, record
 
 DIGEST = Criterion("URL", b"the same for all").digest
@@ -29,9 +28,6 @@ async def matches(connection: AsyncConnection, *, private: bool, prefix: str | N
 
 KEYS = [Key(PREFIX, b"SN00001"), Key(PREFIX, b"NONE"), Key("no.such", b"SN00001")]
 READS: dict[str, Callable[[AsyncConnection], Awaitable[Any]]] = {
-    "look_up": lambda c: reader.look_up(c, KEYS),
-    "look_up 1": lambda c: reader.look_up(c, KEYS[:1]),
-    "look_up 256": lambda c: reader.look_up(c, KEYS * 85),
     "list_records": lambda c: reader.list_records(c, PREFIX, b"SN00100", 100),
     "scan_sequences": lambda c: reader.scan_sequences(c, (1, b"SN00100")),
     "find_prefixes": lambda c: reader.find_prefixes(c, [PREFIX]),
@@ -47,15 +43,38 @@ READS: dict[str, Callable[[AsyncConnection], Awaitable[Any]]] = {
     "find_matches private of one": lambda c: matches(c, private=True, prefix=PREFIX),
     "list_indexing": reader.list_indexing,
     "indexed_to": lambda c: reader.indexed_to(c, PREFIX),
-    "find_receipts": lambda c: reader.find_receipts(c, [ReceiptKey("a", "b")] * 3, 0),
 }
 
 
+def on_postgresql(keys: list[Key]) -> tuple[str, tuple[Any, ...]]:
+    return postgresql.LOOK_UP, postgresql.look_up_parameters(keys)
+
+
+HOT: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
+    "postgresql": {
+        "look_up": on_postgresql(KEYS),
+        "look_up 1": on_postgresql(KEYS[:1]),
+        "look_up 256": on_postgresql(KEYS * 85),
+        "load": (postgresql.LOAD, (*postgresql.look_up_parameters(KEYS * 20), ["a", "b"])),
+    },
+    "sqlite": {
+        "look_up prefixes": (sqlite.prefix_statement(4), ("a", PREFIX, "b", None)),
+        "look_up": (sqlite.record_statement(4), (1, b"SN00001") * 4),
+        "look_up 1": (sqlite.record_statement(1), (1, b"SN00001")),
+        "look_up 256": (sqlite.record_statement(256), (1, b"SN00001") * 256),
+        "find_receipts": (sqlite.receipt_statement(4), ("a", "b", "c", None)),
+    },
+}
+"""The statements that go past SQLAlchemy, as the drivers get them."""
 SEEKS = {name: 2 if "private" in name else 1 for name in READS if "find_matches" in name}
 
 
 async def plans(store: SqlStore, explain: str) -> dict[str, str]:
     """The plan of each read's one statement, taken on the connection that runs it."""
+
+    async def explained(connection: AsyncConnection, statement: str, parameters: Any) -> str:
+        rows = (await connection.exec_driver_sql(f"{explain} {statement}", parameters)).all()
+        return "\n".join(str(row[-1]) for row in rows)
 
     async def take(connection: AsyncConnection) -> dict[str, str]:
         ran: list[tuple[str, Any]] = []
@@ -70,8 +89,9 @@ async def plans(store: SqlStore, explain: str) -> dict[str, str]:
             await read(connection)
             event.remove(connection.sync_connection, "before_cursor_execute", note)
             [(statement, parameters)] = ran
-            rows = (await connection.exec_driver_sql(f"{explain} {statement}", parameters)).all()
-            found[name] = "\n".join(str(row[-1]) for row in rows)
+            found[name] = await explained(connection, statement, parameters)
+        for name, (statement, parameters) in HOT[connection.dialect.name].items():
+            found[name] = await explained(connection, statement, parameters)
         return found
 
     return await store._pools.read(take)
@@ -97,6 +117,7 @@ def check_sqlite(found: dict[str, str]) -> None:
         assert "SEARCH r USING PRIMARY KEY (prefix_id=? AND suffix=?)" in found[name]
     assert "PRIMARY KEY (prefix_id=? AND suffix>?)" in found["list_records"]
     assert "TEMP B-TREE" not in found["list_records"]
+    assert "prefixes_name_key (name=?)" in found["look_up prefixes"]
     assert "PRIMARY KEY (key=?)" in found["find_receipts"]
     for name, seeks in SEEKS.items():
         where = r"suffix>\?" if "of one" in name else r"\(prefix,suffix\)>\(\?,\?\)"
@@ -110,11 +131,11 @@ def check_postgresql(found: dict[str, str]) -> None:
     for name, plan in found.items():
         assert "Seq Scan" not in plan, f"{name}: {plan}"
         assert "Bitmap" not in plan, f"{name}: {plan}"
-    for name in ("look_up", "look_up 1", "look_up 256"):
-        cond = r"Index Cond: \(\(prefix_id = prefixes.id\) AND \(suffix = u.suffix\)\)"
+    for name in ("look_up", "look_up 1", "look_up 256", "load"):
+        cond = r"Index Cond: \(\(prefix_id = prefixes.id\) AND \(suffix = w.suffix\)\)"
         assert re.search(cond, found[name]), found[name]
         assert "Filter" not in found[name]
-    assert "Index Scan using receipts_pkey" in found["find_receipts"]
+    assert "Index Scan using receipts_pkey" in found["load"]
     for name, seeks in SEEKS.items():
         scans = re.findall(
             r"Index Only Scan using value_index_pkey .*\n +Index Cond: (.*)", found[name]

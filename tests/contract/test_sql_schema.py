@@ -108,6 +108,7 @@ async def test_a_registry_of_the_first_schema_is_brought_up_to_date(empty_url: s
         sqlite3.connect(make_url(empty_url).database or "").close()
     pools = Pools(read_url(empty_url), Limits())
     async with pools.write() as connection:
+        await connection.begin()
         await connection.run_sync(lambda sync: upgrade(sync, first))
     await pools.close()
     rows = "INSERT INTO prefixes (name, spelling, tenant, status, created, version, sequence)"

@@ -103,7 +103,7 @@ async def test_who_gives_up_during_the_commit_harms_nobody(
 # Failures -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at", ["transaction", "head", "look_up", "commit", "committed"])
+@pytest.mark.parametrize("at", ["transaction", "load", "put_records", "commit", "committed"])
 @pytest.mark.parametrize(
     ("raised", "seen"),
     [
@@ -116,7 +116,7 @@ async def test_a_failed_commit_fails_its_group_and_the_next_works(
     store: GatedStore, at: str, raised: Exception, seen: type[BiaojieError]
 ) -> None:
     told: list[Entry] = []
-    if at in ("head", "look_up"):
+    if at in ("load", "put_records"):
         store = _FailingInside(at)
     async with registering(store, on_commit=told.append) as registrar:
         await home(registrar)
