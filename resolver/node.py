@@ -37,10 +37,16 @@ from .front.http.handle_auth import RestAuthentication
 from .front.http.handles import HandleRest
 from .front.http.public import Facts, public_endpoints
 from .front.http.server import HttpFront
+from .front.http.shared_sessions import SharedSessions, home
 from .handle import site
 from .handle.identity import Authenticator
+from .handle.lane import HandleLane
+from .handle.numbers import Numbers
 from .handle.operations import HandleRules, Operations
+from .handle.peer import Answerer
+from .handle.shared import SharedAnswerer
 from .health import Health
+from .neighbours import Neighbours
 from .observe import Observer
 from .service import Service
 from .settings import Settings
@@ -49,10 +55,14 @@ from .steps.local import LocalStep
 from .steps.referral import ReferralStep
 from .tail import Tail
 from .worker import Post
+from .worker_metrics import SharedMetrics
 from .worker_sockets import HANDLE_TCP, HANDLE_UDP, HTTP, HTTPS
 
 L = TypeVar("L", HttpLimits, HandleLimits, HandleRules)
 WITNESS_S = 30.0
+NOTE_COMMIT, NOTE_GUESS = b"c", b"g"
+LANES = 3
+"""Fronts that share `lane_bytes_max`: HTTP, Handle, native."""
 LINGER_S = 1.0
 """A worker that is replaced still takes requests on connections it has, for this long."""
 log = structlog.get_logger("biaojie.node")
@@ -75,6 +85,8 @@ class Node:
         self.settings = settings
         self.store = store
         self.status = "starting"
+        self.neighbours: Neighbours | None = None
+        self._shared_metrics: SharedMetrics | None = None
         self.port = 0
         self.handle_port = 0
         self.tls_port = 0
@@ -121,10 +133,17 @@ class Node:
         authenticator = Authenticator(
             self.local, self.service.guesses, case_sensitive=case_sensitive
         )
+        post = self.post
+        if post.folder is not None:
+            self.neighbours = Neighbours(post.folder, post.slot, post.workers)
+        authentication = RestAuthentication(
+            self.service,
+            authenticator,
+            requires_tls=settings.handle_auth_requires_tls,
+            home=home(post.slot) if self.neighbours is not None else "",
+        )
         rest = HandleRest(
-            RestAuthentication(
-                self.service, authenticator, requires_tls=settings.handle_auth_requires_tls
-            ),
+            authentication,
             delete=settings.handle_delete,
             site=self._site,
         )
@@ -135,13 +154,19 @@ class Node:
             settings.public_url or "/",
             examples,
             self._state,
-            self.observer,
+            self._metrics,
             time.time,
             settings.page_redirects == "always",
         )
         self.operations: Operations | None = None
         self.handle: HandleFront | None = None
         if settings.handle_enabled:
+            lane = HandleLane(
+                self.health,
+                settings.lane_bytes_max // LANES,
+                self.observer,
+                amplification_max=settings.handle_udp_amplification_max,
+            )
             self.operations = Operations(
                 self.service,
                 self.local,
@@ -150,8 +175,15 @@ class Node:
                 self.observer,
                 _chosen(HandleRules, settings),
                 authenticator=authenticator,
+                lane=lane,
+                numbers=Numbers(post.slot, post.workers),
             )
-            self.handle = HandleFront(self.operations, _chosen(HandleLimits, settings))
+            self.handle = HandleFront(
+                self._answerer(self.operations),
+                _chosen(HandleLimits, settings),
+                lane if settings.lane_bytes_max else None,
+            )
+            self.observer.watch(lane.readings)
             self.observer.watch(self.operations.readings)
             self.observer.watch(self.handle.readings)
             self.observer.watch(self.handle.counts, counters=True)
@@ -166,14 +198,51 @@ class Node:
         self.observer.watch(self.front.readings)
         self.observer.watch(self._gauges)
         self.observer.watch(self._counts, counters=True)
+        if self.neighbours is not None:
+            self._join(self.neighbours, authentication, authenticator)
         self._witness = Witness(settings.data_dir)
         self._witness_task: asyncio.Task[None] | None = None
+
+    def _answerer(self, operations: Operations) -> Answerer:
+        if self.neighbours is None:
+            return operations
+        return SharedAnswerer(
+            operations,
+            Numbers(self.post.slot, self.post.workers),
+            self.neighbours,
+            timeout_s=self.settings.batch_deadline_s + 1.0,
+        )
+
+    def _join(
+        self,
+        neighbours: Neighbours,
+        authentication: RestAuthentication,
+        authenticator: Authenticator,
+    ) -> None:
+        """What this worker tells the others, and they it."""
+        guesses = self.service.guesses
+        guesses.tell = lambda network: neighbours.tell(NOTE_GUESS, network.encode())
+        neighbours.on_note[NOTE_GUESS] = lambda network: guesses.heed(
+            network.decode(), time.monotonic()
+        )
+        neighbours.on_note[NOTE_COMMIT] = lambda _: self.tail.nudge()
+        authentication.elsewhere = SharedSessions(
+            authentication, authenticator, neighbours, timeout_s=self.settings.deadline_s
+        )
+        self._shared_metrics = SharedMetrics(self.observer.registry, neighbours)
+
+    async def _metrics(self) -> bytes:
+        if self._shared_metrics is None:
+            return self.observer.page()
+        return await self._shared_metrics.page()
 
     def _committed(self, entry: Entry) -> None:
         self.cache.forget(entry)
         self.service.forget(entry)
         self.indexer.forget(entry)
         self.tail.committed(entry)
+        if self.neighbours is not None:
+            self.neighbours.tell(NOTE_COMMIT)
 
     def _site(self) -> Site | None:
         published = self.operations.site if self.operations is not None else None
@@ -209,6 +278,8 @@ class Node:
             self._witness_task = asyncio.create_task(self._keep_witness(), name="witness")
         if self.operations is not None:
             await self.operations.open(self.settings.data_dir)
+        if self.neighbours is not None:
+            await self.neighbours.start()
         await self._listen()
         self.status = "ok"
         log.info(
@@ -249,6 +320,8 @@ class Node:
         linger_s = LINGER_S if self.post.sockets else 0.0
         await asyncio.gather(self.front.stop(linger_s), self._stop_handle(linger_s))
         await self.registrar.stop()
+        if self.neighbours is not None:
+            await self.neighbours.stop()
         await self.tail.stop()
         await self.indexer.stop()
         await self.local.close()

@@ -465,6 +465,8 @@ class Guesses:
     DOUBLINGS_MAX = 9
 
     def __init__(self, peers_max: int = 10_000) -> None:
+        self.tell: Callable[[str], None] | None = None
+        """Told the network of each miss here: other workers of this node are to `heed` it."""
         self._peers: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._peers_max = peers_max
 
@@ -478,12 +480,18 @@ class Guesses:
             )
 
     def missed(self, peer: str, now: float) -> None:
-        peer = _network(peer)
-        misses, until = self._peers.pop(peer, (0, 0.0))
+        network = _network(peer)
+        self.heed(network, now)
+        if self.tell is not None:
+            self.tell(network)
+
+    def heed(self, network: str, now: float) -> None:
+        """A miss of a network, here or elsewhere."""
+        misses, until = self._peers.pop(network, (0, 0.0))
         if now > until + self.WAIT_MAX_S:
             misses = 0  # long quiet: start again
         misses = min(misses + 1, self.FREE + self.DOUBLINGS_MAX)
         wait = min(2.0 ** (misses - self.FREE), self.WAIT_MAX_S) if misses > self.FREE else 0.0
-        self._peers[peer] = (misses, now + wait)
+        self._peers[network] = (misses, now + wait)
         while len(self._peers) > self._peers_max:
             self._peers.popitem(last=False)

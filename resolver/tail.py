@@ -7,6 +7,7 @@ has already dropped every changed entry, so `Health.answered` means the cache is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Protocol
 
 import structlog
@@ -20,6 +21,8 @@ from .health import Health
 
 PAGE = 8  # an entry may hold thousands of changes, and reading them holds up everything else
 OWN_MAX = 4_096
+NUDGED_S = 0.02
+"""However often it is nudged, the log is looked at no more often than this."""
 PROBE = Key("0", b"0")
 log = structlog.get_logger("biaojie.tail")
 
@@ -54,6 +57,7 @@ class Tail:
         self._task: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._head = (0, b"")
+        self._nudged = asyncio.Event()
         self.released = False
         self._own: dict[int, bytes] = {}
 
@@ -84,6 +88,10 @@ class Tail:
                 del self._own[next(iter(self._own))]
         news, self._news = self._news, asyncio.Event()
         news.set()
+
+    def nudge(self) -> None:
+        """Somebody else has committed: look at the log soon."""
+        self._nudged.set()
 
     def release(self) -> None:
         """The node is about to stop: nobody waits for news any more."""
@@ -117,7 +125,16 @@ class Tail:
             except Exception as error:
                 log.exception("tail")
                 self._health.failed(repr(error))
-            await asyncio.sleep(self._poll_s)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Until a nudge or the next look is due."""
+        pause_s = min(NUDGED_S, self._poll_s)
+        await asyncio.sleep(pause_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._poll_s - pause_s):
+                await self._nudged.wait()
+        self._nudged.clear()
 
     async def _look(self) -> bool:
         """Follow the next entries; says whether there may be more."""

@@ -19,10 +19,10 @@ from biaojie.wire.handle import NONCE_OCTETS, Message
 
 from .asked import Asked
 from .identity import CHALLENGE_S
+from .numbers import ALONE, Numbers
 
 PENDING_MAX: Final = 20_000
 PENDING_OCTETS_MAX: Final = 64 * 2**20
-NUMBER_MAX: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,10 @@ class PendingRequests:
         seconds: float = CHALLENGE_S,
         pending_max: int = PENDING_MAX,
         octets_max: int = PENDING_OCTETS_MAX,
+        numbers: Numbers = ALONE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._numbers = numbers
         self._seconds = seconds
         self._pending_max = pending_max
         self._octets_max = octets_max
@@ -59,10 +61,14 @@ class PendingRequests:
     def __len__(self) -> int:
         return len(self._pending)
 
+    def __contains__(self, name: tuple[object, int]) -> bool:
+        """Whether something waits in this scope under this number, or did a while ago."""
+        return name in self._pending
+
     def number(self, scope: object) -> int:
         """A session number that nothing waits under, hard to guess."""
         while True:
-            number = secrets.randbelow(NUMBER_MAX) + 1
+            number = self._numbers.new()
             if (scope, number) not in self._pending:
                 return number
 

@@ -58,6 +58,7 @@ from .exchange import Exchange, is_response
 from .identity import Authenticator
 from .key_exchange import KeyExchanges
 from .listing import LISTS, Listing
+from .numbers import ALONE, Numbers
 from .peer import Peer
 from .proving import Proving
 from .repeats import Repeats
@@ -92,14 +93,15 @@ class Operations:
         rules: HandleRules,
         *,
         authenticator: Authenticator | None = None,
+        numbers: Numbers = ALONE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         case_sensitive = rules.suffix_case_sensitive
         self.authenticator = authenticator or Authenticator(
             local, service.guesses, case_sensitive=case_sensitive
         )
-        self.sessions = Sessions(clock=clock)
-        self.pending = PendingRequests(clock=clock)
+        self.sessions = Sessions(numbers=numbers, clock=clock)
+        self.pending = PendingRequests(numbers=numbers, clock=clock)
         self.site: sites.NodeSite | None = None
         self._key: nodekey.NodeKey | None = None
         self._service = service
@@ -171,6 +173,11 @@ class Operations:
     def forget(self, peer: Peer) -> None:
         if peer.scope is not None:
             self.sessions.forget(peer.scope)
+
+    def remembers(self, scope: object, number: int) -> bool:
+        """Whether a session number means something here, on this connection or on any."""
+        names = ((scope, number), (None, number))
+        return any(name in self.sessions or name in self.pending for name in names)
 
     def readings(self) -> dict[str, float]:
         return {"handle_sessions": len(self.sessions), "handle_challenges": len(self.pending)}

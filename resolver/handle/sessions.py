@@ -9,7 +9,6 @@ life of a day, and the time idle that the client asked for.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -23,6 +22,8 @@ from biaojie.wire.handle import SessionKey, Version
 from registry.admission import Caller
 from registry.handle_rights import HandleIdentity
 
+from .numbers import ALONE, Numbers
+
 LIFE_MAX_S: Final = 86_400.0
 IDLE_MIN_S: Final = 10.0
 SESSIONS_MAX: Final = 20_000
@@ -31,8 +32,6 @@ PER_CONNECTION_MAX: Final = 16
 LOOKED_AT: Final = 256
 WINDOW: Final = 1_024
 """Messages of one session may overtake each other by this many; older ones are refused."""
-NUMBER_MAX: Final = 2**31 - 1
-"""Clients take session numbers for signed."""
 
 
 class Counters:
@@ -119,9 +118,11 @@ class Sessions:
         *,
         sessions_max: int = SESSIONS_MAX,
         per_address_max: int = PER_ADDRESS_MAX,
+        numbers: Numbers = ALONE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max = sessions_max
+        self._numbers = numbers
         self._per_address_max = per_address_max
         self._clock = clock
         self._sessions: OrderedDict[_Name, Session] = OrderedDict()  # least lately used first
@@ -130,6 +131,10 @@ class Sessions:
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    def __contains__(self, name: tuple[object, int]) -> bool:
+        """Whether there is a session of this scope and number, over or not."""
+        return name in self._sessions
 
     def find(self, scope: object, number: int) -> Session | None:
         """The session a message is in: its connection's own, else one from any address."""
@@ -186,7 +191,7 @@ class Sessions:
 
     def _new_number(self) -> int:
         while True:
-            number = secrets.randbelow(NUMBER_MAX) + 1
+            number = self._numbers.new()
             if (None, number) not in self._sessions:
                 return number
 

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
 
 from biaojie.errors import BiaojieError, InvalidRequest, Unauthenticated
@@ -63,8 +63,11 @@ class RestSessions:
         open_max: int = OPEN_MAX,
         proved_max: int = PROVED_MAX,
         idle_s: float = IDLE_S,
+        home: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`home` is what the ids of sessions begin with."""
+        self._home = home
         self._open: OrderedDict[str, RestSession] = OrderedDict()
         self._proved: OrderedDict[str, RestSession] = OrderedDict()
         self._open_max = open_max
@@ -77,7 +80,9 @@ class RestSessions:
 
     def begin(self) -> RestSession:
         now = self._clock()
-        session = RestSession(secrets.token_urlsafe(18), secrets.token_bytes(16), now, now)
+        session = RestSession(
+            self._home + secrets.token_urlsafe(18), secrets.token_bytes(16), now, now
+        )
         self._open[session.id] = session
         while len(self._open) > self._open_max:
             self._open.popitem(last=False)
@@ -110,16 +115,33 @@ class RestSessions:
         self._proved.pop(id_, None)
 
 
+class SessionsElsewhere(Protocol):
+    """Sessions that other workers of this node keep; each method says what RestAuthentication
+    would say there. Without such a session (any more): Unauthenticated, None, nothing."""
+
+    def is_elsewhere(self, id_: str) -> bool: ...
+    async def prove(self, given: Mapping[str, str], peer: str) -> Caller: ...
+    async def find(self, id_: str) -> RestSession | None: ...
+    async def end(self, id_: str) -> None: ...
+
+
 class RestAuthentication:
     """`caller` says who asks; `challenge` what a 401 tells those who have not proved it."""
 
     def __init__(
-        self, service: Service, authenticator: Authenticator, *, requires_tls: bool = True
+        self,
+        service: Service,
+        authenticator: Authenticator,
+        *,
+        requires_tls: bool = True,
+        home: str = "",
     ) -> None:
+        """`home` is what the ids of sessions that are kept here begin with."""
         self._service = service
         self._authenticator = authenticator
         self._requires_tls = requires_tls
-        self.sessions = RestSessions()
+        self.sessions = RestSessions(home=home)
+        self.elsewhere: SessionsElsewhere | None = None
 
     def safe(self, asked: Asked) -> bool:
         """Whether a password may be sent this way."""
@@ -146,16 +168,26 @@ class RestAuthentication:
                 parameters = _parameters(rest)
                 if parameters.get("clientcert", "").lower() == "true":
                     return await self._certificate(asked)
-                return await self._session(parameters, asked.peer)
+                named = parameters.get("sessionid", "")
+                if self.elsewhere is not None and self.elsewhere.is_elsewhere(named):
+                    return await self.elsewhere.prove(parameters, asked.peer)
+                return await self.prove(parameters, asked.peer)
             case "basic" | "handle":
                 return PUBLIC
         raise Unauthenticated("No such authentication scheme.", "不支持该认证方式。")
 
-    def session_of(self, asked: Asked) -> RestSession | None:
+    async def session_of(self, asked: Asked) -> RestSession | None:
         """The session that the request names; whether it is proved is another matter."""
         scheme, _, rest = asked.headers.get("authorization", "")[:HEADER_CHARS_MAX].partition(" ")
         named = _parameters(rest).get("sessionid", "") if scheme.lower() == "handle" else ""
+        if self.elsewhere is not None and self.elsewhere.is_elsewhere(named):
+            return await self.elsewhere.find(named)
         return self.sessions.find(named)
+
+    async def end(self, session: RestSession) -> None:
+        if self.elsewhere is not None and self.elsewhere.is_elsewhere(session.id):
+            await self.elsewhere.end(session.id)
+        self.sessions.end(session.id)
 
     # The schemes ------------------------------------------------------------------------
 
@@ -194,7 +226,9 @@ class RestAuthentication:
             raise Unauthenticated(error.detail.en, error.detail.zh) from None
         return await self._authenticator.by_certificate(identity, certificate.public, asked.peer)
 
-    async def _session(self, given: Mapping[str, str], peer: str) -> Caller:
+    async def prove(self, given: Mapping[str, str], peer: str) -> Caller:
+        """Who asks in a session kept here; `given` is what the header says. PUBLIC where it has
+        not been proved. Raises as `caller`."""
         session = self.sessions.find(given.get("sessionid", ""))
         if session is None:
             raise Unauthenticated("There is no such session.", "没有该会话。")

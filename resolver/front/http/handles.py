@@ -272,16 +272,16 @@ class HandleRest:
         return _session(self._authentication.sessions.begin())
 
     async def this(self, service: Service, caller: Caller, asked: Asked) -> dict[str, Any]:
-        session = self._authentication.session_of(asked)
+        session = await self._authentication.session_of(asked)
         if session is None or (asked.method != "GET" and caller.is_public):
             raise Unauthenticated()
         return _session(session)
 
     async def end(self, service: Service, caller: Caller, asked: Asked) -> None:
-        session = self._authentication.session_of(asked)
+        session = await self._authentication.session_of(asked)
         if session is None:
             raise Unauthenticated()
-        self._authentication.sessions.end(session.id)
+        await self._authentication.end(session)
 
     # The table --------------------------------------------------------------------------
 

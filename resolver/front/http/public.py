@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -13,7 +13,7 @@ from biaojie.errors import BiaojieError, InvalidIdentifier, NotFound
 from biaojie.identifier import Identifier
 from registry.admission import Caller
 
-from ...observe import METRICS_CONTENT_TYPE, Observer
+from ...observe import METRICS_CONTENT_TYPE
 from ...service import Service
 from . import pages
 from .endpoint import Asked, Endpoint, Reply, error_headers, etag, json_reply, problem_reply
@@ -36,7 +36,7 @@ class Facts:
     server: str  # what the description names as the server: a URL, or / for "here"
     examples: tuple[str, ...]
     status: Callable[[], str]
-    observer: Observer
+    metrics: Callable[[], Awaitable[bytes]]
     clock: Callable[[], float]
     redirects: bool = False
 
@@ -187,10 +187,11 @@ def public_endpoints(
         status = facts.status()
         return json_reply({"status": status}, 503 if status in ("starting", "draining") else 200)
 
-    def metrics(asked: Asked, _: Any) -> Reply:
-        return Reply(
-            200, facts.observer.page(), METRICS_CONTENT_TYPE, {"Cache-Control": "no-store"}
-        )
+    async def measured(service: Service, caller: Caller, question: Any) -> bytes:
+        return await facts.metrics()
+
+    def metrics(asked: Asked, page: bytes) -> Reply:
+        return Reply(200, page, METRICS_CONTENT_TYPE, {"Cache-Control": "no-store"})
 
     def plain(
         path: str,
@@ -200,6 +201,7 @@ def public_endpoints(
         tag: str = "",
         summary: str = "",
         decode: Callable[[Asked], Any] = lambda asked: None,
+        service: Callable[[Service, Caller, Any], Any] = _nothing,
         **more: Any,
     ) -> Endpoint[Any, Any]:
         return Endpoint(
@@ -209,7 +211,7 @@ def public_endpoints(
             tag,
             summary,
             decode,
-            _nothing,
+            service,
             encoder,
             public=True,
             keyless=True,
@@ -245,6 +247,7 @@ def public_endpoints(
             metrics,
             tag="node",
             summary="Metrics in Prometheus text format",
+            service=measured,
             media=METRICS_CONTENT_TYPE,
         ),
         Endpoint(
