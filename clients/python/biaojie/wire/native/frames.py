@@ -59,7 +59,7 @@ class Kind(IntEnum):
     ERROR = 0x84
 
 
-REQUEST_OCTETS_MAX: Final = dict.fromkeys(Kind, 65_536) | {
+REQUEST_OCTETS_MAX: Final[dict[int, int]] = dict.fromkeys(map(int, Kind), 65_536) | {
     Kind.RESOLVE_MANY: 2**20,
     Kind.SEARCH: 2**20,
     Kind.WRITE: FRAME_OCTETS_MAX,

@@ -1,0 +1,376 @@
+"""One connection of the native protocol: frames in, replies out, and its limits.
+
+In one look at the octets that have come, requests whose reply is ready leave by the express lane,
+those that need no waiting are answered on the spot, the others get a task each, and what is ready
+leaves in one write. While a connection has `native_pipeline_max` requests running, or its peer does
+not take our replies, nothing more is read from it. Times are looked at by one sweep over all
+connections, so that a request costs no timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from time import monotonic
+from typing import TYPE_CHECKING, Final, cast
+
+from biaojie.errors import BiaojieError
+from biaojie.limits import FRAME_OCTETS_MAX
+from biaojie.wire.native.frames import LENGTH_MIN, REQUEST_OCTETS_MAX, length_fault
+
+from .session import Session
+from .work import LENGTH, error_frame
+
+if TYPE_CHECKING:
+    from .server import NativeFront
+
+FAREWELL_S: Final = 1.0
+"""How long a peer has to take our last words and hang up, and"""
+CROWD_SHARE: Final = 1.25
+"""how many connections there may be then, as a share of `native_connections_max`."""
+WRITE_OCTETS: Final = 65_536
+"""A connection with more unsent than this is not read from."""
+HELD_OCTETS_FREE: Final = 131_072
+"""What one connection may hold, unfinished frames, large requests and unsent replies, whatever
+others do."""
+HELD_OCTETS_MAX: Final = 64 * 2**20
+"""What all may hold. Beyond, those over their free share are cut."""
+PUBLIC_OCTETS_MAX: Final = 2**20
+"""The longest request without a key: nothing that the public may ask is longer."""
+NOBODY: Final = bytes(4)
+_HEAD_OCTETS: Final = 9
+_length_at = LENGTH.unpack_from
+
+
+class Connection(asyncio.Protocol):
+    """One peer. `_deaf`: nothing more is begun, what comes is thrown away. `_last`: hang up as
+    soon as all that came has been answered."""
+
+    __slots__ = (
+        "_deadline",
+        "_deaf",
+        "_ended",
+        "_flushing",
+        "_front",
+        "_heard",
+        "_held",
+        "_holding",
+        "_kept",
+        "_last",
+        "_partial_since",
+        "_session",
+        "_stuck_since",
+        "_transport",
+        "_unsent",
+        "_unsent_octets",
+        "_wanted",
+        "_writable",
+    )
+
+    def __init__(self, front: NativeFront) -> None:
+        self._front = front
+        self._transport: asyncio.Transport | None = None
+        self._session = Session(front, self)
+        self._kept = bytearray()
+        self._wanted = 0
+        self._unsent: list[bytes] = []
+        self._unsent_octets = self._held = 0
+        self._flushing = self._holding = False
+        self._deaf = self._last = self._ended = False
+        self._heard = monotonic()
+        # A new connection counts as one that has begun a frame: the hello must come in time.
+        self._partial_since: float | None = self._heard
+        self._stuck_since: float | None = None
+        self._writable: asyncio.Event | None = None
+        self._deadline: float | None = None
+
+    # Coming and going -------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        stream = cast(asyncio.Transport, transport)  # uvloop's has another base
+        self._transport = stream
+        front = self._front
+        front.connections.add(self)
+        connection = stream.get_extra_info("socket")
+        if connection.family != socket.AF_UNIX:
+            address = stream.get_extra_info("peername")
+            self._session.peer = str(address[0]) if address else ""
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                # A peer that takes nothing of what we wrote holds the connection no longer.
+                milliseconds = int(front.limits.reply_timeout_s * 1000)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        stream.set_write_buffer_limits(high=WRITE_OCTETS)
+        most = front.limits.native_connections_max
+        if len(front.connections) > most:
+            # Its hello will be told that there is no room.
+            front.counts["native_crowded"] += 1
+            self._session.crowded = True
+            self._deadline = self._heard + FAREWELL_S
+        if len(front.connections) > most * CROWD_SHARE or front.draining:
+            stream.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._front.connections.discard(self)
+        self._transport = None
+        self._deaf = True
+        self._unsent.clear()
+        self._kept.clear()
+        self._hold_octets(0)
+        self._session.lost()
+        if self._writable is not None:
+            self._writable.set()
+        self._front.left()
+
+    def eof_received(self) -> bool:
+        """The peer says nothing more. What it asked is still answered."""
+        self._ended = self._last = True
+        self._flush()
+        self._session.end_following()
+        return bool(self._session.running) or self._writable is not None
+
+    # Reading ----------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        now = self._heard = monotonic()
+        if self._kept:
+            self._kept += data
+            if len(self._kept) < self._wanted or self._holding:
+                self._account()
+                return
+            data = bytes(self._kept)
+            self._kept.clear()
+        self._take(data, now)
+
+    def _take(self, data: bytes, now: float) -> None:
+        """Answer or begin the requests in `data` that have come whole, as far as the limits
+        allow; keep the rest."""
+        session, out = self._session, self._unsent
+        find, running = session.find, session.running
+        self._flushing = True  # at the end, whatever gets ready here
+        room, hits = WRITE_OCTETS, 0
+        at, size = 0, len(data)
+        while size - at >= 4:
+            stop = at + 4 + _length_at(data, at)[0]
+            if stop > size:
+                break
+            id_ = data[at + 4 : at + 8]
+            ready = find(data[at + 8 : stop], now)
+            if ready is not None and id_ not in running:
+                if now >= ready.turns:
+                    ready.turn(now)
+                out += (ready.length, id_, ready.rest)
+                hits += 1
+                at = stop
+                room -= ready.octets
+                if room < 0:
+                    room = WRITE_OCTETS
+                    self._flush()
+                    self._flushing = True
+                    if self._writable is not None:
+                        break
+                continue
+            if self._full:
+                break
+            if stop - at < _HEAD_OCTETS:
+                self.dismiss(length_fault(stop - at - 4, FRAME_OCTETS_MAX))
+                break
+            if REQUEST_OCTETS_MAX.get(data[at + 8], 0) < stop - at - 4:
+                self._check_length(data, at)
+            if self._deaf:
+                break
+            session.begin(id_, data[at + 8], data[at + 9 : stop])
+            find = session.find
+            at = stop
+        self._flush()
+        if hits:
+            self._front.tally.add(monotonic() - now, hits)
+        if at != size or self._partial_since is not None or self._holding or self._last:
+            self._settle(data, at, now)
+
+    def _settle(self, data: bytes, at: int, now: float) -> None:
+        """Keep what is left after a look at `data`, and see what may come next."""
+        if self._deaf:
+            return
+        if at:
+            data = data[at:]
+        if data:
+            self._wanted = 4
+            if len(data) >= 4 and not self._full:
+                self._check_length(data, 0)
+                if self._deaf:
+                    return
+                self._wanted += _length_at(data)[0]
+            self._kept += data
+        full = self._full
+        self._hold(full or self._last)
+        if full or (not data and self._session.greeted):
+            self._partial_since = None
+        elif at or self._partial_since is None:
+            self._partial_since = now
+        self._account()
+        if self._last and not full and not self._session.running:
+            self._hang_up()
+
+    def _check_length(self, data: bytes, at: int) -> None:
+        """Dismiss a peer that announces a frame longer than it may be. Where the next one would
+        begin could be told, but not without taking all of this one."""
+        length = _length_at(data, at)[0]
+        if not LENGTH_MIN <= length <= FRAME_OCTETS_MAX:
+            self.dismiss(length_fault(length, FRAME_OCTETS_MAX))
+        elif len(data) - at >= _HEAD_OCTETS:
+            most = REQUEST_OCTETS_MAX.get(data[at + 8], 65_536)
+            if self._session.public:
+                most = min(most, PUBLIC_OCTETS_MAX)
+            if length > most:
+                self.dismiss(length_fault(length, most), data[at + 4 : at + 8])
+
+    @property
+    def _full(self) -> bool:
+        """Whether nothing more may be begun for now."""
+        return self._writable is not None or self._session.full
+
+    def _read_on(self) -> None:
+        if self._deaf:
+            return
+        data = bytes(self._kept)
+        self._kept.clear()
+        self._take(data, monotonic())
+
+    def _hold(self, holding: bool) -> None:
+        """Stop reading, or go on."""
+        if holding == self._holding or self._transport is None or self._transport.is_closing():
+            return
+        self._holding = holding
+        if holding:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    # Answering --------------------------------------------------------------------------
+
+    def answered(self) -> None:
+        """A request that had to wait has been answered."""
+        self._heard = monotonic()
+        if self._deaf:
+            if not self._session.running and self._deadline is None:
+                self._hang_up()
+        elif self._last or (self._holding and not self._full and self._session.roomy):
+            self._read_on()
+
+    def send(self, reply: bytes) -> None:
+        """Write soon, together with what else gets ready meanwhile."""
+        self._unsent.append(reply)
+        self._unsent_octets += len(reply)
+        if self._unsent_octets > WRITE_OCTETS:
+            self._flush()
+        elif not self._flushing:
+            self._flushing = True
+            self._front.loop.call_soon(self._flush)
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing more is begun."""
+        return self._last or self._deaf
+
+    async def writable(self) -> None:
+        """Wait until the peer has taken enough of what was sent."""
+        self._flush()
+        while self._writable is not None and self._transport is not None:
+            await self._writable.wait()
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if not self._unsent:
+            return
+        data = b"".join(self._unsent)
+        self._unsent.clear()
+        self._unsent_octets = 0
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+            if self._writable is not None:
+                self._account()
+
+    def pause_writing(self) -> None:
+        self._stuck_since = monotonic()
+        self._writable = asyncio.Event()
+        if not self._deaf:
+            self._hold(True)
+
+    def resume_writing(self) -> None:
+        self._stuck_since = None
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+        self._read_on()
+
+    # Limits -----------------------------------------------------------------------------
+
+    def _account(self) -> None:
+        octets = len(self._kept) + self._session.octets
+        if self._writable is not None and self._transport is not None:
+            octets += self._transport.get_write_buffer_size()
+        self._hold_octets(octets)
+        if self._front.held_octets > HELD_OCTETS_MAX and octets > HELD_OCTETS_FREE:
+            self._cut()
+
+    def _hold_octets(self, octets: int) -> None:
+        self._front.held_octets += octets - self._held
+        self._held = octets
+
+    def sweep(self, now: float) -> None:
+        """Cut or let go whoever has taken longer than he may."""
+        limits = self._front.limits
+        if self._deadline is not None:
+            if now >= self._deadline:
+                self.abort()
+        elif self._stuck_since is not None:
+            if now - self._stuck_since > limits.reply_timeout_s:
+                self._cut()
+        elif self._partial_since is not None and not self._deaf:
+            if now - self._partial_since > limits.native_message_timeout_s:
+                self._cut()
+        elif not self._session.running and now - self._heard > limits.native_idle_timeout_s:
+            self._front.counts["native_idle"] += 1
+            self._hang_up()
+
+    def abort(self) -> None:
+        self._deaf = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _cut(self) -> None:
+        self._front.counts["native_cut"] += 1
+        self.abort()
+
+    def dismiss(self, error: BiaojieError | None = None, id_: bytes = NOBODY) -> None:
+        """Say why, answer what is running, hang up."""
+        if error is not None:
+            self._front.counts["native_malformed"] += 1
+            self.send(error_frame(id_, error))
+        self._deaf = True
+        self._kept.clear()
+        self._session.end_following()
+        if not self._session.running:
+            self._hang_up()
+
+    def drain(self) -> None:
+        """Answer what has come, then hang up. Streams end after the page they are at."""
+        self._last = True
+        self._session.end_following()
+        self._read_on()
+
+    def _hang_up(self) -> None:
+        """Send what is to be sent and close. What the peer still sends is taken and thrown away
+        for a moment: closed over unread octets, the system would make it lose our words."""
+        self._flush()
+        self._deaf = True
+        self._deadline = monotonic() + FAREWELL_S
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._ended:
+            self._transport.close()
+        else:
+            self._transport.write_eof()
+            self._hold(False)

@@ -1,0 +1,146 @@
+"""The native front of a node as one thing to start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterable
+from time import monotonic
+from typing import Final
+
+from biaojie.limits import BATCH_ROWS_MAX, FRAME_OCTETS_MAX, PAGE_ROWS_MAX, RESOLVE_MANY_MAX
+from biaojie.wire.native import VERSION
+from biaojie.wire.native.answers import Welcome
+from registry.admission import Caller
+
+from ...lane import Lane
+from ...observe import Observer
+from ...service import Service
+from .connection import FAREWELL_S, Connection
+from .operations import PublicResolve
+from .work import NativeLimits, ReadyResolution
+
+SWEEP_S: Final = 0.5
+BACKLOG: Final = 1024
+
+
+class NativeFront:
+    """All connections. `start` serves listening sockets, TCP and Unix; `stop` drains.
+
+    `lane` holds the ready replies to resolutions by the octets of kind and body.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        observer: Observer,
+        limits: NativeLimits,
+        lane: Lane[ReadyResolution],
+        *,
+        node_name: str = "biaojie",
+    ) -> None:
+        self.service = service
+        self.observer = observer
+        self.limits = limits
+        self.lane = lane
+        self.find = lane.find
+        self.resolve = PublicResolve(lane)
+        self.tally = observer.tally("native", "resolve")
+        self.loop: asyncio.AbstractEventLoop
+        self.connections: set[Connection] = set()
+        self.held_octets = 0
+        self.running = 0
+        self.draining = False
+        self.counts = dict.fromkeys(
+            (
+                "native_crowded",
+                "native_cut",
+                "native_idle",
+                "native_malformed",
+                "native_too_busy",
+            ),
+            0,
+        )
+        self._node_name = node_name
+        self._servers: list[asyncio.Server] = []
+        self._sweeper: asyncio.Task[None] | None = None
+        self._empty = asyncio.Event()
+
+    def welcome(self, caller: Caller) -> Welcome:
+        limits = {
+            "frame_octets_max": FRAME_OCTETS_MAX,
+            "pipeline_max": self.limits.native_pipeline_max,
+            "resolve_many_max": RESOLVE_MANY_MAX,
+            "batch_rows_max": BATCH_ROWS_MAX,
+            "page_rows_max": PAGE_ROWS_MAX,
+        }
+        role = None if caller.role is None else caller.role.value
+        return Welcome(VERSION, self._node_name, limits, role, caller.tenant if role else None)
+
+    async def start(self, sockets: Iterable[socket.socket]) -> None:
+        """Serve sockets that are bound already and listen."""
+        self.loop = asyncio.get_running_loop()
+        for listening in sockets:
+            listen = (
+                self.loop.create_unix_server
+                if listening.family == socket.AF_UNIX
+                else self.loop.create_server
+            )
+            self._servers.append(
+                await listen(lambda: Connection(self), sock=listening, backlog=BACKLOG)
+            )
+        self._sweeper = asyncio.create_task(self._sweep(), name="native-sweep")
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = monotonic()
+            for connection in tuple(self.connections):
+                connection.sweep(now)
+
+    def left(self) -> None:
+        """A connection is gone."""
+        if not self.connections:
+            self._empty.set()
+
+    async def stop(self, drain_s: float, linger_s: float = 0.0) -> None:
+        """Accept no more, answer what has come, for `drain_s` seconds at most; then cut. For
+        the first `linger_s` the connections there are may go on asking."""
+        for server in self._servers:
+            server.close()
+        if linger_s:
+            await self._emptied(linger_s)
+        self.draining = True
+        for connection in tuple(self.connections):
+            connection.drain()
+        await self._emptied(drain_s)
+        for connection in tuple(self.connections):
+            connection.abort()
+        await self._emptied(FAREWELL_S)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+            self._sweeper = None
+        self._servers.clear()
+
+    async def _emptied(self, timeout_s: float) -> None:
+        self._empty.clear()
+        if not self.connections:
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        except TimeoutError:
+            pass
+
+    def readings(self) -> dict[str, float]:
+        return {
+            "native_connections": len(self.connections),
+            "native_requests_running": self.running,
+            "native_held_bytes": self.held_octets,
+            "native_lane_entries": len(self.lane),
+            "native_lane_bytes": self.lane.bytes,
+        }
+
+    def all_counts(self) -> dict[str, float]:
+        return {**self.counts, "native_lane_hits": self.lane.hits}

@@ -1,0 +1,401 @@
+"""What is asked on one connection of the native protocol: hello, requests, streams.
+
+The hello says in whose name; from then on the key is held against the registry with every
+request (`Service.authenticate` keeps it for two seconds), and a connection whose key is not
+valid any more is hung up on. Requests run side by side and are answered as they get done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from biaojie.errors import (
+    BiaojieError,
+    InvalidRequest,
+    OverCapacity,
+    TemporarilyUnavailable,
+    Unauthenticated,
+)
+from biaojie.wire.native import VERSION, Hello, Kind, decode_request, encode_welcome, requests
+from biaojie.wire.native.answers import Welcome
+from registry.admission import PUBLIC, Caller
+
+from ...exchange import new_request_id, serve, serve_at_hand
+from .operations import (
+    OPERATIONS,
+    PING,
+    WAIT_S,
+    Operation,
+    PublicResolve,
+    Refusal,
+    unknown,
+)
+from .streams import STREAMS, Sheet, Stream, end
+from .work import Asked, ReadyResolution, error_frame, frame
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .server import NativeFront
+
+BODY_OCTETS_FREE: Final = 65_536
+"""A request up to this size is decoded on the loop and not counted as held."""
+STREAMS_MAX: Final = 16
+"""Streams of one connection at a time."""
+
+
+def nothing_ready(key: bytes, now: float) -> ReadyResolution | None:
+    """The lane of those who may not use it."""
+    return None
+
+
+class Greeting:
+    """The codec of the hello."""
+
+    front = "native"
+    operation = "hello"
+
+    def decode(self, data: Asked) -> Hello:
+        if data.question is None:
+            data.question = _hello(data)
+        assert isinstance(data.question, Hello)
+        return data.question
+
+    def encode(self, data: Asked, answer: Welcome) -> bytes:
+        return frame(data.id, Kind.ANSWER, encode_welcome(answer))
+
+    def encode_error(self, data: Asked, error: BiaojieError) -> bytes:
+        return error_frame(data.id, error)
+
+
+def _hello(asked: Asked) -> Hello:
+    if asked.kind != Kind.HELLO:
+        raise InvalidRequest(
+            "The first frame of a connection is a hello.", "连接的首帧应为 hello。", errors=[]
+        )
+    hello = decode_request(asked.kind, asked.body)
+    assert isinstance(hello, Hello)
+    if not hello.version_min <= VERSION <= hello.version_max:
+        raise InvalidRequest(
+            f"This node speaks version {VERSION}.",
+            f"本节点使用版本 {VERSION}。",
+            errors=[],
+            version=VERSION,
+        )
+    return hello
+
+
+class Session:
+    """`running` are the requests that take a task, by their ids; `find` looks into the lane;
+    `octets` is what large requests and pages of streams take up."""
+
+    __slots__ = (
+        "_connection",
+        "_front",
+        "_key",
+        "_streams",
+        "_unwelcome",
+        "crowded",
+        "find",
+        "greeted",
+        "octets",
+        "peer",
+        "running",
+    )
+
+    def __init__(self, front: NativeFront, connection: Connection) -> None:
+        self._front = front
+        self._connection = connection
+        self._key: str | None = None
+        self._streams: dict[bytes, Stream] = {}
+        self._unwelcome = False
+        self.crowded = False
+        self.greeted = False
+        self.peer = ""
+        self.octets = 0
+        self.running: dict[bytes, asyncio.Task[None]] = {}
+        self.find = nothing_ready
+
+    @property
+    def public(self) -> bool:
+        return self._key is None
+
+    @property
+    def full(self) -> bool:
+        """Whether what comes next has to wait: for a request to end, or for the hello's answer."""
+        if not self.greeted:
+            return bool(self.running)
+        return len(self.running) >= self._front.limits.native_pipeline_max
+
+    @property
+    def roomy(self) -> bool:
+        """Whether it is worth while to read on: not for one request at a time."""
+        return len(self.running) <= self._front.limits.native_pipeline_max // 2
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        self._streams.clear()
+        for task in tuple(self.running.values()):
+            task.cancel()
+
+    def end_following(self) -> None:
+        """End the streams that have no end of their own."""
+        for id_, stream in tuple(self._streams.items()):
+            if stream.operation == "follow":
+                self._cancel(id_)
+
+    # Beginning --------------------------------------------------------------------------
+
+    def begin(self, id_: bytes, kind: int, body: bytes) -> None:
+        asked = Asked(id_, kind, body, self.peer, new_request_id(), self._key is None)
+        if not self.greeted:
+            self._greet(asked)
+        elif id_ in self.running:
+            self._refuse(asked, _taken())
+        elif kind == Kind.RESOLVE and asked.public:
+            # The service gives what the cache holds; else the request has to wait for it.
+            resolve = self._front.resolve
+            if not self._answer_at_hand(asked, resolve, self._front.service.at_hand):
+                self._ask(asked, resolve)
+        elif kind == Kind.CANCEL:
+            self._cancel_asked(asked)
+        elif kind == Kind.PING:
+            self._answer_at_hand(asked, PING, lambda request: request)
+        elif kind in OPERATIONS:
+            self._ask(asked, OPERATIONS[kind])
+        elif kind in STREAMS:
+            self._start_stream(asked)
+        else:
+            self._refuse(asked, unknown(asked))
+
+    def _answer_at_hand(self, asked: Asked, codec: Any, service: Any) -> bool:
+        reply = serve_at_hand(
+            codec,
+            service,
+            asked,
+            observer=self._front.observer,
+            request_id=asked.request_id,
+            peer=self.peer,
+        )
+        if reply is None:
+            return False
+        self._connection.send(reply)
+        return True
+
+    def _refuse(self, asked: Asked, refusal: Refusal) -> None:
+        self._answer_at_hand(asked, refusal, lambda question: question)
+
+    def _run(self, asked: Asked, task: asyncio.Task[None], slot: int) -> None:
+        self.running[asked.id] = task
+        held = len(asked.body) if len(asked.body) > BODY_OCTETS_FREE else 0
+        self.octets += held
+        self._front.running += slot
+        task.add_done_callback(partial(self._done, asked.id, held, slot))
+
+    def _done(self, id_: bytes, held: int, slot: int, task: asyncio.Task[None]) -> None:
+        del self.running[id_]
+        stream = self._streams.pop(id_, None)
+        if stream is not None and task.cancelled():
+            self._connection.send(end(id_, stream))
+        self.octets -= held
+        self._front.running -= slot
+        if self._unwelcome:
+            self._unwelcome = False
+            self._connection.dismiss()
+        self._connection.answered()
+        if not task.cancelled():
+            task.result()
+
+    # Hello ------------------------------------------------------------------------------
+
+    def _greet(self, asked: Asked) -> None:
+        if self.crowded:
+            self._refuse(asked, _over_capacity("hello"))
+            self._connection.dismiss()
+        elif self._answer_at_hand(asked, GREETING, self._welcome_public):
+            if not self.greeted:
+                self._connection.dismiss()
+        else:
+            self._run(asked, self._front.loop.create_task(self._greet_with_key(asked)), 1)
+
+    def _welcome_public(self, hello: Hello) -> Welcome | None:
+        if hello.key is not None:
+            return None
+        self.greeted = True
+        self.find = self._front.find
+        return self._front.welcome(PUBLIC)
+
+    async def _greet_with_key(self, asked: Asked) -> None:
+        async def service(hello: Hello) -> Welcome:
+            try:
+                caller = await self._front.service.authenticate(hello.key, self.peer)
+            except TemporarilyUnavailable:
+                caller = PUBLIC  # it is asked again with every request
+            self._key = hello.key
+            self.greeted = True
+            return self._front.welcome(caller)
+
+        self._connection.send(await self._serve(GREETING, service, asked, 0.0))
+        self._unwelcome = not self.greeted
+
+    # One answer -------------------------------------------------------------------------
+
+    def _ask(self, asked: Asked, operation: Operation | PublicResolve) -> None:
+        front = self._front
+        if asked.public and not operation.public:
+            self._refuse(asked, Refusal(Unauthenticated(), operation.operation))
+        elif front.running >= front.limits.native_requests_max:
+            front.counts["native_too_busy"] += 1
+            self._refuse(asked, _over_capacity(operation.operation))
+        else:
+            task = front.loop.create_task(self._answer(asked, operation))
+            self._run(asked, task, 0 if operation.waits else 1)
+
+    async def _answer(self, asked: Asked, operation: Operation | PublicResolve) -> None:
+        async def service(asked: Asked) -> Any:
+            # Callers are known before what they say is looked at.
+            caller = await self._caller(operation.public)
+            if len(asked.body) > BODY_OCTETS_FREE:
+                # Long enough to keep others waiting: beside the loop, not on it.
+                question = await asyncio.to_thread(operation.decode, asked)
+            else:
+                question = operation.decode(asked)
+            return await operation.service(self._front.service, caller, question)
+
+        limits = self._front.limits
+        extra_s = WAIT_S if operation.waits else 0.0
+        if operation.batch:
+            extra_s = max(limits.batch_deadline_s - limits.deadline_s, 0.0)
+        reply = await self._serve(_Whole(operation), service, asked, extra_s)
+        self._connection.send(reply)
+
+    async def _serve(self, codec: Any, service: Any, asked: Asked, extra_s: float) -> Any:
+        return await serve(
+            codec,
+            service,
+            asked,
+            deadline_s=self._front.limits.deadline_s + extra_s,
+            observer=self._front.observer,
+            request_id=asked.request_id,
+            peer=self.peer,
+        )
+
+    async def _caller(self, public: bool) -> Caller:
+        """Who asks. Raises Unauthenticated, after whose reply the connection is hung up."""
+        try:
+            return await self._front.service.authenticate(self._key, self.peer)
+        except TemporarilyUnavailable:
+            # A reader whose key cannot be checked just now still gets what everybody gets.
+            if public:
+                return PUBLIC
+            raise
+        except Unauthenticated:
+            self._unwelcome = True
+            raise
+
+    # Streams ----------------------------------------------------------------------------
+
+    def _start_stream(self, asked: Asked) -> None:
+        front = self._front
+        kind = STREAMS[asked.kind]
+        if asked.public:
+            self._refuse(asked, Refusal(Unauthenticated(), kind.operation))
+            return
+        try:
+            stream = kind(decode_request(asked.kind, asked.body))
+        except BiaojieError as error:
+            self._refuse(asked, Refusal(error, kind.operation))
+            return
+        if len(self._streams) >= STREAMS_MAX or front.running >= front.limits.native_requests_max:
+            front.counts["native_too_busy"] += 1
+            self._refuse(asked, _over_capacity(stream.operation))
+        else:
+            self._streams[asked.id] = stream
+            task = front.loop.create_task(self._send_stream(asked, stream))
+            self._run(asked, task, 0)
+
+    async def _send_stream(self, asked: Asked, stream: Stream) -> None:
+        try:
+            while True:
+                asked.request_id = new_request_id()
+                sheet = await self._sheet(asked, stream)
+                if not isinstance(sheet, Sheet):
+                    self._connection.send(sheet)
+                    return
+                await self._send_sheet(sheet)
+                more = await stream.onward(self._front.service, sheet)
+                if not more or self._connection.last:
+                    break
+        except BiaojieError as error:
+            self._refuse(asked, Refusal(error, stream.operation))
+            return
+        self._connection.send(end(asked.id, stream))
+
+    async def _sheet(self, asked: Asked, stream: Stream) -> Sheet | bytes:
+        async def service(asked: Asked) -> Any:
+            caller = await self._caller(public=False)
+            return await stream.page(self._front.service, caller)
+
+        limits = self._front.limits
+        extra_s = max(limits.batch_deadline_s - limits.deadline_s, 0.0)
+        self._front.running += 1
+        try:
+            sheet: Sheet | bytes = await self._serve(_Whole(stream), service, asked, extra_s)
+        finally:
+            self._front.running -= 1
+        return sheet
+
+    async def _send_sheet(self, sheet: Sheet) -> None:
+        self.octets += sheet.octets
+        try:
+            for part in sheet.parts:
+                self._connection.send(part)
+                await self._connection.writable()
+        finally:
+            self.octets -= sheet.octets
+
+    def _cancel_asked(self, asked: Asked) -> None:
+        try:
+            request = decode_request(asked.kind, asked.body)
+        except BiaojieError as error:
+            self._refuse(asked, Refusal(error, "cancel"))
+            return
+        assert isinstance(request, requests.Cancel)
+        self._cancel(request.request.to_bytes(4, "big"))
+
+    def _cancel(self, id_: bytes) -> None:
+        """End a stream where it is. What is no stream, or ended already, is answered anyway."""
+        if id_ in self._streams:
+            self.running[id_].cancel()
+
+
+class _Whole:
+    """A codec that hands the whole request to the service, which decodes it once it knows who
+    asks."""
+
+    __slots__ = ("_codec", "encode", "encode_error", "front", "operation")
+
+    def __init__(self, codec: Any) -> None:
+        self.front = codec.front
+        self.operation = codec.operation
+        self.encode = codec.encode
+        self.encode_error = codec.encode_error
+
+    def decode(self, data: Asked) -> Asked:
+        return data
+
+
+GREETING: Final = Greeting()
+
+
+def _taken() -> Refusal:
+    return Refusal(
+        InvalidRequest(
+            "The id is that of a request still worked on.", "该编号的请求仍在处理。", errors=[]
+        )
+    )
+
+
+def _over_capacity(operation: str) -> Refusal:
+    return Refusal(OverCapacity(retry_after_s=1), operation)

@@ -1,0 +1,96 @@
+"""What the parts of the native front share: one request, its limits, its place in the lane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from struct import Struct
+from typing import Any, Final
+
+from biaojie.errors import (
+    BiaojieError,
+    OverCapacity,
+    TemporarilyUnavailable,
+    TooLarge,
+    TooManyRequests,
+)
+from biaojie.limits import FRAME_OCTETS_MAX
+from biaojie.wire.native import RESOLUTION, RESOLUTION_OCTETS, Kind, encode_error
+
+from ...core import Cached
+from ...lane import Ready
+
+LENGTH: Final = Struct(">I")
+_KIND: Final = {kind: bytes((kind,)) for kind in Kind}
+_HEAD: Final = Struct(">BBBIBIB")
+assert _HEAD.size == RESOLUTION.size + 1
+
+
+@dataclass(frozen=True, slots=True)
+class NativeLimits:
+    """Settings of the same names say what each is for."""
+
+    native_connections_max: int = 10_000
+    native_pipeline_max: int = 1_024
+    native_requests_max: int = 2_048
+    native_idle_timeout_s: float = 600.0
+    native_message_timeout_s: float = 15.0
+    reply_timeout_s: float = 30.0
+    deadline_s: float = 2.0
+    batch_deadline_s: float = 10.0
+
+
+@dataclass(slots=True)
+class Asked:
+    """One request. `id` are the four octets to echo, `body` is still packed; `public`: it came
+    without a key. `question` is what was decoded of it, once it has been."""
+
+    id: bytes
+    kind: int
+    body: bytes
+    peer: str
+    request_id: str
+    public: bool
+    question: Any = None
+
+
+def frame(id_: bytes, kind: Kind, body: bytes) -> bytes:
+    """Raises TooLarge."""
+    length = len(body) + 5
+    if length > FRAME_OCTETS_MAX:
+        raise TooLarge(
+            "The answer is longer than a frame can be; ask for less.",
+            "结果超过帧长上限，请减少所查询的内容。",
+            octets_max=FRAME_OCTETS_MAX,
+        )
+    return LENGTH.pack(length) + id_ + _KIND[kind] + body
+
+
+def error_frame(id_: bytes, error: BiaojieError) -> bytes:
+    """Total. What may be tried again says when, as Retry-After does over HTTP."""
+    if isinstance(error, TooManyRequests | OverCapacity | TemporarilyUnavailable):
+        error.fields = {"retry_after_s": 1, **error.fields}
+    return frame(id_, Kind.ERROR, encode_error(error))
+
+
+class ReadyResolution(Ready):
+    """A resolution but for the id: a reply is `length`, the id, `rest`. Age and ttl in `rest`
+    are right until `turns`, the monotonic time at which the age is a second more."""
+
+    __slots__ = ("length", "octets", "rest", "turns")
+
+    def __init__(self, entry: Cached, key_octets: int, record: bytes) -> None:
+        """`record` is packed, `key_octets` what it is kept under takes up."""
+        self.octets = 9 + RESOLUTION_OCTETS + len(record)
+        super().__init__(entry, key_octets + self.octets + 120)
+        self.length = LENGTH.pack(self.octets - 4)
+        self.rest = bytes(_HEAD.size) + record
+        self.turns = 0.0
+
+    def turn(self, now: float) -> None:
+        """Write age and ttl as the cache would give them at `now`."""
+        entry = self.entry
+        age = int(now - entry.fetched)
+        left = max(entry.ttl_s - age, 0)
+        head = _HEAD.pack(Kind.ANSWER, 0x94, 0xCE, age, 0xCE, left, 0)
+        self.rest = head + self.rest[_HEAD.size :]
+        self.turns = entry.fetched + age + 1
