@@ -9,7 +9,7 @@ HOST ?= 127.0.0.1
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test peers check fuzz browser clean
+.PHONY: help run test peers check fuzz browser bench-peers soak clean
 
 help:
 	@echo 'make run    a node on an embedded registry with sample data   (PORT=8080 HOST=127.0.0.1 DATA=data)'
@@ -17,6 +17,8 @@ help:
 	@echo 'make peers  the reference Java client against a node (needs java and mvn)'
 	@echo 'make check  ruff, mypy and the layer test'
 	@echo 'make fuzz   a million mutated Handle packets against the codec   (PACKETS=1000000 SEED=1)'
+	@echo 'make bench-peers  our fronts against nginx, redis, NSD and limits in C   (BENCH="--only http")'
+	@echo 'make soak   half an hour of load with writes and restarts   (SOAK_S=1800)'
 	@echo 'make clean  remove the virtualenv and caches, keep the data'
 
 $(VENV)/bin/python:
@@ -52,6 +54,19 @@ PACKETS ?= 1000000
 SEED ?= 1
 fuzz: $(VENV)/.test
 	@$(BIN)/python -m tests.fuzz.handle_packets --packets $(PACKETS) --seed $(SEED)
+
+# Limits and drivers in C are built when a compiler is there; peers come from Debian when it may.
+BENCH ?=
+bench-peers: $(VENV)/.test
+	@command -v cc >/dev/null || command -v gcc >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
+	       && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null; } \
+	  || { echo 'The load drivers need a C compiler: apt-get install gcc libc6-dev'; exit 1; }
+	@$(BIN)/python -m bench.peers $(BENCH)
+
+SOAK_S ?= 1800
+soak: $(VENV)/.test
+	@$(BIN)/python -m bench.soak --seconds $(SOAK_S) $(BENCH)
 
 # The browser tests need a Chromium; Debian and Ubuntu package one.
 browser:

@@ -16,8 +16,8 @@ from biaojie.calls import Row
 from biaojie.errors import PrefixTaken
 from biaojie.record import Value
 
-from .processes import ROOT, Process, wait_until
 from .names import VALUE_INDEX, VALUE_TYPE, OwnNames
+from .processes import ROOT, Process, wait_until
 from .words import BenchFault
 
 START_S: Final = 30.0
@@ -35,13 +35,13 @@ class Node:
         cores: frozenset[int] | None = None,
         *,
         arguments: tuple[str, ...] = (),
-        **settings: object,
+        settings: Mapping[str, object] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.cores = cores
         self._arguments = arguments
-        self._environment = _environment(folder, settings)
+        self._environment = _environment(folder, settings or {})
         self._log = folder / "node.log"
         migrate = Process(
             [sys.executable, "-m", "resolver", "migrate"],

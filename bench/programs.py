@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from .processes import ROOT, on
 from .words import BenchFault
@@ -38,7 +38,7 @@ def program(name: str) -> Path:
     BUILT.mkdir(parents=True, exist_ok=True)
     new = built.with_suffix(".new")
     done = subprocess.run(
-        [cc, *_FLAGS, "-o", new, source],
+        [cc, *_FLAGS, "-o", new, source, "-lm"],
         capture_output=True,
         text=True,
         check=False,
@@ -65,7 +65,8 @@ def write_messages(file: Path, messages: Iterable[bytes]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one run of a driver counted. CPU times are of the counted span alone."""
+    """What one run of a driver counted. CPU times are of the counted span alone. `stalled_s`: in
+    an open loop, time in which the machine did not let the driver run."""
 
     replies: int
     seconds: float
@@ -74,6 +75,7 @@ class Sample:
     errors: int = 0
     wrong: int = 0
     lost: int = 0
+    stalled_s: float = 0.0
     p50_us: float = 0.0
     p99_us: float = 0.0
 
@@ -94,11 +96,23 @@ def sample_of(document: dict[str, Any]) -> Sample:
     )
 
 
+class Shape(NamedTuple):
+    """How many connections, and how much is outstanding on each; no connection: one UDP socket."""
+
+    connections: int
+    depth: int
+
+
+SINGLE: Final = Shape(64, 1)
+PIPELINED: Final = Shape(8, 32)
+DATAGRAMS: Final = Shape(0, 64)
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """One way to ask a server: the driver's options, without how long.
 
-    `requests`, `needles`, `hello`: files of messages. `depth`: outstanding on each connection.
+    `requests`, `needles`, `hello`: files of messages.
     """
 
     frame: str
@@ -106,13 +120,12 @@ class Asked:
     requests: Path
     needles: Path | None = None
     hello: Path | None = None
-    connections: int = 64
-    depth: int = 1
+    shape: Shape = SINGLE
     host: str = "127.0.0.1"
 
     @property
     def udp(self) -> bool:
-        return self.connections == 0
+        return self.shape.connections == 0
 
     def options(self) -> list[str]:
         given: dict[str, object] = {
@@ -120,12 +133,12 @@ class Asked:
             "--host": self.host,
             "--port": self.port,
             "--requests": self.requests,
-            "--depth": self.depth,
+            "--depth": self.shape.depth,
         }
         if self.needles is not None:
             given["--needles"] = self.needles
         if not self.udp:
-            given["--connections"] = self.connections
+            given["--connections"] = self.shape.connections
             if self.hello is not None:
                 given["--hello"] = self.hello
         return [str(part) for pair in given.items() for part in pair]
@@ -137,17 +150,19 @@ def drive(
     seconds: float,
     warm_s: float = 0.2,
     once: bool = False,
+    rate: float = 0.0,
     pids: Sequence[int] = (),
     cores: frozenset[int],
 ) -> Sample:
-    """Ask for `seconds`, or each request `once`. Raises BenchFault when the driver cannot, when
-    an answer was wrong, and when a server answered nothing at all."""
+    """Ask for `seconds`, or each request `once`; in a closed loop, or at a `rate`. Raises
+    BenchFault when the driver cannot, when an answer was wrong, when none came at all."""
     command = [
         str(program("drive_udp" if asked.udp else "drive_tcp")),
         *asked.options(),
         *("--ms", str(int(seconds * 1000))),
         *("--warm-ms", "0" if once else str(int(warm_s * 1000))),
         *("--once", "1" if once else "0"),
+        *("--rate", str(int(rate))),
     ]
     if pids:
         command += ["--server-pids", ",".join(map(str, pids))]

@@ -1,8 +1,11 @@
-/* Closed-loop load over TCP: C connections with D requests outstanding on each.
+/* Load over TCP: C connections with up to D requests outstanding on each.
  *
  *   drive_tcp --frame native|handle|http|redis --port P [--host IPV4] --requests FILE [--needles FILE]
- *             [--hello FILE] [--connections C] [--depth D] [--once 1] [--warm-ms N] [--ms N]
- *             [--server-pids N,N]
+ *             [--hello FILE] [--connections C] [--depth D] [--once 1] [--rate R]
+ *             [--warm-ms N] [--ms N] [--server-pids N,N]
+ *
+ * A closed loop: the next request leaves when a reply has come. With `--rate` an open one: they
+ * leave R times a second, whatever the server does, and it spins so as not to be late itself.
  *
  * Every reply is checked: its id is that of a request outstanding on its connection (where the
  * protocol has ids; elsewhere it is the oldest one's), it says success, and it holds the octets
@@ -18,6 +21,7 @@
 #include <sys/socket.h>
 
 #include "measure.h"
+#include "pace.h"
 #include "server.h"
 
 #define CONNECTIONS_MAX 4096
@@ -31,7 +35,7 @@ struct asked {
 };
 
 struct connection {
-    int socket, writing;
+    int socket, writing, unflushed;
     struct asked *slots;
     size_t oldest, newest; /* without ids: the replies come in this order, modulo the depth */
     uint8_t *in, *out;
@@ -46,6 +50,14 @@ static struct run run;
 static enum frame frame;
 static long depth, outstanding;
 static int poll_fd;
+static struct pace pace;
+
+/* Room for requests, in an open loop. */
+static struct room {
+    struct connection *c;
+    size_t slot;
+} *rooms;
+static size_t rooms_free;
 
 static void ask(struct connection *c, size_t slot, uint64_t now) {
     size_t which = next_message(&order);
@@ -111,7 +123,27 @@ static void take(struct connection *c, const uint8_t *reply, size_t size, uint64
         run.replies++;
         note_latency(&run.latencies, now - was.sent_ns);
     }
-    if (more) ask(c, slot, now);
+    if (pace.mean_ns > 0)
+        rooms[rooms_free++] = (struct room){c, slot};
+    else if (more)
+        ask(c, slot, now);
+}
+
+/* Send what is due, as far as there is room. */
+static void ask_due(uint64_t now) {
+    static struct connection *asked[CONNECTIONS_MAX];
+    size_t count = 0;
+    while (rooms_free && is_due(&pace, now)) {
+        struct room room = rooms[--rooms_free];
+        ask(room.c, room.slot, take_due(&pace));
+        if (!room.c->unflushed) asked[count++] = room.c;
+        room.c->unflushed = 1;
+    }
+    while (count) {
+        struct connection *c = asked[--count];
+        c->unflushed = 0;
+        flush(c);
+    }
 }
 
 static void hear(struct connection *c, uint64_t now, int more) {
@@ -183,19 +215,30 @@ int main(int argc, char **argv) {
     start_run(&run, argc, argv);
     uint64_t now = now_ns(), last = 0;
     if (run.warm_ns == 0) begin_counting(&run, now);
+    pace = start_pace(argc, argv, now);
+    if (pace.mean_ns > 0 && (order.once || (depth > 1 && !frame_has_id(frame))))
+        die("--rate: not with --once, and without ids not with a depth");
+    rooms = malloc((size_t)(count * depth) * sizeof *rooms);
+    if (rooms == NULL) die("no memory");
     for (long i = 0; i < count; i++) {
-        for (long slot = 0; slot < depth; slot++) ask(&connections[i], (size_t)slot, now);
+        for (long slot = 0; slot < depth; slot++)
+            if (pace.mean_ns > 0)
+                rooms[rooms_free++] = (struct room){&connections[i], (size_t)slot};
+            else
+                ask(&connections[i], (size_t)slot, now);
         flush(&connections[i]);
     }
     struct epoll_event events[256];
     int over = 0;
     while (!over || (outstanding && now < last + DRAIN_NS)) {
-        int ready = epoll_wait(poll_fd, events, 256, 10);
+        int ready = epoll_wait(poll_fd, events, 256, pace.mean_ns > 0 && !over ? 0 : 10);
         now = now_ns();
+        if (pace.mean_ns > 0) note_stall(&run, now);
         if (!over && !run.counting && now >= run.counted_from) begin_counting(&run, now);
         if (!over && run.counting &&
             (now >= run.counted_to || (order.once && order.next == order.count && outstanding == 0))) {
             end_counting(&run, now);
+            end_pace(&pace, now);
             over = 1;
             last = now;
         }
@@ -204,8 +247,9 @@ int main(int argc, char **argv) {
             if (events[i].events & EPOLLOUT) flush(c);
             if (events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) hear(c, now, !over);
         }
+        if (pace.mean_ns > 0 && !over) ask_due(now);
     }
-    run.lost = (uint64_t)outstanding;
+    run.lost = (uint64_t)outstanding + pace.unsent;
     print_run(&run);
     return run.errors || run.wrong || run.lost ? 1 : 0;
 }

@@ -1,9 +1,9 @@
-/* Closed-loop load over UDP: D requests outstanding on one socket, by recvmmsg and sendmmsg.
+/* Load over UDP: up to D requests outstanding on one socket, by recvmmsg and sendmmsg.
  *
  *   drive_udp --frame handle|dns --port P [--host IPV4] --requests FILE [--needles FILE] [--depth D] [--once 1]
- *             [--timeout-ms N] [--warm-ms N] [--ms N] [--server-pids N,N]
+ *             [--rate R] [--timeout-ms N] [--warm-ms N] [--ms N] [--server-pids N,N]
  *
- * Every reply is checked as drive_tcp does. A request without a reply within the timeout is lost:
+ * Closed and open loop as drive_tcp. Every reply is checked as there. A request without a reply within the timeout is lost:
  * it is counted, never sent again, and its id is not used again for as long as ids last. Prints
  * one line of JSON; exit code 1 when a reply was wrong or failed. */
 #include <errno.h>
@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 
 #include "measure.h"
+#include "pace.h"
 #include "server.h"
 
 #define DEPTH_MAX 1024
@@ -34,6 +35,8 @@ static enum frame frame;
 static long depth, outstanding;
 static size_t needle_at;
 static uint32_t ids;
+static struct pace pace;
+static size_t rooms[DEPTH_MAX], rooms_free; /* slots free for requests, in an open loop */
 
 /* Ready a request for slot `slot` as the `n`th of the next batch; 0 when there is no more. */
 static int ask(size_t slot, int n, uint64_t now) {
@@ -115,24 +118,38 @@ int main(int argc, char **argv) {
     uint64_t now = now_ns(), looked = now, last = 0;
     if (run.warm_ns == 0) begin_counting(&run, now);
     int count = 0, over = 0;
-    for (long slot = 0; slot < depth; slot++) count += ask((size_t)slot, count, now);
+    pace = start_pace(argc, argv, now);
+    if (pace.mean_ns > 0 && order.once) die("--rate: not with --once");
+    for (long slot = 0; slot < depth; slot++) {
+        slots[slot].which = NO_MORE;
+        if (pace.mean_ns > 0)
+            rooms[rooms_free++] = (size_t)slot;
+        else
+            count += ask((size_t)slot, count, now);
+    }
     send_all(udp, count);
     while (!over || (outstanding && now < last + timeout)) {
         int ready = recvmmsg(udp, heard, (unsigned)depth, 0, NULL);
         if (ready < 0 && errno == ECONNREFUSED) die("nobody listens");
-        if (ready <= 0) epoll_wait(poll_fd, &event, 1, 10);
+        if (ready <= 0 && (pace.mean_ns == 0 || over)) epoll_wait(poll_fd, &event, 1, 10);
         now = now_ns();
+        if (pace.mean_ns > 0) note_stall(&run, now);
         if (!over && !run.counting && now >= run.counted_from) begin_counting(&run, now);
         if (!over && run.counting &&
             (now >= run.counted_to || (order.once && order.next == order.count && outstanding == 0))) {
             end_counting(&run, now);
+            end_pace(&pace, now);
             over = 1;
             last = now;
         }
         count = 0;
         for (int i = 0; i < ready; i++) {
             size_t slot = take(in[i], heard[i].msg_len, now);
-            if (slot != NO_MORE && !over) count += ask(slot, count, now);
+            if (slot == NO_MORE || over) continue;
+            if (pace.mean_ns > 0)
+                rooms[rooms_free++] = slot;
+            else
+                count += ask(slot, count, now);
         }
         if (!over && now > looked + timeout / 4) {
             looked = now;
@@ -140,12 +157,19 @@ int main(int argc, char **argv) {
                 if (slots[slot].which != NO_MORE && now > slots[slot].sent_ns + timeout && count < depth) {
                     if (run.counting) run.lost++;
                     outstanding--;
-                    count += ask((size_t)slot, count, now);
+                    if (pace.mean_ns > 0) {
+                        slots[slot].which = NO_MORE;
+                        rooms[rooms_free++] = (size_t)slot;
+                    } else {
+                        count += ask((size_t)slot, count, now);
+                    }
                 }
         }
+        while (pace.mean_ns > 0 && !over && rooms_free && count < depth && is_due(&pace, now))
+            count += ask(rooms[--rooms_free], count, take_due(&pace));
         send_all(udp, count);
     }
-    run.lost += (uint64_t)outstanding;
+    run.lost += (uint64_t)outstanding + pace.unsent;
     print_run(&run);
     return run.errors || run.wrong ? 1 : 0;
 }

@@ -6,6 +6,7 @@ import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,17 @@ from ..processes import ROOT, Cores, describe
 from ..programs import Sample
 from ..words import BenchFault
 from .stage import Peer, Stage, say
-from .table import GROUPS, MARKS, group_table, head, judge, marks_table, number
+from .table import (
+    GROUPS,
+    MARKS,
+    PACED_SHARE,
+    group_table,
+    head,
+    judge,
+    marks_table,
+    number,
+    paced_table,
+)
 
 ROUNDS = 5
 SECONDS = 3.0
@@ -51,12 +62,6 @@ def _peer(handle: str, rest: str, url: str, pids: str, names: Path | None) -> Pe
 def measure(stage: Stage, rounds: int, seconds: float) -> dict[str, list[Sample]]:
     """Every line in every round; each round begins with another one."""
     keys = [line.key for g in GROUPS for line in g.lines if line.key in stage.measures]
-    keys = [
-        key
-        for group in GROUPS
-        for line in group.lines
-        if (key := line.key) in keys and group.key in stage.groups
-    ]
     samples: dict[str, list[Sample]] = {key: [] for key in keys}
     for round_ in range(rounds):
         first = round_ * len(keys) // rounds
@@ -70,8 +75,30 @@ def measure(stage: Stage, rounds: int, seconds: float) -> dict[str, list[Sample]
     return samples
 
 
-def _document(
+def measure_paced(
     stage: Stage, samples: dict[str, list[Sample]], rounds: int, seconds: float
+) -> dict[str, list[Sample]]:
+    """Our own fronts at a share of the peak that the rounds found."""
+    peaks = {
+        key: median(sample.rate for sample in of)
+        for key, of in samples.items()
+        if key.startswith("node.") and key in stage.paced
+    }
+    paced: dict[str, list[Sample]] = {key: [] for key in peaks}
+    for round_ in range(rounds):
+        for key, peak in peaks.items():
+            sample = stage.paced[key](seconds, PACED_SHARE * peak)
+            paced[key].append(sample)
+            say(f"{round_ + 1}/{rounds} {key:16} p99 {number(sample.p99_us / 1000)} ms at 70 %")
+    return paced
+
+
+def _document(
+    stage: Stage,
+    samples: dict[str, list[Sample]],
+    paced: dict[str, list[Sample]],
+    rounds: int,
+    seconds: float,
 ) -> dict[str, Any]:
     judged = [judge(mark, samples) for mark in MARKS]
     return {
@@ -83,11 +110,18 @@ def _document(
         "answer_octets": stage.sizes,
         "skipped": stage.skipped,
         "samples": {key: [asdict(sample) for sample in of] for key, of in samples.items()},
+        "paced": {key: [asdict(sample) for sample in of] for key, of in paced.items()},
         "marks": [asdict(one) for one in judged],
     }
 
 
-def _markdown(stage: Stage, samples: dict[str, list[Sample]], rounds: int, seconds: float) -> str:
+def _markdown(
+    stage: Stage,
+    samples: dict[str, list[Sample]],
+    paced: dict[str, list[Sample]],
+    rounds: int,
+    seconds: float,
+) -> str:
     sizes = ", ".join(f"{group} {octets}" for group, octets in stage.sizes.items())
     notes = [
         f"Medians of {rounds} interleaved rounds of {seconds:g} s (least–most).",
@@ -105,6 +139,8 @@ def _markdown(stage: Stage, samples: dict[str, list[Sample]], rounds: int, secon
         "#### Marks",
         marks_table([judge(mark, samples) for mark in MARKS]),
     ]
+    if table := paced_table(paced):
+        parts += ["#### p99 at 70 % of the peak, open loop (at most 10 ms; stretch: 3 ms)", table]
     if stage.skipped:
         parts.append("Left out:\n\n" + "\n".join(f"- {why}" for why in stage.skipped))
     return "\n\n".join(parts)
@@ -121,6 +157,9 @@ def main(
     / "bench"
     / "results"
     / "peers.json",
+    latency: Annotated[
+        bool, typer.Option(help="Afterwards our p99 at 70 % of the peak, too.")
+    ] = True,
     table: Annotated[
         bool, typer.Option(help="Write the tables into bench/RESULTS.md, too.")
     ] = True,
@@ -144,8 +183,9 @@ def main(
             Stage(Path(folder), cores, names, groups, peer) as stage,
         ):
             samples = measure(stage, rounds, seconds)
-            document = _document(stage, samples, rounds, seconds)
-            text = _markdown(stage, samples, rounds, seconds)
+            paced = measure_paced(stage, samples, rounds if latency else 0, seconds)
+            document = _document(stage, samples, paced, rounds, seconds)
+            text = _markdown(stage, samples, paced, rounds, seconds)
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(document, indent=1) + "\n")
         print(text)

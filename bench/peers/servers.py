@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ..processes import ROOT, Process, family, wait_until
-from ..programs import Asked, compiler, drive, program, write_messages
+from ..programs import PIPELINED, Asked, compiler, drive, program, write_messages
 from .work import body_of, dns_text_octets, dns_zone, plain_name, redis_set
 
 START_S: Final = 60.0
@@ -61,7 +61,7 @@ def install(programs: Sequence[str]) -> None:
         ):
             with suppress(subprocess.SubprocessError):
                 subprocess.run(
-                    ["apt-get", *command],  # noqa: S607  (the system's own)
+                    ["apt-get", *command],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -112,7 +112,7 @@ def responder(name: str, frame: str, octets: int, cores: frozenset[int]) -> Serv
     """respond_tcp or respond_udp of bench/c."""
     if compiler() is None:
         raise Missing("there is no C compiler (Debian: apt-get install gcc libc6-dev)")
-    command = [program(name), "--frame", frame, "--reply-octets", str(octets)]
+    command: list[str | Path] = [program(name), "--frame", frame, "--reply-octets", str(octets)]
     process = Process(command, cores=cores, reads=True)
     try:
         return Server(process, process.first_line()["port"])
@@ -204,7 +204,7 @@ def redis(folder: Path, names: int, octets: int, cores: frozenset[int]) -> Serve
     try:
         sets = folder / "sets"
         write_messages(sets, (redis_set(number, octets) for number in range(names)))
-        asked = Asked("redis", port, sets, connections=4, depth=32)
+        asked = Asked("redis", port, sets, shape=PIPELINED)
         drive(asked, seconds=START_S, once=True, cores=frozenset(os.sched_getaffinity(0)))
     except BaseException:
         server.close()

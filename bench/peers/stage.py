@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from ..processes import ROOT, Cores, family, on
 from ..names import OwnNames
 from ..node import Node
-from ..programs import Asked, Sample, drive, sample_of
+from ..processes import ROOT, Cores, family, on
+from ..programs import DATAGRAMS, PIPELINED, SINGLE, Asked, Sample, Shape, drive, sample_of
 from ..words import BenchFault
 from . import questions, servers
 from .questions import Questions, Writer
@@ -26,18 +26,24 @@ from .work import dns_query, http_get, needle_of, plain_name, redis_get
 
 PREFIX: Final = "88.118.8"
 SWEEP_S: Final = 120.0
-MISS_CALLERS: Final = (8, 32)
-COMMIT_CALLERS: Final = 64
+MISS_CALLERS: Final = PIPELINED
+COMMIT_CALLERS: Final = SINGLE
 WRITES_PER_S: Final = 40_000
 """So many registrations are readied for a second; who is faster stops early."""
 _BARE_OVER_S: Final = 60.0
 CACHE_OCTETS_MIN: Final = 2**20
 _USUAL_OCTETS: Final = 250
 # One client asks for everybody, answers are four times the question: limits are raised, not off.
-_NODE: Final = {"handle_udp_rate_max": 1_000_000, "handle_udp_amplification_max": 10}
+_NODE: Final[dict[str, object]] = {
+    "cache_bytes_max": 2**30,
+    "handle_udp_rate_max": 1_000_000,
+    "handle_udp_amplification_max": 10,
+}
 
 Measure = Callable[[float, int], Sample]
 """Seconds and the round's number in, a sample out."""
+Paced = Callable[[float, float], Sample]
+"""Seconds and questions a second in, a sample out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,8 @@ class Peer:
 
 
 class Stage:
-    """`measures`: how each line is measured, by its key. Use as a context manager."""
+    """`measures`: how each line is measured, by its key; `paced`: how in an open loop, where that
+    can be. Use as a context manager."""
 
     def __init__(
         self, folder: Path, cores: Cores, names: int, groups: Sequence[str], peer: Peer | None
@@ -73,9 +80,9 @@ class Stage:
         self.names = OwnNames(PREFIX, names)
         self.peer = peer
         self.measures: dict[str, Measure] = {}
+        self.paced: dict[str, Paced] = {}
         self.skipped: list[str] = []
         self.sizes: dict[str, int] = {}
-        self.hits: dict[str, Any] = {}
         self._folder = folder
         self._stack = ExitStack()
         self._writer = Writer(folder)
@@ -122,9 +129,12 @@ class Stage:
         self.measures[key] = lambda seconds, _: drive(
             asked, seconds=seconds, pids=pids(), cores=self.cores.generator
         )
+        self.paced[key] = lambda seconds, rate: drive(
+            asked, seconds=seconds, rate=rate, pids=pids(), cores=self.cores.generator
+        )
 
-    def _asked(self, frame: str, port: int, questions: Questions, **shape: int) -> Asked:
-        return Asked(frame, port, questions.requests, questions.needles, questions.hello, **shape)
+    def _asked(self, frame: str, port: int, questions: Questions, shape: Shape = SINGLE) -> Asked:
+        return Asked(frame, port, questions.requests, questions.needles, questions.hello, shape)
 
     def _build(self) -> None:
         servers.install([name for name in servers.PACKAGES if self._wants(*_USES[name])])
@@ -143,7 +153,7 @@ class Stage:
 
     def _hits(self) -> None:
         say(f"a node, and {self.names.count:,} names")
-        node = Node(self._place("node"), self.cores.server, cache_bytes_max=2**30, **_NODE)
+        node = Node(self._place("node"), self.cores.server, settings=_NODE)
         self._stack.callback(node.close)
         node.fill(self.names)
         data = self._writer.data(self.names)
@@ -152,7 +162,7 @@ class Stage:
             return family(node.pid)
 
         def ours(
-            key: str, frame: str, port: str, question: Callable[[int], bytes], **shape: int
+            key: str, frame: str, port: str, question: Callable[[int], bytes], shape: Shape = SINGLE
         ) -> None:
             group = key.partition(".")[2]
             if port not in node.ports:
@@ -164,17 +174,15 @@ class Stage:
             self.sizes[group] = size
             if self._wants(group):
                 asked = self._writer.of(question, self.names.count, data, hello)
-                self._driven(key, self._asked(frame, node.ports[port], asked, **shape), pids)
+                self._driven(key, self._asked(frame, node.ports[port], asked, shape), pids)
 
         names = self.names
         ours("node.http", "http", "port", questions.http(names))
         ours("node.rest", "http", "port", questions.rest(names))
         ours("node.handle-tcp", "handle", "handle_port", questions.handle(names))
-        udp = {"connections": 0, "depth": 64}
-        ours("node.handle-udp", "handle", "handle_port", questions.handle(names), **udp)
+        ours("node.handle-udp", "handle", "handle_port", questions.handle(names), DATAGRAMS)
         ours("node.native", "native", "native_port", questions.native(names))
-        deep = {"connections": 8, "depth": 32}
-        ours("node.pipeline", "native", "native_port", questions.native(names), **deep)
+        ours("node.pipeline", "native", "native_port", questions.native(names), PIPELINED)
 
     def _size(self, group: str) -> int:
         """What a peer answers is as long as what we answer."""
@@ -224,11 +232,11 @@ class Stage:
                 self._driven("nginx.files", self._asked("http", server.port, asked), server.pids)
 
     def _stream_peers(self) -> None:
-        count, writer, deep = self.names.count, self._writer, {"connections": 8, "depth": 32}
+        count, writer = self.names.count, self._writer
         for group, frame, question, shape in (
-            ("native", "native", questions.native(self.names), {}),
-            ("pipeline", "native", questions.native(self.names), deep),
-            ("handle-tcp", "handle", questions.handle(self.names), {}),
+            ("native", "native", questions.native(self.names), SINGLE),
+            ("pipeline", "native", questions.native(self.names), PIPELINED),
+            ("handle-tcp", "handle", questions.handle(self.names), SINGLE),
         ):
             if self._wants(group):
                 with self._part("C responder"):
@@ -239,7 +247,7 @@ class Stage:
                     )
                     asked = writer.of(question, min(count, 10_000))
                     self._driven(
-                        f"c.{group}", self._asked(frame, server.port, asked, **shape), server.pids
+                        f"c.{group}", self._asked(frame, server.port, asked, shape), server.pids
                     )
         if self._wants("native", "pipeline"):
             with self._part("redis"):
@@ -250,27 +258,30 @@ class Stage:
                 )
                 needles = writer.file(map(needle_of, range(count)))
                 asked = writer.of(redis_get, count, needles)
-                for group, key, shape in (("native", "one", {}), ("pipeline", "pipeline", deep)):
+                for group, key, shape in (
+                    ("native", "one", SINGLE),
+                    ("pipeline", "pipeline", PIPELINED),
+                ):
                     if self._wants(group):
-                        given = self._asked("redis", server.port, asked, **shape)
+                        given = self._asked("redis", server.port, asked, shape)
                         self._driven(f"redis.{key}", given, server.pids)
 
     def _datagram_peers(self) -> None:
         if not self._wants("handle-udp"):
             return
-        count, writer, udp = self.names.count, self._writer, {"connections": 0, "depth": 64}
+        count, writer = self.names.count, self._writer
         octets = self._size("handle-udp")
         with self._part("C responder"):
             server = self._start(
                 servers.responder("respond_udp", "handle", octets, self.cores.server)
             )
             asked = writer.of(questions.handle(self.names), min(count, 10_000))
-            given = self._asked("handle", server.port, asked, **udp)
+            given = self._asked("handle", server.port, asked, DATAGRAMS)
             self._driven("c.handle-udp", given, server.pids)
         with self._part("NSD"):
             server = self._start(servers.nsd(self._place("nsd"), count, octets, self.cores.server))
             asked = writer.of(dns_query, count, writer.file(map(needle_of, range(count))))
-            self._driven("nsd", self._asked("dns", server.port, asked, **udp), server.pids)
+            self._driven("nsd", self._asked("dns", server.port, asked, DATAGRAMS), server.pids)
 
     # PostgreSQL -------------------------------------------------------------------------
 
@@ -290,9 +301,11 @@ class Stage:
         node = Node(
             self._place("node-postgres"),
             self.cores.server,
-            database_url=postgres.url(postgres.create_database()),
-            cache_bytes_max=CACHE_OCTETS_MIN,
-            **_NODE,
+            settings={
+                **_NODE,
+                "database_url": postgres.url(postgres.create_database()),
+                "cache_bytes_max": CACHE_OCTETS_MIN,
+            },
         )
         self._stack.callback(node.close)
         node.fill(self.names)
@@ -300,8 +313,7 @@ class Stage:
         if not serves:
             self.skipped.append("node.miss, node.durable: the node does not serve native")
         if self._wants("miss"):
-            connections, depth = MISS_CALLERS
-            self.measures["bare.reads"] = self._bare("reads", dsn, connections * depth)
+            self.measures["bare.reads"] = self._bare("reads", dsn, MISS_CALLERS)
             if serves:
                 asked = self._writer.of(
                     questions.native(self.names),
@@ -309,13 +321,7 @@ class Stage:
                     self._writer.data(self.names),
                     questions.native_hello(),
                 )
-                given = self._asked(
-                    "native",
-                    node.ports["native_port"],
-                    asked,
-                    connections=connections,
-                    depth=depth,
-                )
+                given = self._asked("native", node.ports["native_port"], asked, MISS_CALLERS)
                 self._driven("node.miss", given, lambda: family(node.pid))
         if self._wants("durable"):
             self.measures["bare.commits"] = self._bare("commits", dsn, COMMIT_CALLERS)
@@ -324,9 +330,11 @@ class Stage:
                     node, seconds, number
                 )
 
-    def _bare(self, what: str, dsn: str, callers: int) -> Measure:
+    def _bare(self, what: str, dsn: str, shape: Shape) -> Measure:
+        callers = str(shape.connections * shape.depth)
+
         def measure(seconds: float, _: int) -> Sample:
-            command = [sys.executable, "-m", "bench.peers.bare", what, dsn, str(callers)]
+            command = [sys.executable, "-m", "bench.peers.bare", what, dsn, callers]
             with on(self.cores.server):
                 done = subprocess.run(
                     [*command, str(seconds)],
@@ -353,7 +361,7 @@ class Stage:
         )
         port = node.ports["native_port"]
         sample = drive(
-            self._asked("native", port, writes, connections=COMMIT_CALLERS),
+            self._asked("native", port, writes, COMMIT_CALLERS),
             seconds=seconds,
             once=True,
             pids=family(node.pid),
@@ -368,7 +376,7 @@ class Stage:
             questions.native_hello(),
         )
         drive(
-            self._asked("native", port, back, connections=8, depth=32),
+            self._asked("native", port, back, PIPELINED),
             seconds=SWEEP_S,
             once=True,
             cores=self.cores.generator,
@@ -386,9 +394,9 @@ class Stage:
         if peer.handle:
             host, port = _address(peer.handle, 2641)
             asked = writer.of(questions.handle(peer), peer.count, data)  # type: ignore[arg-type]
-            for group, shape in (("tcp", {}), ("udp", {"connections": 0, "depth": 64})):
+            for group, shape in (("tcp", SINGLE), ("udp", DATAGRAMS)):
                 if self._wants(f"handle-{group}"):
-                    given = Asked("handle", port, asked.requests, data, host=host, **shape)
+                    given = Asked("handle", port, asked.requests, data, shape=shape, host=host)
                     self._driven(f"peer.handle-{group}", given, pids)
         if peer.rest and self._wants("rest"):
             host, port = _address(peer.rest, 8000)
