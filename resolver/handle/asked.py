@@ -13,6 +13,7 @@ from biaojie.wire.handle import ERROR_CLASSES, Body, Message, OpCode, ResponseCo
 from registry.admission import PUBLIC, Caller
 from registry.handle_rights import PREFIXES, HandleIdentity
 
+from ..core import Cached
 from .peer import Peer
 from .sessions import Session
 
@@ -36,7 +37,8 @@ class Answered:
     """`ttl_s` is how long the answer may be relied on, None where it is not that kind; `fresh`
     says that it comes from the registry and no cache.
     `session_id` is set where it is not the request's; `more` are the parts that follow `body`,
-    which then carries the flag CONTINUOUS, as do all but the last."""
+    which then carries the flag CONTINUOUS, as do all but the last. `entry` is the cached record
+    that the answer is made of, where it is made of nothing else and the same for everybody."""
 
     body: Body
     code: int = ResponseCode.SUCCESS
@@ -45,6 +47,7 @@ class Answered:
     fresh: bool = True
     session_id: int | None = None
     more: AsyncIterator[Body] | None = None
+    entry: Cached | None = None
 
 
 ADMINISTRATION: Final = frozenset(

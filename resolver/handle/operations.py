@@ -45,6 +45,7 @@ from biaojie.wire.handle import (
 from registry.admission import elsewhere
 from registry.store import ReadStore
 
+from ..core import Cached
 from ..exchange import new_request_id, serve
 from ..observe import Observer
 from ..service import Service
@@ -57,6 +58,7 @@ from .challenges import PendingRequests
 from .exchange import Exchange, is_response
 from .identity import Authenticator
 from .key_exchange import KeyExchanges
+from .lane import HandleLane
 from .listing import LISTS, Listing
 from .numbers import ALONE, Numbers
 from .peer import Peer
@@ -93,6 +95,7 @@ class Operations:
         rules: HandleRules,
         *,
         authenticator: Authenticator | None = None,
+        lane: HandleLane | None = None,
         numbers: Numbers = ALONE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -104,6 +107,7 @@ class Operations:
         self.pending = PendingRequests(numbers=numbers, clock=clock)
         self.site: sites.NodeSite | None = None
         self._key: nodekey.NodeKey | None = None
+        self._lane = lane
         self._service = service
         self._local = local
         self._referral = referral
@@ -137,6 +141,8 @@ class Operations:
         assert self._key is not None
         built = sites.build(addresses, ports, self._key.octets, name)
         self.site = sites.publish(built, data_dir)
+        if self._lane is not None:
+            self._lane.clear()
         return self.site
 
     # The seam -----------------------------------------------------------------------------
@@ -187,11 +193,12 @@ class Operations:
         if key is None:  # not open yet
             raise OverCapacity()
         more: AsyncIterator[Body] | None = None
+        entry: Cached | None = None
 
         async def service(asked: Asked) -> Answered:
-            nonlocal more
+            nonlocal more, entry
             answered = await self._serve(exchange, asked)
-            more = answered.more
+            more, entry = answered.more, answered.entry
             return answered
 
         exchange = Exchange(frame, peer, self.sessions, self._proving, self._serial)
@@ -205,7 +212,10 @@ class Operations:
             peer=peer.address,
         )
         if isinstance(first, Message):
-            yield await exchange.finished(first, key)
+            message = await exchange.finished(first, key)
+            if entry is not None and self._lane is not None:
+                self._lane.learn(frame, message, entry)
+            yield message
         elif first is not None:
             yield first
         if more is not None:

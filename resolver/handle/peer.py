@@ -15,13 +15,14 @@ class Peer:
     HTTP from the start; over UDP whoever has seen a secret come back that only this address was
     told (a nonce, used once) may set it, and the answer may then be of any length. `scope` is
     what a login on the connection is tied to: one object for the life of a TCP connection, None
-    where there is none.
+    where there is none. `logged_in`: what comes in session 0, else nobody's, is a user's.
     """
 
     address: str
     transport: Literal["udp", "tcp", "http"]
     verified: bool
     scope: object = None
+    logged_in: bool = False
 
 
 class Answerer(Protocol):

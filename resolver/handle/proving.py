@@ -231,6 +231,7 @@ class Proving:
             if session is None or session.scope is not peer.scope:
                 version = answer_version(request.suggested)
                 session = self._sessions.open(peer.scope, request.session_id, peer.address, version)
+                peer.logged_in = peer.logged_in or not session.number
             await self._vouch(session, asked.caller)
         return Answered(Done())
 

@@ -75,19 +75,24 @@ class Resolution:
             found = await self._service.resolve(query, caller)
         except (IdentifierNotFound, IdentifierRetired, PrefixNotHere, Elsewhere) as error:
             values = await self._instead(identifier, error)
-            fresh, private, ttl_s = True, False, _least_ttl(values)
+            fresh, open_, ttl_s, entry = True, False, _least_ttl(values), None
         else:
-            values = found.record.values + await self._own_site(identifier, found.record)
-            fresh, private, ttl_s = found.source is Source.STORE, found.private, found.ttl_s
+            site = await self._own_site(identifier, found.record)
+            values = found.record.values + site
+            fresh, ttl_s, entry = found.source is Source.STORE, found.ttl_s, found.entry
+            open_ = found.private or found.whole
         wanted = asked_for(values, body.indexes, body.types)
-        if not public and not private and await self._hides(identifier, body):
+        if not public and not open_ and await self._hides(identifier, body):
             raise Unauthenticated() if caller.is_public else Forbidden()
         if not wanted:
             raise ValueNotFound(
                 f"{identifier} has no such value that you may read.",
                 f"{identifier} 没有您可读取的此类值。",
             )
-        return Answered(ResolveResponse(body.handle, wanted), ttl_s=ttl_s, fresh=fresh)
+        if asked.session is not None or body.token or body.trailing or _named_prefix(identifier):
+            entry = None  # another might get another answer, or there is more to it than the record
+        answer = ResolveResponse(body.handle, wanted)
+        return Answered(answer, ttl_s=ttl_s, fresh=fresh, entry=entry)
 
     async def refer(self, error: Elsewhere) -> Answered:
         """The referral that stands for the error: 303 to a node below ours, 302 to another

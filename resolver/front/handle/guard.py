@@ -16,6 +16,7 @@ answer makes them wait three seconds for the rest. Clients that know the form lo
 
 from __future__ import annotations
 
+import math
 import socket
 from enum import Enum
 from typing import Final
@@ -34,6 +35,8 @@ from biaojie.wire.handle import (
 ASK_OVER_TCP: Final = "ask over TCP"
 NETWORKS_MAX: Final = 65_536
 SLIP: Final = 2
+IPV4_OCTETS: Final = 3
+IPV6_OCTETS: Final = 7
 REFUSAL_OCTETS: Final = 52
 _TRUNCATED: Final = 0x20
 
@@ -83,8 +86,8 @@ class RateLimit:
     def __init__(self, per_s: float, *, networks_max: int = NETWORKS_MAX) -> None:
         self._per_s = per_s
         self._half = max(1, networks_max // 2)
-        self._young: dict[str | bytes, _Bucket] = {}
-        self._old: dict[str | bytes, _Bucket] = {}
+        self._young: dict[bytes, Bucket] = {}
+        self._old: dict[bytes, Bucket] = {}
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
@@ -93,23 +96,32 @@ class RateLimit:
         """What the next answer to this address is to be; `now` is the caller's clock."""
         if not self._per_s:
             return Verdict.ANSWER
-        name = network(address)
-        bucket = self._young.get(name)
-        if bucket is None:
-            bucket = self._old.pop(name, None) or _Bucket(self._per_s, now)
-            if len(self._young) >= self._half:
-                self._young, self._old = {}, self._young
-            self._young[name] = bucket
-        bucket.tokens = min(self._per_s, bucket.tokens + (now - bucket.since) * self._per_s)
-        bucket.since = now
+        bucket = self.bucket(network(address), now)
         if bucket.tokens >= 1:
             bucket.tokens -= 1
             return Verdict.ANSWER
         bucket.over += 1
         return Verdict.CUT if bucket.over % SLIP == 0 else Verdict.SILENCE
 
+    def bucket(self, name: bytes, now: float) -> Bucket:
+        """That of a network, filled up to `now`. Who answers while there is a token takes it;
+        where there is none `verdict` says what to do."""
+        if not self._per_s:
+            return ENDLESS
+        bucket = self._young.get(name)
+        if bucket is None:
+            bucket = self._old.pop(name, None) or Bucket(self._per_s, now)
+            if len(self._young) >= self._half:
+                self._young, self._old = {}, self._young
+            self._young[name] = bucket
+        bucket.tokens = min(self._per_s, bucket.tokens + (now - bucket.since) * self._per_s)
+        bucket.since = now
+        return bucket
 
-class _Bucket:
+
+class Bucket:
+    """`over` counts the answers that there was no token for."""
+
     __slots__ = ("over", "since", "tokens")
 
     def __init__(self, tokens: float, since: float) -> None:
@@ -118,8 +130,11 @@ class _Bucket:
         self.over = 0
 
 
-def network(address: str) -> str | bytes:
-    """The /24 or /56 that an address belongs to, as a dictionary key."""
+ENDLESS: Final = Bucket(math.inf, 0.0)
+
+
+def network(address: str) -> bytes:
+    """The first octets of an address: the /24 or /56 that it belongs to."""
     if ":" not in address:
-        return address.rpartition(".")[0]
-    return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])[:7]
+        return socket.inet_aton(address)[:IPV4_OCTETS]
+    return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])[:IPV6_OCTETS]

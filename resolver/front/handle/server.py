@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
+from ...handle.lane import HandleLane
 from ...handle.peer import Answerer
 from .listening import listen
 from .tcp import TcpFront
@@ -15,12 +16,14 @@ from .work import HandleLimits, Work
 
 class HandleFront:
     """TCP and UDP on one port; `tunnel` is what the HTTP front hands bodies to, and works without
-    the others."""
+    the others. `lane` has the answers that need no answerer; none without it."""
 
-    def __init__(self, answerer: Answerer, limits: HandleLimits) -> None:
+    def __init__(
+        self, answerer: Answerer, limits: HandleLimits, lane: HandleLane | None = None
+    ) -> None:
         self._work = Work(answerer, limits.handle_requests_max)
-        self.tcp = TcpFront(self._work, limits)
-        self.udp = UdpFront(self._work, limits)
+        self.tcp = TcpFront(self._work, limits, lane)
+        self.udp = UdpFront(self._work, limits, lane)
         self.tunnel = Tunnel(self._work)
 
     async def start(self, host: str, port: int, *, fallback: str = "") -> int:

@@ -4,6 +4,9 @@ A connection stays open whatever its messages say of keeping it. Requests are an
 get done, up to `handle_pipeline_max` of them at a time; then, and while the peer does not take
 our answers, nothing more is read. Replies that are ready together leave in one write. Times are
 looked at by one sweep over all connections, so that a message costs no timer.
+
+What the express lane has is answered where it arrives, without a task; it takes no place among
+those worked on. Everything else, and what comes in pieces, goes the ordinary way.
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import aclosing
+from time import monotonic
 from typing import Final, cast
 
-from biaojie.wire.handle import Malformed, ResponseCode, StreamFraming, refusal
+from biaojie.wire.handle import ENVELOPE_OCTETS, Malformed, ResponseCode, StreamFraming, refusal
 
+from ...handle.lane import REQUEST_OCTETS_MIN, HandleLane
 from ...handle.peer import Peer
 from .listening import BACKLOG
 from .work import HandleLimits, Work
@@ -49,7 +54,9 @@ class Connection(asyncio.Protocol):
         "_heard",
         "_held",
         "_holding",
+        "_lane",
         "_last",
+        "_partial",
         "_partial_since",
         "_peer",
         "_stuck_since",
@@ -69,9 +76,10 @@ class Connection(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._unsent_octets = 0
         self._held = 0
-        self._flushing = self._holding = False
+        self._lane = front.lane
+        self._flushing = self._holding = self._partial = False
         self._crowded = self._deaf = self._last = self._ended = False
-        self._heard = front.loop.time()
+        self._heard = monotonic()
         # A new connection counts as one that has begun a message: the first must come in time.
         self._partial_since: float | None = self._heard
         self._stuck_since: float | None = None
@@ -98,6 +106,7 @@ class Connection(asyncio.Protocol):
             # Its first message will be told that there is no room.
             front.counts["handle_tcp_crowded"] += 1
             self._crowded = True
+            self._lane = None
             self._deadline = self._heard + FAREWELL_S
         if len(front.connections) > most * CROWD_SHARE or front.draining:
             stream.abort()
@@ -126,9 +135,54 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        self._heard = self._front.loop.time()
-        self._framing.feed(data)
-        self._read_on()
+        self._heard = now = monotonic()
+        lane = self._lane
+        if lane is None or self._partial or self._holding or self._peer.logged_in:
+            self._framing.feed(data)
+            self._read_on()
+            return
+        answer = lane.reply(data, now)  # most often what comes is one whole message
+        if answer is None:
+            self._walk(data, now, lane)
+            return
+        self._partial_since = None
+        self._write(answer)
+        lane.tallies["tcp"].add(monotonic() - now)
+
+    def _walk(self, data: bytes, now: float, lane: HandleLane) -> None:
+        """Answer what the lane has of the messages in front, and frame the rest."""
+        at = count = octets = 0
+        answers: list[bytes] = []
+        while len(data) - at >= REQUEST_OCTETS_MIN and not self._holding:
+            end = at + ENVELOPE_OCTETS + int.from_bytes(data[at + 16 : at + 20], "big")
+            answer = lane.reply(data[at:end], now) if end <= len(data) else None
+            if answer is None:
+                break
+            at = end
+            count += 1
+            answers.append(answer)
+            octets += len(answer)
+            if octets > WRITE_OCTETS:
+                self._write(b"".join(answers))
+                answers.clear()
+                octets = 0
+        if answers:
+            self._write(b"".join(answers))
+        if count:
+            self._partial_since = None
+            lane.tallies["tcp"].add(monotonic() - now, count)
+        if at < len(data):
+            self._framing.feed(data[at:])
+            self._read_on()
+
+    def _write(self, answers: bytes) -> None:
+        """Where nothing else waits to be sent before it, or has to stay with it."""
+        assert self._transport is not None
+        self._transport.write(answers)
+        if self._holding:
+            self._account()
+        if self._front.leaving:
+            self._front.loop.call_soon(self._leave)
 
     @property
     def _full(self) -> bool:
@@ -154,6 +208,7 @@ class Connection(asyncio.Protocol):
             self._dismiss(refusal(self._framing.start, ResponseCode.PROTOCOL_ERROR, text))
         if self._deaf:
             return
+        self._partial = self._framing.buffered > 0
         self._hold(self._full or self._last)
         if self._full or not self._framing.buffered:
             self._partial_since = None
@@ -167,6 +222,8 @@ class Connection(asyncio.Protocol):
         front = self._front
         if self._crowded:
             self._dismiss(front.work.refuse(frame))
+        elif self._ready(frame):
+            pass
         elif front.work.full:
             busy = front.work.refuse(frame)
             if busy is not None:
@@ -175,6 +232,18 @@ class Connection(asyncio.Protocol):
             task = front.loop.create_task(self._answer(frame))
             self._tasks.add(task)
             task.add_done_callback(self._answered)
+
+    def _ready(self, frame: bytes) -> bool:
+        """Whether the lane had the answer; it is sent then."""
+        lane, now = self._lane, monotonic()
+        if lane is None or self._peer.logged_in:
+            return False
+        answer = lane.reply(frame, now)
+        if answer is None:
+            return False
+        self._send(answer)
+        lane.tallies["tcp"].add(monotonic() - now)
+        return True
 
     def _hold(self, holding: bool) -> None:
         """Stop reading, or go on."""
@@ -197,7 +266,7 @@ class Connection(asyncio.Protocol):
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._heard = self._front.loop.time()
+        self._heard = monotonic()
         if self._deaf:
             if not self._tasks and self._deadline is None:
                 self._hang_up()
@@ -232,7 +301,7 @@ class Connection(asyncio.Protocol):
                 self._front.loop.call_soon(self._leave)
 
     def pause_writing(self) -> None:
-        self._stuck_since = self._front.loop.time()
+        self._stuck_since = monotonic()
         self._writable = asyncio.Event()
         if not self._deaf:
             self._hold(True)
@@ -306,7 +375,7 @@ class Connection(asyncio.Protocol):
         for a moment: closed over unread octets, the system would make it lose our words."""
         self._flush()
         self._deaf = True
-        self._deadline = self._front.loop.time() + FAREWELL_S
+        self._deadline = monotonic() + FAREWELL_S
         if self._transport is None or self._transport.is_closing():
             return
         if self._ended:
@@ -319,9 +388,10 @@ class Connection(asyncio.Protocol):
 class TcpFront:
     """All connections. `start` serves listening sockets, `stop` drains."""
 
-    def __init__(self, work: Work, limits: HandleLimits) -> None:
+    def __init__(self, work: Work, limits: HandleLimits, lane: HandleLane | None = None) -> None:
         self.work = work
         self.limits = limits
+        self.lane = lane
         self.loop: asyncio.AbstractEventLoop
         self.connections: set[Connection] = set()
         self.held_octets = 0
@@ -353,7 +423,7 @@ class TcpFront:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            now = self.loop.time()
+            now = monotonic()
             for connection in tuple(self.connections):
                 connection.sweep(now)
 
