@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, cast
 import biaojie
 from biaojie.client import Client
 
+from .driver import usable
 from .facts import NodeReading, machine, read_node
 from .names import ListedNames, Names, OwnNames
 from .peak import Goal, search
@@ -199,7 +200,20 @@ def _engine(wanted: Wanted) -> str:
             "The C driver does not follow changes; writes need --driver python.",
             "C 驱动不跟踪变更；混合写入请用 --driver python。",
         )
-    return "python"
+    if wanted.driver == "c" and wanted.list_file:
+        raise BenchFault(
+            "The C driver knows the bench's own names only; a list needs --driver python.",
+            "C 驱动只支持压测自有标识；列表请用 --driver python。",
+        )
+    if wanted.driver == "c" and not usable():
+        raise BenchFault(
+            "The C driver needs Linux and a C compiler (gcc).",
+            "C 驱动需要 Linux 与 C 编译器（gcc）。",
+        )
+    if wanted.driver == "c":
+        return "c"
+    plain = not wanted.writes and not wanted.list_file and wanted.peak_p99_ms is not None
+    return "c" if wanted.driver == "auto" and plain and usable() else "python"
 
 
 def _told(names: Names, wanted: Wanted) -> dict[str, Any]:

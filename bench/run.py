@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from .checking import Acknowledged
+from .driver import as_worker, command
 from .histogram import Histogram, merged
 from .names import Names, OwnNames, to_document
-from .schedule import KINDS, Load, misses_repeat, popular
+from .schedule import KINDS, Load, misses_repeat, plan, popular
 from .target import Target
 from .words import BenchFault
 
@@ -56,6 +58,8 @@ class Shape:
 
 
 Progress = Callable[[str], None]
+Job = tuple[Sequence[str], Mapping[str, Any] | None]
+"""How to call a process, and what to tell it in its first line."""
 
 
 def names_document(names: Names, list_file: Path | None) -> dict[str, Any]:
@@ -102,31 +106,71 @@ async def run(
         "acknowledged": str(shared) if shared else "",
         "written": written,
     }
-    jobs: list[tuple[list[str], dict[str, Any]]] = []
-    for part in range(shape.processes):
-        connections = (shape.connections + part) // shape.processes
-        job = {**common, "part": part, "connections": connections}
-        jobs.append(([sys.executable, "-m", "bench.worker"], job))
-    if shared and writing:
-        job = {**common, "part": 0, "writing": asdict(writing)}
-        jobs.append(([sys.executable, "-m", "bench.writer"], job))
-    try:
-        done = await _carry_out(jobs, shape, progress)
-    finally:
-        if shared:
-            shared.unlink(missing_ok=True)
+    jobs: list[Job] = []
+    with tempfile.TemporaryDirectory(prefix="biaojie-bench-") as folder:
+        for part in range(shape.processes):
+            connections = (shape.connections + part) // shape.processes
+            if shape.engine == "c":
+                jobs.append(
+                    await asyncio.to_thread(
+                        _driver_job, Path(folder), target, names, load, shape, part, connections
+                    )
+                )
+            else:
+                job = {**common, "part": part, "connections": connections}
+                jobs.append(([sys.executable, "-m", "bench.worker"], job))
+        if shared and writing:
+            job = {**common, "part": 0, "writing": asdict(writing)}
+            jobs.append(([sys.executable, "-m", "bench.writer"], job))
+        try:
+            done = await _carry_out(jobs, shape, progress)
+        finally:
+            if shared:
+                shared.unlink(missing_ok=True)
     readers = [document for document in done if "book" in document]
+    if shape.engine == "c":
+        readers = [as_worker(document) for document in readers]
     writers = [document["writes"] for document in done if "writes" in document]
     return added_up(readers, writers, load, shape)
+
+
+def _driver_job(
+    folder: Path,
+    target: Target,
+    names: Names,
+    load: Load,
+    shape: Shape,
+    part: int,
+    connections: int,
+) -> Job:
+    length_s = shape.warmup_s + shape.duration_s
+    schedule = plan(load, names, seconds=length_s, part=part, parts=shape.processes)
+    own = folder / str(part)
+    own.mkdir()
+    times = {
+        "warmup": shape.warmup_s,
+        "duration": shape.duration_s,
+        "timeout": shape.timeout_s,
+    }
+    line = command(
+        own,
+        target,
+        names,
+        schedule,
+        connections=connections,
+        pipeline=shape.pipeline,
+        times=times,
+    )
+    return line, None
 
 
 # Processes ------------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def _process(command: Sequence[str]) -> AsyncIterator[asyncio.subprocess.Process]:
+async def _process(line: Sequence[str]) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
-        *command,
+        *line,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=LINE_OCTETS_MAX,
@@ -150,14 +194,14 @@ class _Generators:
         self.count = count
         self.last: dict[int, dict[str, Any]] = {}
 
-    async def one(
-        self, number: int, command: Sequence[str], config: Mapping[str, Any], limit_s: float
-    ) -> dict[str, Any]:
-        async with _process(command) as process:
+    async def one(self, number: int, job: Job, limit_s: float) -> dict[str, Any]:
+        line, config = job
+        async with _process(line) as process:
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.write(json.dumps(config).encode() + b"\n")
-            await process.stdin.drain()
+            if config is not None:
+                process.stdin.write(json.dumps(config).encode() + b"\n")
+                await process.stdin.drain()
             await self._line(process.stdout, READY_TIMEOUT_S)
             self.ready += 1
             if self.ready == self.count:
@@ -187,15 +231,12 @@ class _Generators:
         return said
 
 
-async def _carry_out(
-    jobs: Sequence[tuple[Sequence[str], Mapping[str, Any]]], shape: Shape, progress: Progress
-) -> list[dict[str, Any]]:
+async def _carry_out(jobs: Sequence[Job], shape: Shape, progress: Progress) -> list[dict[str, Any]]:
     generators = _Generators(len(jobs))
     length_s = shape.warmup_s + shape.duration_s
     limit_s = length_s + shape.timeout_s + 30
     tasks = [
-        asyncio.create_task(generators.one(number, command, config, limit_s))
-        for number, (command, config) in enumerate(jobs)
+        asyncio.create_task(generators.one(number, job, limit_s)) for number, job in enumerate(jobs)
     ]
     ready = asyncio.create_task(generators.all_ready.wait())
     teller = None

@@ -20,9 +20,9 @@ from typing import Any
 
 from .checking import Acknowledged, Checker
 from .engine import Connect, Engine, Times
-from .fronts import Wire
 from .fronts.datagram import DatagramLink
 from .fronts.stream import StreamLink
+from .fronts.wires import make_wire
 from .names import from_document
 from .schedule import KINDS, Load, plan
 from .target import Target
@@ -30,20 +30,6 @@ from .target import Target
 CONNECT_TIMEOUT_S = 15.0
 PROGRESS_S = 0.5
 _UNKNOWN = KINDS.index("unknown")
-
-
-def make_wire(target: Target) -> Wire:
-    if target.front == "http":
-        from .fronts.http import HttpWire
-
-        return HttpWire(f"{target.shown_host}:{target.port}", target.path)
-    if target.front == "native":
-        from .fronts.native import NativeWire
-
-        return NativeWire()
-    from .fronts.handle import HandleTcpWire, HandleUdpWire
-
-    return HandleUdpWire() if target.front == "hdl-udp" else HandleTcpWire()
 
 
 def connector(target: Target, wire_of: Any, room: int) -> Connect:
