@@ -218,7 +218,8 @@ class Parts:
         self.local = LocalStep(self.store, self.health, **{"timeout_s": 0.3, **(local or {})})
         self.registrar = Registrar(self.store, on_commit=self._committed)
         self.tail = Tail(self.store, self.health, [], poll_s=poll_s, timeout_s=tail_timeout_s)
-        self.resolver = Resolver([self.cache, self.local, ReferralStep(self.store)])
+        steps = [self.cache, self.local, ReferralStep(self.store)]
+        self.resolver = Resolver(steps, self.cache.at_hand)
         self.service = Service(
             self.store, self.registrar, self.resolver, self.local, self.tail, **(service or {})
         )
