@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import socket
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -35,9 +36,11 @@ from .front.http import accounts, batches, identifiers, search, tls
 from .front.http.connection import HttpLimits
 from .front.http.handle_auth import RestAuthentication
 from .front.http.handles import HandleRest
+from .front.http.lane import HttpLane
 from .front.http.public import Facts, public_endpoints
 from .front.http.server import HttpFront
 from .front.http.shared_sessions import SharedSessions, home
+from .front.native import NativeFront, NativeLimits, bind_tcp, bind_unix
 from .handle import site
 from .handle.identity import Authenticator
 from .handle.lane import HandleLane
@@ -46,6 +49,7 @@ from .handle.operations import HandleRules, Operations
 from .handle.peer import Answerer
 from .handle.shared import SharedAnswerer
 from .health import Health
+from .lane import Lane
 from .neighbours import Neighbours
 from .observe import Observer
 from .service import Service
@@ -56,9 +60,9 @@ from .steps.referral import ReferralStep
 from .tail import Tail
 from .worker import Post
 from .worker_metrics import SharedMetrics
-from .worker_sockets import HANDLE_TCP, HANDLE_UDP, HTTP, HTTPS
+from .worker_sockets import HANDLE_TCP, HANDLE_UDP, HTTP, HTTPS, NATIVE
 
-L = TypeVar("L", HttpLimits, HandleLimits, HandleRules)
+L = TypeVar("L", HttpLimits, HandleLimits, HandleRules, NativeLimits)
 WITNESS_S = 30.0
 NOTE_COMMIT, NOTE_GUESS = b"c", b"g"
 LANES = 3
@@ -89,6 +93,7 @@ class Node:
         self._shared_metrics: SharedMetrics | None = None
         self.port = 0
         self.handle_port = 0
+        self.native_port = 0
         self.tls_port = 0
         self.observer = Observer(
             slow_s=settings.slow_request_s, truncate_addresses=settings.truncate_addresses
@@ -187,6 +192,23 @@ class Node:
             self.observer.watch(self.operations.readings)
             self.observer.watch(self.handle.readings)
             self.observer.watch(self.handle.counts, counters=True)
+        self.native: NativeFront | None = None
+        if settings.native_enabled:
+            self.native = NativeFront(
+                self.service,
+                self.observer,
+                _chosen(NativeLimits, settings),
+                Lane(self.health, settings.lane_bytes_max // LANES),
+                node_name=settings.node_name,
+            )
+            self.observer.watch(self.native.readings)
+            self.observer.watch(self.native.all_counts, counters=True)
+        self.http_lane = HttpLane(
+            self.health,
+            settings.lane_bytes_max // 3,
+            self.observer,
+            header_bytes_max=settings.header_bytes_max,
+        )
         self.front = HttpFront(
             self.service,
             (*api, *public_endpoints(facts, api)),
@@ -194,6 +216,7 @@ class Node:
             _chosen(HttpLimits, settings),
             public_url=settings.public_url,
             tunnel=self.handle.tunnel.answer if self.handle is not None else None,
+            lane=self.http_lane,
         )
         self.observer.watch(self.front.readings)
         self.observer.watch(self._gauges)
@@ -265,7 +288,11 @@ class Node:
         }
 
     def _counts(self) -> dict[str, float]:
-        return {f"cache_{name.replace('-', '_')}": n for name, n in self.cache.counts.items()}
+        counts: dict[str, float] = {
+            f"cache_{name.replace('-', '_')}": n for name, n in self.cache.counts.items()
+        }
+        counts["cache_hit"] += self.http_lane.hits
+        return counts
 
     async def start(self) -> None:
         self.settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -287,6 +314,7 @@ class Node:
             host=self.settings.host,
             port=self.port,
             handle_port=self.handle_port,
+            native_port=self.native_port,
             tls_port=self.tls_port,
         )
 
@@ -312,13 +340,18 @@ class Node:
                     settings.handle_host, settings.handle_port, fallback=settings.host
                 )
             self._publish(self.operations)
+        if self.native is not None:
+            bound = [*sockets.get(NATIVE, ())] or await asyncio.to_thread(_bind_native, settings)
+            self.native_port = await self.native.start(bound)
 
     async def stop(self) -> None:
         """Refuse new requests, finish the running ones, commit what is queued, close."""
         self.status = "draining"
         self.tail.release()
         linger_s = LINGER_S if self.post.sockets else 0.0
-        await asyncio.gather(self.front.stop(linger_s), self._stop_handle(linger_s))
+        await asyncio.gather(
+            self.front.stop(linger_s), self._stop_handle(linger_s), self._stop_native(linger_s)
+        )
         await self.registrar.stop()
         if self.neighbours is not None:
             await self.neighbours.stop()
@@ -350,6 +383,10 @@ class Node:
         if self.handle is not None:
             await self.handle.stop(self.settings.drain_s, linger_s)
 
+    async def _stop_native(self, linger_s: float) -> None:
+        if self.native is not None:
+            await self.native.stop(self.settings.drain_s, linger_s)
+
     async def _keep_witness(self) -> None:
         """Note the end of the log outside the database, so that `verify` can miss its tail."""
         while True:
@@ -371,6 +408,14 @@ def _tls_context(settings: Settings) -> tls.TlsContext:
         hosts = ("localhost", "127.0.0.1", *((named,) if named else ()))
         certificate, key = tls.self_signed(settings.data_dir, settings.node_name, hosts)
     return tls.tls_context(certificate, key)
+
+
+def _bind_native(settings: Settings) -> list[socket.socket]:
+    """Raises CannotListen."""
+    bound = bind_tcp(settings.native_host, settings.native_port, fallback=settings.host)
+    if settings.native_socket is not None:
+        bound.append(bind_unix(settings.native_socket))
+    return bound
 
 
 async def first_key(store: Store, registrar: Registrar, data_dir: Path) -> None:

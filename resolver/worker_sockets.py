@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from .front.handle.listening import CannotListen, bind, close
+from .front.native.listening import bind_unix
 from .settings import Settings
 
 HTTP: Final = "http"
 HTTPS: Final = "https"
 HANDLE_TCP: Final = "handle-tcp"
 HANDLE_UDP: Final = "handle-udp"
+NATIVE: Final = "native"
 TRIES: Final = 20
 
 Sockets = dict[str, list[socket.socket]]
@@ -53,6 +55,10 @@ def _places(settings: Settings) -> Iterator[_Place]:
             ("HANDLE_PORT", "HANDLE_HOST", "HANDLE_ENABLED=false"),
             fallback=settings.host,
         )
+    if settings.native_enabled:
+        names = ("NATIVE_PORT", "NATIVE_HOST", "NATIVE_ENABLED=false")
+        host, port = settings.native_host, settings.native_port
+        yield _Place("native", {NATIVE: stream}, host, port, names, fallback=settings.host)
 
 
 PLACE_SETTINGS: Final = (
@@ -63,6 +69,10 @@ PLACE_SETTINGS: Final = (
     "handle_enabled",
     "handle_host",
     "handle_port",
+    "native_enabled",
+    "native_host",
+    "native_port",
+    "native_socket",
 )
 """The settings that say where to listen: they hold as long as the sockets do."""
 
@@ -73,6 +83,10 @@ def bind_slots(settings: Settings, slots: int) -> list[Sockets]:
     try:
         for place in _places(settings):
             _bind_place(place, bound)
+        if settings.native_enabled and settings.native_socket is not None:
+            one = bind_unix(settings.native_socket)  # of which all accept
+            for slot in bound:
+                slot[NATIVE].append(one)
     except BaseException:
         for slot in bound:
             close(tuple(slot.values()))

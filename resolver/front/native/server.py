@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Sequence
 from time import monotonic
 from typing import Final
 
@@ -77,8 +77,8 @@ class NativeFront:
         role = None if caller.role is None else caller.role.value
         return Welcome(VERSION, self._node_name, limits, role, caller.tenant if role else None)
 
-    async def start(self, sockets: Iterable[socket.socket]) -> None:
-        """Serve sockets that are bound already and listen."""
+    async def start(self, sockets: Sequence[socket.socket]) -> int:
+        """Serve sockets that are bound already and listen; returns the TCP port."""
         self.loop = asyncio.get_running_loop()
         for listening in sockets:
             listen = (
@@ -90,6 +90,8 @@ class NativeFront:
                 await listen(lambda: Connection(self), sock=listening, backlog=BACKLOG)
             )
         self._sweeper = asyncio.create_task(self._sweep(), name="native-sweep")
+        ports = [s.getsockname()[1] for s in sockets if s.family != socket.AF_UNIX]
+        return int(ports[0]) if ports else 0
 
     async def _sweep(self) -> None:
         while True:
