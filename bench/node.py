@@ -6,24 +6,19 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from biaojie import Client
-from biaojie.calls import Row
-from biaojie.errors import PrefixTaken
-from biaojie.record import Value
 
-from .names import VALUE_INDEX, VALUE_TYPE, OwnNames
+from .names import OwnNames
+from .prepare import prepare
 from .processes import ROOT, Process, wait_until
-from .words import BenchFault
 
 START_S: Final = 30.0
 _MIGRATE_S: Final = 60.0
-_CHUNK_ROWS: Final = 2_000
-TENANT: Final = "bench"
 
 
 class Node:
@@ -55,7 +50,7 @@ class Node:
         self._start()
 
     def _start(self) -> None:
-        before = self._log.stat().st_size
+        before, began = self._log.stat().st_size, time.monotonic()
         self.process = Process(
             [sys.executable, "-m", "resolver", "serve", *self._arguments],
             cores=self.cores,
@@ -80,6 +75,7 @@ class Node:
         except BaseException:
             self.process.close()
             raise
+        self.start_s = time.monotonic() - began
 
     @property
     def url(self) -> str:
@@ -94,20 +90,12 @@ class Node:
         return self.process.pid
 
     def fill(self, names: OwnNames) -> None:
-        """Register them all, generation 0, under a prefix that is homed for it."""
+        """Register them all, in generation 0, under a prefix that is homed for it."""
         asyncio.run(self._fill(names))
 
     async def _fill(self, names: OwnNames) -> None:
-        rows = (
-            Row(names.name(n), [Value(VALUE_INDEX, VALUE_TYPE, names.data(n, 0))])
-            for n in range(names.count)
-        )
         async with Client(self.url, key=self.key, timeout_s=60) as client:
-            with suppress(PrefixTaken):
-                await client.prefixes.home(names.prefix, TENANT)
-            async for result in client.register_many(rows, chunk_rows=_CHUNK_ROWS):
-                if not result.ok:
-                    raise BenchFault(result.en, result.zh)
+            await prepare(client, names)
 
     def close(self) -> None:
         self.process.close()

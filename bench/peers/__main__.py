@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from biaojie.errors import BiaojieError
+
 from .. import results
 from ..processes import ROOT, Cores, describe
 from ..programs import Sample
@@ -191,7 +193,7 @@ def main(
         print(text)
         if table:
             results.write("peers", text)
-    except BenchFault as fault:
+    except (BenchFault, BiaojieError) as fault:
         say(str(fault))
         raise typer.Exit(2) from None
 

@@ -1,0 +1,330 @@
+"""`python -m bench.soak` (`make soak`): hours in small. A node with workers at 70 % of its peak for
+half an hour, with writes, rolling restarts and a cache that is much too small; every answer is
+checked, memory and descriptors are watched, and the end is a verdict.
+
+The load is the open-loop generator's, in segments one after the other, so that each has a p99 of
+its own. Exit code: 0 passed, 1 failed, 2 could not be carried out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, Final
+
+import typer
+
+from biaojie.errors import BiaojieError
+
+from . import results
+from .names import OwnNames
+from .node import Node
+from .peers.table import head, number
+from .processes import ROOT, describe, descriptors, family, resident_octets
+from .resolve import Wanted, resolve_run
+from .words import BenchFault
+
+PREFIX: Final = "88.118.8"
+HTTP_SHARE: Final = 0.6
+NATIVE_SHARE: Final = 0.1
+"""Of the peak over HTTP; together the 70 % of it."""
+PEAK_P99_MS: Final = 25.0
+WORKERS: Final = 2
+WRITES_PER_S: Final = 20.0
+NAMES: Final = 20_000
+CACHE_OCTETS: Final = 2**20
+"""Room for a tenth of the names or less."""
+MIX: Final = "hit=85,unknown=10,auth=5"
+SEGMENT_MAX_S: Final = 60.0
+SEGMENT_MIN_S: Final = 5.0
+SEGMENTS: Final = 15
+"""At least so many, if they are not to be shorter than the least."""
+RESTART_EVERY: Final = 3
+"""Segments from one rolling restart to the next."""
+SAMPLE_S: Final = 1.0
+MEMORY_GROWTH_MAX: Final = 0.10
+MEMORY_FREE_OCTETS: Final = 16 * 2**20
+DESCRIPTORS_FREE: Final = 16
+P99_DRIFT_MAX: Final = 1.5
+P99_FREE_MS: Final = 10.0
+LOST_SHARE_MAX: Final = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The node's processes at one moment, `at` seconds from the start."""
+
+    at: float
+    processes: int
+    resident: int
+    descriptors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What one segment of the load came to, all fronts together; p99 is of HTTP."""
+
+    right: int
+    wrong: int
+    failed: int
+    refused: int
+    written: int
+    p99_ms: float
+    restart: bool
+    lagged: bool
+
+
+def slope_per_hour(seen: Sequence[Seen]) -> float:
+    """Octets of resident memory an hour, by least squares."""
+    if len(seen) < 2:
+        return 0.0
+    middle_x = sum(one.at for one in seen) / len(seen)
+    middle_y = sum(one.resident for one in seen) / len(seen)
+    across = sum((one.at - middle_x) ** 2 for one in seen)
+    along = sum((one.at - middle_x) * (one.resident - middle_y) for one in seen)
+    return along / across * 3600 if across else 0.0
+
+
+def thirds(figures: Sequence[float]) -> tuple[float, float]:
+    """The medians of the first and of the last third."""
+    size = max(1, len(figures) // 3)
+    return median(figures[:size]), median(figures[-size:])
+
+
+def judge(seen: Sequence[Seen], segments: Sequence[Segment]) -> dict[str, Any]:
+    """What must hold and whether it does. While workers are replaced there are more processes;
+    those moments do not count for memory and descriptors."""
+    usual = median(one.processes for one in seen)
+    calm = [one for one in seen if one.processes == usual]
+    memory = thirds([one.resident for one in calm])
+    open_files = thirds([one.descriptors for one in calm])
+    p99 = thirds([segment.p99_ms for segment in segments])
+    answered = sum(segment.right for segment in segments)
+    wrong = sum(segment.wrong for segment in segments)
+    lost = sum(segment.failed + segment.refused for segment in segments)
+    checks = {
+        "no wrong answer": wrong == 0,
+        "answers": answered > 0 and lost <= LOST_SHARE_MAX * (answered + lost),
+        "memory": memory[1] <= memory[0] * (1 + MEMORY_GROWTH_MAX) + MEMORY_FREE_OCTETS,
+        "descriptors": open_files[1] <= open_files[0] + DESCRIPTORS_FREE,
+        "p99": p99[1] <= max(P99_FREE_MS, p99[0] * P99_DRIFT_MAX),
+    }
+    return {
+        "answered": answered,
+        "wrong": wrong,
+        "lost": lost,
+        "written": sum(segment.written for segment in segments),
+        "restarts": sum(segment.restart for segment in segments),
+        "memory_octets": memory,
+        "memory_octets_per_hour": slope_per_hour(calm),
+        "descriptors": open_files,
+        "p99_ms": p99,
+        "checks": checks,
+        "passed": all(checks.values()),
+    }
+
+
+def table(judged: dict[str, Any], seconds: float, rate: float) -> str:
+    mib = [octets / 2**20 for octets in judged["memory_octets"]]
+    rows = [
+        ("answers, all checked", f"{judged['answered']:,}"),
+        ("wrong", f"{judged['wrong']:,}"),
+        ("refused or lost", f"{judged['lost']:,}"),
+        ("writes, read back", f"{judged['written']:,}"),
+        ("rolling restarts", str(judged["restarts"])),
+        (
+            "resident memory, first and last third",
+            f"{mib[0]:.1f} and {mib[1]:.1f} MiB"
+            f" ({judged['memory_octets_per_hour'] / 2**20:+.1f} MiB an hour)",
+        ),
+        ("descriptors, first and last third", "{:.0f} and {:.0f}".format(*judged["descriptors"])),
+        ("p99 over HTTP, first and last third", "{:.2f} and {:.2f} ms".format(*judged["p99_ms"])),
+        *(
+            (f"check: {name}", "ok" if ok else "**failed**")
+            for name, ok in judged["checks"].items()
+        ),
+    ]
+    lines = [
+        f"{seconds:,.0f} s at {number(rate)} questions a second, {WORKERS} workers, a cache of"
+        f" {CACHE_OCTETS // 2**20} MiB for {NAMES:,} names: "
+        + ("**passed**" if judged["passed"] else "**failed**"),
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {what} | {value} |" for what, value in rows),
+    ]
+    return "\n".join(lines)
+
+
+class Soak:
+    def __init__(self, node: Node, seconds: float) -> None:
+        self._node = node
+        self._seconds = seconds
+        self._began = time.monotonic()
+        self.seen: list[Seen] = []
+        self.segments: list[Segment] = []
+        self.rate = 0.0
+
+    def _wanted(self, front: str) -> Wanted:
+        """Fronts have names of their own, so that each knows all that was written of them."""
+        native = f"biaojie://127.0.0.1:{self._node.ports.get('native_port', 0)}"
+        return Wanted(
+            url=self._node.url if front == "http" else native,
+            node=self._node.url,
+            key=self._node.key,
+            prefix=PREFIX if front == "http" else f"{PREFIX}.1",
+            names=NAMES,
+            mix=MIX,
+            connections=64 if front == "http" else 8,
+            pipeline=1 if front == "http" else 16,
+        )
+
+    async def find_peak(self) -> float:
+        found = await resolve_run(
+            replace(self._wanted("http"), peak_p99_ms=PEAK_P99_MS, duration_s=5.0, peak_step_s=2.0)
+        )
+        peak = float(found["peak"]["rate"])
+        if not peak or found["counts"]["wrong"]:
+            raise BenchFault(f"No peak was found: {found['peak']}", f"未找到峰值：{found['peak']}")
+        return peak
+
+    async def run(self) -> None:
+        peak = await self.find_peak()
+        fronts = {"http": HTTP_SHARE * peak}
+        if "native_port" in self._node.ports:
+            fronts["native"] = NATIVE_SHARE * peak
+        self.rate = sum(fronts.values())
+        say(f"peak {number(peak)}/s; soaking {self._seconds:g} s at {number(self.rate)}/s")
+        # Once before, so that names are there and what is loaded at first use is loaded.
+        await self._segment(fronts, SEGMENT_MIN_S, prepared=False, restart=False)
+        self.seen.clear()
+        self.segments.clear()
+        self._began = time.monotonic()
+        watching = asyncio.create_task(self._watch())
+        length = min(SEGMENT_MAX_S, max(SEGMENT_MIN_S, self._seconds / SEGMENTS))
+        try:
+            while time.monotonic() < self._began + self._seconds:
+                restart = len(self.segments) % RESTART_EVERY == RESTART_EVERY - 1
+                await self._segment(fronts, length, prepared=True, restart=restart)
+                last = self.segments[-1]
+                say(
+                    f"{time.monotonic() - self._began:6.0f} s  p99 {last.p99_ms:7.2f} ms "
+                    f" {last.right:,} right, {last.wrong} wrong, {last.failed} failed,"
+                    f" {last.refused} refused, {self.seen[-1].resident / 2**20:.0f} MiB,"
+                    f" {self.seen[-1].descriptors} descriptors{', restarted' * restart}"
+                )
+                if last.wrong or watching.done():
+                    break
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def _segment(
+        self, fronts: dict[str, float], length_s: float, *, prepared: bool, restart: bool
+    ) -> None:
+        runs = [
+            resolve_run(
+                replace(
+                    self._wanted(front),
+                    rate=rate,
+                    duration_s=length_s,
+                    warmup_s=0.5,
+                    writes=WRITES_PER_S / len(fronts),
+                    prepared=prepared,
+                )
+            )
+            for front, rate in fronts.items()
+        ]
+        restarting = asyncio.create_task(self._restart(length_s / 3)) if restart else None
+        try:
+            done = await asyncio.gather(*runs)
+        finally:
+            if restarting is not None:
+                await restarting
+        counts = [result["counts"] for result in done]
+        for fault in [fault for result in done for fault in result["wrong"]][:5]:
+            say(f"WRONG: {fault}")
+        self.segments.append(
+            Segment(
+                right=sum(count["right"] for count in counts),
+                wrong=sum(count["wrong"] for count in counts),
+                failed=sum(count["failed"] for count in counts),
+                refused=sum(count["refused"] for count in counts),
+                written=sum(result["writes"]["acknowledged"] for result in done),
+                p99_ms=done[0]["latency"]["p99_ms"],
+                restart=restart,
+                lagged=any(not result["valid"] for result in done),
+            )
+        )
+
+    async def _restart(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        self._node.process.signal(signal.SIGHUP)
+
+    async def _watch(self) -> None:
+        while self._node.process.poll() is None:
+            pids = await asyncio.to_thread(family, self._node.pid)
+            at = time.monotonic() - self._began
+            self.seen.append(Seen(at, len(pids), resident_octets(pids), descriptors(pids)))
+            await asyncio.sleep(SAMPLE_S)
+        raise BenchFault("The node has ended.", "节点已退出。")
+
+
+def say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+def _carry_out(folder: Path, seconds: float) -> tuple[Soak, dict[str, Any]]:
+    node = Node(
+        folder / "node",
+        arguments=("--workers", str(WORKERS)),
+        settings={"cache_bytes_max": CACHE_OCTETS},
+    )
+    try:
+        node.fill(OwnNames(PREFIX, NAMES))
+        soak = Soak(node, seconds)
+        asyncio.run(soak.run())
+    finally:
+        node.close()
+    return soak, judge(soak.seen, soak.segments)
+
+
+def main(
+    seconds: Annotated[float, typer.Option(min=30, max=86_400)] = 1_800.0,
+    json_file: Annotated[Path, typer.Option("--json")] = ROOT / "bench" / "results" / "soak.json",
+    write: Annotated[bool, typer.Option(help="Write into bench/RESULTS.md, too.")] = True,
+) -> None:
+    """Half an hour of load, writes, restarts and cache pressure. 长时间稳定性测试。"""
+    try:
+        with tempfile.TemporaryDirectory(prefix="biaojie-soak-") as folder:
+            soak, judged = _carry_out(Path(folder), seconds)
+    except (BenchFault, BiaojieError) as fault:
+        say(str(fault))
+        raise typer.Exit(2) from None
+    document = {
+        "machine": describe(),
+        "seconds": seconds,
+        "rate": soak.rate,
+        **judged,
+        "segments": [asdict(one) for one in soak.segments],
+        "seen": [asdict(one) for one in soak.seen],
+    }
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps(document, indent=1) + "\n")
+    text = f"{head(document['machine'])}\n\n{table(judged, seconds, soak.rate)}"
+    print(text)
+    if write:
+        results.write("soak", text)
+    raise typer.Exit(0 if judged["passed"] else 1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
