@@ -128,7 +128,7 @@ def _supervise(settings: Settings, config: Path | None, demo: bool, workers: int
         return f"only a restart changes {', '.join(changed)}" if changed else None
 
     try:
-        sockets = bind_slots(_spare_handle_port(settings) if demo else settings, settings.workers)
+        sockets = bind_slots(_spare_ports(settings) if demo else settings, settings.workers)
         port = port_of(sockets[0], HTTP)
         with private_folder(settings.data_dir) as folder:
             supervisor = Supervisor(
@@ -170,7 +170,7 @@ def _serve_here(settings: Settings, duty: Duty) -> None:
     if duty.post is not None:
         structlog.contextvars.bind_contextvars(worker=duty.post.slot)
     elif duty.demo:
-        settings = _spare_handle_port(settings)
+        settings = _spare_ports(settings)
     try:
         uvloop.run(_run(settings, duty))
     except BiaojieError as error:
@@ -232,18 +232,26 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
     return False
 
 
-def _spare_handle_port(settings: Settings) -> Settings:
-    """A demo must start where the usual Handle port is taken; it takes any other then."""
+def _spare_ports(settings: Settings) -> Settings:
+    """A demo must start where a usual port is taken; it takes any other then."""
     from .front.handle.listening import CannotListen, bind, close
+    from .front.native.listening import bind_tcp
 
-    if not settings.handle_enabled or "handle_port" in settings.model_fields_set:
-        return settings
+    given, chosen = settings.model_fields_set, dict[str, int]()
     try:
-        close(bind(settings.handle_host, settings.handle_port, fallback=settings.host))
+        if settings.handle_enabled and "handle_port" not in given:
+            close(bind(settings.handle_host, settings.handle_port, fallback=settings.host))
     except CannotListen as error:
         typer.echo(f"{error.reason}; taking a free port 改用空闲端口", err=True)
-        return settings.model_copy(update={"handle_port": 0})
-    return settings
+        chosen["handle_port"] = 0
+    try:
+        if settings.native_enabled and "native_port" not in given:
+            host, port = settings.native_host, settings.native_port
+            close((bind_tcp(host, port, fallback=settings.host),))
+    except CannotListen as error:
+        typer.echo(f"{error.reason}; taking a free port 改用空闲端口", err=True)
+        chosen["native_port"] = 0
+    return settings.model_copy(update=chosen)
 
 
 def _stop_or_quit(stop: asyncio.Event) -> None:

@@ -48,6 +48,7 @@ class RunningNode:
     process: subprocess.Popen[bytes] | None = None
     port: int = 0
     handle_port: int = 0
+    native_port: int = 0
 
     @property
     def url(self) -> str:
@@ -70,6 +71,7 @@ class RunningNode:
             "BIAOJIE_DATA_DIR": str(self.data_dir),
             "BIAOJIE_PORT": str(self.port),
             "BIAOJIE_HANDLE_PORT": str(self.handle_port),
+            "BIAOJIE_NATIVE_PORT": str(self.native_port),
             **self.environment,
         }
 
@@ -93,6 +95,7 @@ class RunningNode:
                 if '"event": "serving"' in line:
                     event = json.loads(line)
                     self.port, self.handle_port = event["port"], event["handle_port"]
+                    self.native_port = event.get("native_port", 0)
                     return
             if self.process.poll() is not None:
                 break

@@ -67,6 +67,7 @@ class QuickNode:
             "BIAOJIE_DATA_DIR": str(self.data_dir),
             "BIAOJIE_PORT": str(self.port),
             "BIAOJIE_HANDLE_PORT": "0",
+            "BIAOJIE_NATIVE_PORT": "0",
         }
         return kept | own | self.environment
 
