@@ -67,8 +67,10 @@ class Histogram:
         return {**found, "max_ms": round(self.max_ms(), 4)}
 
     def curve(self) -> list[tuple[float, float]]:
-        """Percentile and milliseconds, from the median to the last, for a plot."""
+        """Percentile and milliseconds, for a plot: from the median as far as there is more than
+        one value beyond."""
         nines = [1 - 0.5 * 10 ** (-step / 8) for step in range(41)]
+        nines = [share for share in nines if (1 - share) * self.count >= 1] or nines[:1]
         return [(100 * share, self.percentile_ms(100 * share)) for share in nines]
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 STEPS_MAX: Final = 24
-CONFIRMATIONS_MAX: Final = 4
-BACK_OFF: Final = 0.93
+CONFIRMATIONS_MAX: Final = 8
+BACK_OFF: Final = 0.9
 KEPT_UP: Final = 0.98
 """Share of the questions of a step that must have been answered rightly within it."""
 

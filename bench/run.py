@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +30,7 @@ from .words import BenchFault
 LINE_OCTETS_MAX: Final = 64 * 2**20
 READY_TIMEOUT_S: Final = 60.0
 START_AFTER_S: Final = 0.2
+END_TIMEOUT_S: Final = 10.0
 BUSY_MAX: Final = 0.9
 """A process busier than this may have been the limit itself."""
 LATENESS_FLOOR_MS: Final = 2.0
@@ -177,10 +180,13 @@ async def _process(line: Sequence[str]) -> AsyncIterator[asyncio.subprocess.Proc
     )
     try:
         yield process
+        await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
     finally:
         if process.returncode is None:
-            process.kill()
-        await process.wait()
+            # Not process.kill(): that may reap the child before asyncio does.
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+            await process.wait()
 
 
 class _Generators:
