@@ -136,7 +136,7 @@ def new_request_id() -> str:
 
 
 def request_id_block() -> str:
-    """The first thirteen digits of ids that are for the asker alone; in the other half of them all."""
+    """The first thirteen digits of ids for the asker alone, of another half than those."""
     return f"{_BLOCKS + next(_blocks) % _BLOCKS:013x}"
 
 

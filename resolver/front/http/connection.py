@@ -1,26 +1,40 @@
-"""One connection: what strangers may hold open, and for how long. aiohttp's, with more limits."""
+"""One connection: what strangers may hold open, and for how long.
+
+`Connection` owns the transport. It answers from the express lane what it can, and hands all
+else, octet by octet, to aiohttp's handler, which it makes when it first needs it. Rule: the lane
+answers only `at rest`: whatever aiohttp was handed has been parsed to the end of a message and
+answered, so that neither order nor the meaning of octets can come out differently.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from biaojie.errors import BiaojieError, Internal, InvalidRequest, OverCapacity, RequestTimeout
 
 from ...exchange import new_request_id
 from .endpoint import Reply, problem_reply
+from .lane import HttpLane, http_date
+from .tls import client_certificate
 
 DISMISSED_S = 1.0
 """How long a peer has to read why it is sent away, and"""
 DISMISSED_SHARE = 1.25
 """how many connections there may be then, as a share of `connections_max`."""
+SWEEP_S = 5.0
+"""How often idle connections are looked for, at the most."""
+_HEAD_END = b"\r\n\r\n"
+_monotonic = time.monotonic
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,39 +51,199 @@ class HttpLimits:
     batch_deadline_s: float = 10.0
 
 
-class Connection(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
-    """aiohttp's connection with two more limits: one for slow headers, one on their number."""
+class Connection(asyncio.Protocol):
+    """`used` is when it was last opened or answered by the lane (monotonic)."""
 
-    __slots__ = ("_head_timer", "_limits")
+    __slots__ = (
+        "_express",
+        "_handler",
+        "_lane",
+        "_paused",
+        "_server",
+        "_write",
+        "transport",
+        "used",
+    )
 
-    def __init__(self, manager: ConnectionServer, **kwargs: Any) -> None:
-        super().__init__(manager, **kwargs)
-        self._limits = manager.limits
-        self._head_timer: asyncio.TimerHandle | None = None
+    transport: asyncio.Transport
+    _write: Callable[[bytes], None]
+
+    def __init__(self, server: ConnectionServer) -> None:
+        self._server = server
+        self._handler: Handler | None = None
+        self._lane: HttpLane | None = None
+        self._express = False  # at rest, and the lane may answer
+        self._paused = False
+        self.used = _monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(self._manager, ConnectionServer)
-        crowded = len(self._manager.connections) >= self._limits.connections_max
-        super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, transport)
+        self._write = self.transport.write
+        server = self._server
+        limits = server.limits
+        crowded = len(server.open) >= limits.connections_max
+        server.open.add(self)
         connection = transport.get_extra_info("socket")
         if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
             # A peer that takes nothing of what we wrote holds the connection no longer than this.
-            milliseconds = int(self._limits.reply_timeout_s * 1000)
+            milliseconds = int(limits.reply_timeout_s * 1000)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         if crowded:
             # Answered before a request is read: cheap for us, clear for the client.
-            self._dismiss(OverCapacity())
-            if len(self._manager.connections) > self._limits.connections_max * DISMISSED_SHARE:
-                self.force_close()
+            handler = self._begin()
+            handler.dismiss(OverCapacity())
+            if len(server.open) > limits.connections_max * DISMISSED_SHARE:
+                handler.force_close()
+        elif not client_certificate(transport):  # else it is somebody who asks
+            self._lane = server.lane
+            self._express = self._lane is not None
 
     def data_received(self, data: bytes) -> None:
+        lane = self._lane
+        key = None
+        if lane is not None and (self._express or self._at_rest()):
+            end = data.find(b" ", 5)
+            block = data[end:]
+            profile = lane.profiles.get(block)
+            if profile is None:
+                profile = lane.profile(block)
+            if profile is not None:
+                key = profile + data[:end]
+                now = _monotonic()
+                reply = lane.reply(key, now)
+                if reply is not None:
+                    self.used = now
+                    self._write(reply)
+                    return
+                if not lane.is_start(data[:end]):
+                    key = None
+        self._express = False
+        handler = self._handler or self._begin()
+        handler.key = key
+        handler.data_received(data)
+
+    def _begin(self) -> Handler:
+        """From here on with aiohttp."""
+        handler = self._handler = self._server.handler(self)
+        handler.connection_made(self.transport)
+        if self._paused:
+            handler.pause_writing()
+        return handler
+
+    def _at_rest(self) -> bool:
+        handler = self._handler
+        self._express = not self._paused and (handler is None or handler.at_rest())
+        return self._express
+
+    def leave_lane(self) -> None:
+        self._lane = None
+
+    def close_idle(self, since: float) -> None:
+        """Hang up if nothing was asked since then; where aiohttp is in charge, it does that."""
+        if self._handler is None and self.used < since:
+            self.close()
+
+    def close(self) -> None:
+        """Hang up, if nothing is asked that aiohttp would answer first."""
+        self._lane = None
+        if self._handler is not None:
+            return
+        if self.transport.get_write_buffer_size():  # of what nobody takes, nobody waits for
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    # What the transport tells, handed on ------------------------------------------------
+
+    def pause_writing(self) -> None:
+        """The peer does not read: from here on with aiohttp, which waits for it."""
+        self._paused = True
+        self._express = False
+        if self._handler is not None:
+            self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._handler is not None:
+            self._handler.resume_writing()
+
+    def eof_received(self) -> None:
+        if self._handler is not None:
+            self._handler.eof_received()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._server.open.discard(self)
+        self._lane = None
+        if self._handler is not None:
+            self._handler.connection_lost(exc)
+            self._handler = None
+
+
+class Handler(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
+    """aiohttp's side of a connection, with one more limit: on slow headers. `key` is what the
+    reply to the request just handed over may be kept by, None where it may not."""
+
+    __slots__ = ("_connection", "_ended", "_head_timer", "_limits", "_payload", "_strange", "key")
+
+    def __init__(self, manager: ConnectionServer, connection: Connection, **kwargs: Any) -> None:
+        super().__init__(manager, **kwargs)
+        self._connection = connection
+        self._limits = manager.limits
+        self._head_timer: asyncio.TimerHandle | None = None
+        self.key: bytes | None = None
+        self._ended = True  # what came last was the end of a head
+        self._strange = False
+        self._payload: StreamReader = EMPTY_PAYLOAD
+
+    def data_received(self, data: bytes) -> None:
+        """aiohttp calls this itself as well, without data, to have parsed what it has put aside."""
         before = self._request_count
         super().data_received(data)
+        if self._messages:
+            message, self._payload = self._messages[-1]
+            # A length beyond all lengths: aiohttp takes it for no body, its parser does not.
+            self._strange = self._strange or (
+                self._payload is EMPTY_PAYLOAD and _announces_body(message)
+            )
+        if data:
+            self._ended = data.endswith(_HEAD_END)
+        self._strange = self._strange or self._upgraded
         if self._request_count > before or self._request_in_progress:
             self._stop_head_timer()
         elif data and self._head_timer is None:
             # Part of a request head: it must be whole in time, however it trickles in.
             self._head_timer = self._loop.call_later(self._limits.header_timeout_s, self._cut)
+
+    def at_rest(self) -> bool:
+        """Whether all that was handed over is parsed, to the end of a message, and answered.
+
+        Nothing is being answered or waits for it; the parser has put nothing aside, and the last
+        it got was an empty line while no body was to come. After that line it can be nowhere but
+        before a new message: within a head it would have ended that head.
+        """
+        if not self._quiet():
+            return False
+        self.data_received(b"")
+        return self._quiet()
+
+    def _quiet(self) -> bool:
+        waiter = self._waiter
+        return (
+            self._ended
+            and not self._strange
+            and self._payload.is_eof()
+            and waiter is not None
+            and not waiter.done()
+            and not self._messages
+            and not (self._reading_paused or self._buffer_paused)
+            and not (self._close or self._force_close)
+        )
+
+    def _process_keepalive(self) -> None:
+        """What the lane answered counts as use of the connection."""
+        used_until = self._connection.used + self._keepalive_timeout
+        self._next_keepalive_close_time = max(self._next_keepalive_close_time, used_until)
+        super()._process_keepalive()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
@@ -83,9 +257,9 @@ class Connection(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
     def _cut(self) -> None:
         self._head_timer = None
         if not self._request_in_progress:
-            self._dismiss(RequestTimeout())
+            self.dismiss(RequestTimeout())
 
-    def _dismiss(self, error: BiaojieError) -> None:
+    def dismiss(self, error: BiaojieError) -> None:
         """Say why and hang up, without having read a request."""
         if self.transport is None:
             return
@@ -141,22 +315,69 @@ class ConnectionServer(web.Server):
     each answer is the last on its connection and says so (Connection: close)."""
 
     limits: HttpLimits
+    lane: HttpLane | None = None
     draining = False
     refused: Callable[..., None]
+    _sweeper: asyncio.TimerHandle | None = None
 
-    def __call__(self) -> RequestHandler:  # type: ignore[type-arg,unused-ignore]
-        return Connection(self, loop=self._loop, **self._kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.open: set[Connection] = set()
+
+    def __call__(self) -> Connection:  # type: ignore[override]
+        return Connection(self)
+
+    def handler(self, connection: Connection) -> Handler:
+        return Handler(self, connection, loop=self._loop, **self._kwargs)
+
+    def sweep(self) -> None:
+        """Close what is idle, now and from now on."""
+        timeout_s = self.limits.keepalive_timeout_s
+        since = _monotonic() - timeout_s
+        for connection in tuple(self.open):
+            connection.close_idle(since)
+        self._sweeper = self._loop.call_later(min(SWEEP_S, timeout_s / 4), self.sweep)
+
+    def drain(self) -> None:
+        """Nothing is answered by the lane any more, for what it sends is never the last."""
+        self.lane = None
+        for connection in self.open:
+            connection.leave_lane()
+
+    def pre_shutdown(self) -> None:
+        self.drain()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in tuple(self.open):
+            connection.close()
+        super().pre_shutdown()
 
 
-def response_of(reply: Reply, request_id: str) -> web.Response:
+def _announces_body(message: Any) -> bool:
+    headers = getattr(message, "headers", None)
+    return headers is None or "Content-Length" in headers or "Transfer-Encoding" in headers
+
+
+def response_of(reply: Reply, request_id: str, *, for_all: bool = False) -> web.Response:
+    """What moves on with time stands first and what differs between names last: between them is
+    what the express lane keeps once for many. `for_all`: scripts of any page may read it."""
     response = web.Response(status=reply.status, body=reply.body or None)
+    headers = response.headers
+    headers["Date"] = http_date()
+    headers["X-Request-Id"] = request_id
+    headers.update(reply.headers)
     if reply.body:
-        response.headers["Content-Type"] = reply.content_type
-    response.headers.update(reply.headers)
-    response.headers["X-Request-Id"] = request_id
-    response.headers["Server"] = "biaojie"
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "no-referrer"
+        headers["Content-Type"] = reply.content_type
+    headers["Server"] = "biaojie"
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["Referrer-Policy"] = "no-referrer"
+    if for_all:
+        headers["Access-Control-Allow-Origin"] = "*"
+        headers["Access-Control-Expose-Headers"] = (
+            "ETag, Biaojie-Source, Biaojie-Age, Retry-After, X-Request-Id"
+        )
+    if "ETag" in reply.headers:
+        headers["ETag"] = headers.pop("ETag")
     if reply.headers.get("Connection") == "close":
         response.force_close()
     return response

@@ -34,6 +34,7 @@ from registry.admission import Caller
 from registry.operations import Condition
 from registry.registrar import Idempotency
 
+from ...core import Cached
 from ...service import Service
 from .faults import validated
 from .models import NoQuery
@@ -193,10 +194,16 @@ _ETAG = re.compile(r'"?([0-9]{1,18})(?:\.([0-9]{1,18}))?(?:\.p)?"?', re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Reply:
+    """`entry`: what is in the cache decides this reply, with the method, target and headers as
+    `Asked` has them, and nothing else does: not who or where the peer is, not the node's address,
+    not the time, except for max-age and Biaojie-Age. The express lane may keep it while the
+    entry is alive."""
+
     status: int
     body: bytes = b""
     content_type: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
+    entry: Cached | None = None
 
 
 def json_reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:

@@ -155,7 +155,7 @@ class HandleRest:
         content = {"responseCode": int(code), "handle": asked.tail_text(), "values": values}
         headers = resolution_headers(found)
         del headers["ETag"]
-        return reply(asked, content, 200, headers)
+        return replace(reply(asked, content, 200, headers), entry=found.entry)
 
     @staticmethod
     def put(asked: Asked) -> _Write:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from biaojie.change import Action, Receipt
@@ -89,12 +89,12 @@ async def _resolve(service: Service, caller: Caller, query: Query) -> Resolution
 def resolution_headers(found: Resolution) -> dict[str, str]:
     scope = "private" if found.private else "public"
     return {
-        "ETag": etag(found.record, private=found.private),
         "Cache-Control": f"{scope}, max-age={found.ttl_s}",
+        "Biaojie-Age": str(found.age_s),
         "Age": "0",
         "Biaojie-Source": found.source.value,
-        "Biaojie-Age": str(found.age_s),
         "Vary": "Accept, Accept-Language, Authorization",
+        "ETag": etag(found.record, private=found.private),
     }
 
 
@@ -110,8 +110,9 @@ def matches(asked: Asked, tag: str) -> bool:
 def encode_resolution(asked: Asked, found: Resolution) -> Reply:
     headers = resolution_headers(found)
     if found.source is not Source.STALE and matches(asked, headers["ETag"]):
-        return Reply(304, headers=headers)
-    return json_reply(document.encode_record(found.record), 200, headers)
+        return Reply(304, headers=headers, entry=found.entry)
+    shown = json_reply(document.encode_record(found.record), 200, headers)
+    return replace(shown, entry=found.entry)
 
 
 # List -----------------------------------------------------------------------------------

@@ -92,6 +92,8 @@ async def resolve_page(service: Service, caller: Caller, question: PageQuestion)
     name = found.record.identifier
     if filtered:
         found = await service.resolve(replace(question.query, identifier=name), caller)
+    if found.entry is not first.entry or (question.aliases and alias_of(first.record) is not None):
+        found = replace(found, entry=None)  # another record than the one shown decides as well
     target = target_of(found.record, question) if question.redirect else ""
     return PageAnswer(found, target, name != first.record.identifier)
 

@@ -56,7 +56,8 @@ def html_reply(html: str, status: int = 200, headers: Mapping[str, str] | None =
 
 
 def _untagged(reply: Reply) -> Reply:
-    return replace(reply, headers={k: v for k, v in reply.headers.items() if k != "ETag"})
+    headers = {k: v for k, v in reply.headers.items() if k != "ETag"}
+    return replace(reply, headers=headers, entry=None)
 
 
 async def _nothing(service: Service, caller: Caller, question: Any) -> Any:

@@ -34,8 +34,9 @@ from registry.admission import PUBLIC, Caller
 from ...exchange import new_request_id, serve
 from ...observe import Observer
 from ...service import Service
-from .connection import ConnectionServer, HttpLimits, response_of
+from .connection import ConnectionServer, Handler, HttpLimits, response_of
 from .endpoint import Asked, Endpoint, Reply, problem_reply
+from .lane import HttpLane, Noted
 from .models import NoQuery
 from .tls import TlsContext, client_certificate
 
@@ -96,10 +97,12 @@ class HttpFront:
         *,
         public_url: str = "",
         tunnel: Callable[[bytes, str], Awaitable[bytes]] | None = None,
+        lane: HttpLane | None = None,
     ) -> None:
         """`tunnel` answers Handle messages, given the body and the peer's address."""
         self._service = service
         self._tunnel = tunnel
+        self._lane = lane if lane is not None and lane.enabled else None
         self._routes = Routes(endpoints)
         self._observer = observer
         self._limits = limits
@@ -127,6 +130,7 @@ class HttpFront:
         )
         server.limits = self._limits
         server.refused = self._refused
+        server.lane = self._lane
         self._server = server
         self._runner = web.ServerRunner(server, shutdown_timeout=drain_s)
         await self._runner.setup()
@@ -135,6 +139,7 @@ class HttpFront:
         ] or [web.TCPSite(self._runner, host, port, backlog=BACKLOG, reuse_address=True)]
         for site in sites:
             await site.start()
+        server.sweep()
         return int(self._runner.addresses[0][1])
 
     async def start_tls(
@@ -167,6 +172,7 @@ class HttpFront:
             return
         if linger_s:
             self._server.draining = True
+            self._server.drain()
             for site in tuple(self._runner.sites):
                 await site.stop()
             await self._until_left(linger_s, least_s=linger_s if over_tls else ACCEPTED_S)
@@ -180,17 +186,24 @@ class HttpFront:
         loop = asyncio.get_running_loop()
         began = loop.time()
         while (passed := loop.time() - began) < most_s:
-            if passed >= least_s and not self._server.connections:
+            if passed >= least_s and not self._server.open:
                 return
             await asyncio.sleep(ACCEPTED_S)
 
     def readings(self) -> dict[str, float]:
-        connections = len(self._server.connections) if self._server is not None else 0
-        return {"http_connections": connections, "http_requests_running": self._requests}
+        connections = len(self._server.open) if self._server is not None else 0
+        return {
+            "http_connections": connections,
+            "http_requests_running": self._requests,
+            "http_lane_entries": len(self._lane) if self._lane is not None else 0,
+            "http_lane_bytes": self._lane.bytes if self._lane is not None else 0,
+        }
 
     # One request ------------------------------------------------------------------------
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        assert isinstance(request.protocol, Handler)
+        lane_key, request.protocol.key = request.protocol.key, None
         given = request.headers.get("X-Request-Id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id()
         if request.method == "POST" and is_tunnel(request.headers.get("Content-Type", "")):
@@ -209,13 +222,15 @@ class HttpFront:
             finally:
                 self._requests -= slot
                 self._body_bytes -= _beyond(len(asked.body))
-        response = response_of(reply, request_id)
-        if asked.method in ("GET", "HEAD", "OPTIONS"):
-            response.headers["Access-Control-Allow-Origin"] = "*"
-            response.headers["Access-Control-Expose-Headers"] = (
-                "ETag, Biaojie-Source, Biaojie-Age, Retry-After, X-Request-Id"
-            )
+        for_all = asked.method in ("GET", "HEAD", "OPTIONS")
+        response = response_of(reply, request_id, for_all=for_all)
         await self._send(request, response)
+        if lane_key is not None and reply.entry is not None and self._lane is not None:
+            assert endpoint is not None
+            assert isinstance(asked.headers, Noted)
+            if asked.headers.decided_by_profile():
+                tally = endpoint.front, endpoint.operation
+                self._lane.learn(lane_key, asked.method, response, reply.entry, tally)
         return response
 
     async def _tunnelled(self, request: web.BaseRequest, request_id: str) -> Reply:
@@ -271,7 +286,7 @@ class HttpFront:
             method=request.method,
             path=path,
             query=query.partition("#")[0],
-            headers={name.lower(): _printable(value) for name, value in request.headers.items()},
+            headers=Noted({n.lower(): _printable(value) for n, value in request.headers.items()}),
             body=body,
             peer=request.remote or "",
             request_id=request_id,
