@@ -14,9 +14,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from biaojie import Client, Value
 from biaojie.account import ApiKey, Prefix, Role
 from biaojie.change import Action, BatchResult, Entry, Receipt, RowResult
 from biaojie.errors import BatchRejected, BiaojieError, VersionMismatch
+from biaojie.identifier import Identifier
 from biaojie.record import Record
 from biaojie.wire.document import encode_value
 from biaojie.wire.native import (
@@ -96,6 +98,7 @@ class ScriptedNative:
     running_most: int = 0
     part_rows: int = 3
     follow_limit: int | None = None
+    deaf: bool = False
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _replies: dict[str, Receipt | BatchResult] = field(default_factory=dict)
 
@@ -136,6 +139,8 @@ class ScriptedNative:
         if isinstance(request, Hello):
             self.hellos.append(request)
             await (self.greetings.popleft() if self.greetings else Met.answer)(met)
+            return
+        if self.deaf:
             return
         if isinstance(request, requests.Ping):
             await met.answer()
@@ -374,3 +379,25 @@ def held(until: asyncio.Event) -> Fault:
         met.send(*frames)
 
     return fault
+
+
+def framing(kind: int, body: bytes) -> Fault:
+    """A frame of that kind in the place of the answer."""
+    return saying(lambda met: encode_frame(met.id, kind, body))
+
+
+# Those who ask --------------------------------------------------------------------------
+
+
+async def reads(client: Client, name: str = "99.1/a") -> bool:
+    return str((await client.resolve(name)).record.identifier) == name
+
+
+def fill(node: ScriptedNative, names: int, octets: int = 0) -> list[str]:
+    """Records in the place of those there were; their names."""
+    wanted = [f"99.1/{number:05}" for number in range(names)]
+    node.node.records.clear()
+    for name in wanted:
+        values = (Value(1, "URL", bytes(octets)),) if octets else ()
+        node.node.records[name] = Record(Identifier.parse(name), values)
+    return wanted

@@ -14,7 +14,18 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from .errors import BiaojieError, MalformedAnswer
-from .wire.native import CONNECTION, HEAD, ID_MAX, Frame, Framing, Kind, decode_error
+from .wire.native import (
+    CONNECTION,
+    HEAD,
+    ID_MAX,
+    Frame,
+    Framing,
+    Kind,
+    decode_error,
+    encode_frame,
+    encode_request,
+)
+from .wire.native.requests import Cancel
 
 WRITE_OCTETS: Final = 65_536
 """What is gathered for one write; with more, the write is made at once."""
@@ -76,22 +87,25 @@ Waiting = tuple["asyncio.Future[Reply]", float, float]
 class Gathering:
     """An answer in parts that somebody wants as a whole, of at most `octets_max`."""
 
-    __slots__ = ("_octets", "_parts", "waiting")
+    __slots__ = ("_octets_left", "_parts", "_stopped", "waiting")
 
     def __init__(self, waiting: Waiting, octets_max: int) -> None:
         self.waiting = waiting
-        self._octets = octets_max
+        self._octets_left = octets_max
         self._parts: list[bytes] = []
+        self._stopped = False
 
-    def part(self, body: bytes) -> None:
-        if self.waiting[0].done():
-            self._parts.clear()
-            return
-        self._octets -= len(body)
-        if self._octets < 0:
+    def part(self, body: bytes) -> bool:
+        """False, once: nobody wants any more of it."""
+        self._octets_left -= len(body)
+        if self._octets_left < 0:
             self.finish(OVERFLOW)
-        else:
+        if not self.waiting[0].done():
             self._parts.append(body)
+            return True
+        self._parts.clear()
+        stopped, self._stopped = self._stopped, True
+        return stopped
 
     def end(self, body: bytes) -> None:
         self.finish(Parted(self._parts, body))
@@ -113,11 +127,12 @@ class Stream:
         self._last: Reply | None = None
         self._news = asyncio.Event()
 
-    def part(self, body: bytes) -> None:
+    def part(self, body: bytes) -> bool:
         self._parts.append(body)
         self._news.set()
         if len(self._parts) >= PARTS_HELD:
             self.connection.hold(True)
+        return True
 
     def end(self, body: bytes) -> None:
         self.finish(Parted([], body))
@@ -145,8 +160,9 @@ class Stream:
 
 
 class Connection(asyncio.Protocol):
-    """`ready`: it may be asked. `waiting` are the requests on their way, those included whose
-    callers have given up. `freed` is called when there is room again, `gone` at the end."""
+    """`ready`: it may be asked. `heard`: when it last said something whole. `waiting` are the
+    requests on their way, those included whose callers have given up. `freed` is called when
+    there is room again, `gone` at the end."""
 
     def __init__(
         self,
@@ -304,10 +320,11 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._lost is not None:
             return
-        self.heard = self._loop.time()
+        now = self._loop.time()
         waiting = self.waiting
         for frame in self._framing.feed(data):
             id_, kind, body = frame
+            self.heard = now
             if kind == _ANSWER and id_ in waiting:
                 future = waiting.pop(id_)[0]
                 if not future.done():
@@ -335,7 +352,8 @@ class Connection(asyncio.Protocol):
         sink = self.parted.get(id_)
         if sink is not None:
             if kind == Kind.PART:
-                sink.part(body)
+                if not sink.part(body):
+                    self._send(encode_frame(CONNECTION, *encode_request(Cancel(id_))))
                 return
             del self.parted[id_]
             if kind == Kind.END:

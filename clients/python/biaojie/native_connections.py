@@ -120,6 +120,8 @@ class Connections:
             if not future.done():
                 future.set_result(None)
                 free -= 1
+        if self._queue:
+            self._open_another()
 
     # Opening ----------------------------------------------------------------------------
 
