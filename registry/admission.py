@@ -42,6 +42,8 @@ from biaojie.record import (
     Value,
     check_values,
     fold_type,
+    make_record,
+    make_value,
 )
 from biaojie.wire.handle.typed import AdminRight
 
@@ -221,7 +223,14 @@ def _check(condition: Condition | None, current: Record | None) -> None:
 
 
 def _stamped(values: tuple[Value, ...], now: int) -> tuple[Value, ...]:
-    return tuple(replace(value, timestamp=now) for value in values)
+    return tuple(
+        [
+            make_value(
+                v.index, v.type, v.data, v.ttl, v.ttl_absolute, now, v.permissions, v.references
+            )
+            for v in values
+        ]
+    )
 
 
 def _checked_status(status: Status | None, otherwise: Status) -> Status:
@@ -245,13 +254,15 @@ def _new(operation: Create | Put, now: int, strict_slash: bool) -> Decision:
             "identifier：本节点不注册后缀中含斜杠的标识。",
             path="identifier",
         )
-    record = Record(
-        identifier=operation.identifier,
-        values=_stamped(check_values(operation.values), now),
-        status=_checked_status(operation.status, Status.ACTIVE),
-        template=_checked_template(operation.template, None),
-        created=now,
-        modified=now,
+    record = make_record(
+        operation.identifier,
+        _stamped(check_values(operation.values), now),
+        _checked_status(operation.status, Status.ACTIVE),
+        _checked_template(operation.template, None),
+        1,
+        now,
+        now,
+        0,
     )
     return Decision(Action.CREATE, record)
 

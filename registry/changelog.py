@@ -8,7 +8,7 @@ other fields, the previous entry's hash among them. These encodings are permanen
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import msgpack
@@ -27,7 +27,7 @@ def record_digest(record: Record) -> bytes:
         [
             record.identifier.prefix,
             record.identifier.suffix,
-            record.status.value,
+            record.status,
             record.template,
             record.version,
             record.created,
@@ -40,7 +40,7 @@ def record_digest(record: Record) -> bytes:
                     v.ttl,
                     v.ttl_absolute,
                     v.timestamp,
-                    v.permissions.value,
+                    v.permissions,
                     [[r.identifier, r.index] for r in v.references],
                 ]
                 for v in record.values
@@ -69,7 +69,7 @@ def key_digest(key: ApiKey) -> bytes:
 
 def leaf(change: Change) -> bytes:
     packed = msgpack.packb(
-        [change.action.value, change.subject, change.version, change.actor, change.digest]
+        [change.action, change.subject, change.version, change.actor, change.digest]
     )
     return hashlib.sha256(b"\x00" + packed).digest()
 
@@ -106,9 +106,8 @@ def entry_hash(entry: Entry) -> bytes:
     return hashlib.sha256(packed).digest()
 
 
-def _shared(items: Iterable[str]) -> str:
-    distinct = set(items)
-    return distinct.pop() if len(distinct) == 1 else ""
+def _shared(distinct: set[str]) -> str:
+    return str(distinct.pop()) if len(distinct) == 1 else ""
 
 
 def subject_prefix(change: Change) -> str:
@@ -134,9 +133,9 @@ def next_entry(head: tuple[int, bytes], time_ms: int, changes: Sequence[Change])
     entry = Entry(
         sequence=head[0] + 1,
         time_ms=time_ms,
-        actor=_shared(change.actor for change in changes),
-        action=_shared(change.action.value for change in changes),
-        prefix=_shared(subject_prefix(change) for change in changes),
+        actor=_shared({change.actor for change in changes}),
+        action=_shared({change.action for change in changes}),
+        prefix=_shared({subject_prefix(change) for change in changes}),
         count=len(changes),
         root=merkle_root([leaf(change) for change in changes]),
         previous=head[1],
@@ -150,9 +149,9 @@ def part_of(entry: Entry, changes: Sequence[Change]) -> Entry:
     """An entry that tells only of `changes`. Its hashes stay those of the whole."""
     return replace(
         entry,
-        actor=_shared(change.actor for change in changes),
-        action=_shared(change.action.value for change in changes),
-        prefix=_shared(subject_prefix(change) for change in changes),
+        actor=_shared({change.actor for change in changes}),
+        action=_shared({change.action for change in changes}),
+        prefix=_shared({subject_prefix(change) for change in changes}),
         count=len(changes),
         changes=tuple(changes),
     )
@@ -161,7 +160,7 @@ def part_of(entry: Entry, changes: Sequence[Change]) -> Entry:
 def pack_changes(changes: Sequence[Change]) -> bytes:
     """The stored form of an entry's changes."""
     packed: bytes = msgpack.packb(
-        [[c.action.value, c.subject, c.version, c.actor, c.digest] for c in changes]
+        [[c.action, c.subject, c.version, c.actor, c.digest] for c in changes]
     )
     return packed
 

@@ -73,13 +73,8 @@ class _Submission:
     mode: Mode
     dry_run: bool
     idempotency: Idempotency | None
+    receipt_key: ReceiptKey | None
     future: asyncio.Future[Outcome]
-
-    @property
-    def receipt_key(self) -> ReceiptKey | None:
-        if self.idempotency is None:
-            return None
-        return ReceiptKey(self.caller.key_id, self.idempotency.key)
 
 
 class Watcher(Protocol):
@@ -158,17 +153,9 @@ class Registrar:
             self._queue and self._queued_operations + len(operations) > self._queue_operations_max
         ):
             raise OverCapacity()
-        submission = _Submission(
-            caller,
-            operations,
-            mode,
-            dry_run,
-            idempotency,
-            asyncio.get_running_loop().create_future(),
-        )
-        receipt_key = submission.receipt_key
-        if receipt_key is not None:
-            assert idempotency is not None
+        receipt_key: ReceiptKey | None = None
+        if idempotency is not None:
+            receipt_key = ReceiptKey(caller.key_id, idempotency.key)
             running = self._running.get(receipt_key)
             if running is not None:
                 raise (
@@ -177,6 +164,15 @@ class Registrar:
                     else IdempotencyMismatch()
                 )
             self._running[receipt_key] = idempotency.fingerprint
+        submission = _Submission(
+            caller,
+            operations,
+            mode,
+            dry_run,
+            idempotency,
+            receipt_key,
+            asyncio.get_running_loop().create_future(),
+        )
         self._queue.append(submission)
         self._queued_operations += len(operations)
         self._wake.set()
@@ -321,26 +317,30 @@ class Registrar:
         return entry, answers
 
     def _apply(self, submission: _Submission, staging: Staging) -> Outcome | BiaojieError:
-        branch = staging.branch()
+        began = staging.mark()
         results: list[Receipt | BiaojieError] = []
         failed = False
         for operation in submission.operations:
+            mark = staging.mark()
             try:
-                results.append(branch.apply(operation, submission.caller))
+                results.append(staging.apply(operation, submission.caller))
             except BiaojieError as error:
+                staging.back_to(mark)
                 failed = True
                 results.append(error)
             except Exception:
                 log.exception("operation failed")
+                staging.back_to(began)
                 return Internal()
         if failed and submission.mode == "all":
+            staging.back_to(began)
             if len(results) == 1 and isinstance(results[0], BiaojieError):
                 return results[0]
             return BatchRejected(results=tuple(results))
-        written = not submission.dry_run and bool(branch.changes)
-        if written:
-            staging.merge(branch)
-        return Outcome(tuple(results), branch.sequence if written else 0)
+        if submission.dry_run:
+            staging.back_to(began)
+        written = staging.mark() != began
+        return Outcome(tuple(results), staging.sequence if written else 0)
 
 
 def _pack(outcome: Outcome) -> bytes:

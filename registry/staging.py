@@ -1,15 +1,15 @@
 """What one commit sees and changes, between the transaction that loads it and the one write.
 
 `load` reads every subject that the operations touch in a few statements, `apply` decides one
-operation against what the ones before it left, `write` stores the sum. A submission works on
-a `branch()`, merged only if the submission as a whole is accepted.
+operation against what the ones before it left, `write` stores the sum. What is refused after
+all is taken back with `back_to` a `mark`.
 """
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from biaojie.account import ApiKey, Prefix
 from biaojie.change import Action, Change, Receipt
@@ -77,19 +77,21 @@ async def _look_up_all(tx: Transaction, keys: Sequence[Key]) -> list[Found]:
 class Staging:
     """`sequence` is the entry this commit will be, `now` its time in epoch seconds.
 
-    `blank`: nothing has ever been written before what is staged here.
+    `blank`: nothing has ever been written before what is staged here. `found`, `prefixes` and
+    `keys` are the state as it would be; `done` is what was set in them, with what was there.
     """
 
     rules: Rules
     sequence: int
     now: int
     blank: bool
-    found: ChainMap[Key, Found] = field(default_factory=ChainMap)
-    prefixes: ChainMap[str, Prefix | None] = field(default_factory=ChainMap)
-    keys: ChainMap[str, ApiKey | None] = field(default_factory=ChainMap)
+    found: dict[Key, Found] = field(default_factory=dict)
+    prefixes: dict[str, Prefix | None] = field(default_factory=dict)
+    keys: dict[str, ApiKey | None] = field(default_factory=dict)
     groups: Mapping[HandleIdentity, frozenset[Reference]] = field(default_factory=dict)
     new_keys: dict[bytes, ApiKey] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
+    done: list[tuple[dict[Any, Any], Any, Any]] = field(default_factory=list)
 
     @classmethod
     async def load(
@@ -138,31 +140,38 @@ class Staging:
             sequence,
             now,
             sequence == 1,
-            ChainMap({}, dict(zip(records, found, strict=True))),
-            ChainMap({}, {name: homed.get(name) for name in prefixes}),
-            ChainMap({}, {key_id: issued.get(key_id) for key_id in keys}),
+            dict(zip(wanted, found, strict=True)),
+            {name: homed.get(name) for name in prefixes},
+            {key_id: issued.get(key_id) for key_id in keys},
             groups,
         )
         return staging, loaded
 
-    def branch(self) -> Staging:
-        return Staging(
-            self.rules,
-            self.sequence,
-            self.now,
-            self.blank and not self.changes,
-            self.found.new_child(),
-            self.prefixes.new_child(),
-            self.keys.new_child(),
-            self.groups,
-        )
+    def _set(self, mapping: dict[Any, Any], key: Any, value: Any) -> None:
+        self.done.append((mapping, key, mapping.get(key)))
+        mapping[key] = value
 
-    def merge(self, branch: Staging) -> None:
-        self.found.maps[0].update(branch.found.maps[0])
-        self.prefixes.maps[0].update(branch.prefixes.maps[0])
-        self.keys.maps[0].update(branch.keys.maps[0])
-        self.new_keys |= branch.new_keys
-        self.changes += branch.changes
+    def mark(self) -> tuple[int, int]:
+        """Where we are, for `back_to`."""
+        return len(self.done), len(self.changes)
+
+    def back_to(self, mark: tuple[int, int]) -> None:
+        done, changes = mark
+        while len(self.done) > done:
+            mapping, key, before = self.done.pop()
+            if before is None and mapping is self.new_keys:
+                del mapping[key]
+            else:
+                mapping[key] = before
+        del self.changes[changes:]
+
+    def _set_since(self, mapping: Mapping[Any, Any]) -> dict[Any, Any]:
+        """What was set in it since it was loaded, and what was there then."""
+        firsts: dict[Any, Any] = {}
+        for where, key, before in self.done:
+            if where is mapping:
+                firsts.setdefault(key, before)
+        return firsts
 
     # Deciding ---------------------------------------------------------------------------
 
@@ -192,12 +201,12 @@ class Staging:
         record = decision.record
         if record is None:
             assert found.record is not None
-            self.found[key] = Found(found.prefix, None)
+            self._set(self.found, key, Found(found.prefix, None))
             old = found.record
             return self._note(
                 decision.action, str(old.identifier), "purged", old.version + 1, caller, ZERO
             )
-        self.found[key] = Found(found.prefix, replace(record, sequence=self.sequence))
+        self._set(self.found, key, Found(found.prefix, record.at(self.sequence)))
         return self._note(
             decision.action,
             str(record.identifier),
@@ -223,7 +232,7 @@ class Staging:
         return receipt
 
     def _put_prefix(self, action: Action, prefix: Prefix, caller: Caller) -> Receipt:
-        self.prefixes[fold_prefix(prefix.name)] = replace(prefix, sequence=self.sequence)
+        self._set(self.prefixes, fold_prefix(prefix.name), replace(prefix, sequence=self.sequence))
         return self._note(
             action, prefix.name, prefix.status, prefix.version, caller, prefix_digest(prefix)
         )
@@ -235,7 +244,7 @@ class Staging:
             self._put_prefix(Action.HOME_PREFIX, home, caller)
         key = self.rules.prefix_key(name)
         if self.found[key].record is None:
-            self.found[key] = Found(self.prefixes[PREFIXES], None)
+            self._set(self.found, key, Found(self.prefixes[PREFIXES], None))
             create = Create(prefix_identifier(name), (full_admin(admin),))
             self._apply_record(create, SYSTEM)
 
@@ -250,12 +259,12 @@ class Staging:
         if isinstance(operation, IssueKey):
             blank = self.blank and not self.changes
             key = decide_issue(operation, caller, self.keys[operation.id], blank, self.now)
-            self.new_keys[operation.digest] = key
+            self._set(self.new_keys, operation.digest, key)
             action, status, version = Action.ISSUE_KEY, "valid", 1
         else:
             key = decide_revoke(operation, caller, self.keys[operation.id], self.now)
             action, status, version = Action.REVOKE_KEY, "revoked", 2
-        self.keys[key.id] = key
+        self._set(self.keys, key.id, key)
         return self._note(action, key.id, status, version, caller, key_digest(key))
 
     def _note(
@@ -274,17 +283,22 @@ class Staging:
 
     async def write(self, tx: Transaction) -> None:
         """Store everything staged; the log entry is the caller's to append."""
-        prefixes = [prefix for prefix in self.prefixes.maps[0].values() if prefix is not None]
+        prefixes = [
+            prefix for name in self._set_since(self.prefixes) if (prefix := self.prefixes[name])
+        ]
         if prefixes:
             await tx.put_prefixes(prefixes)
         records: dict[Key, Record] = {}
         purged: list[Key] = []
         added: set[Match] = set()
         removed: set[Match] = set()
-        for key, found in self.found.maps[0].items():
-            rows = self._row_changes(key, found)
-            added |= rows[0]
-            removed |= rows[1]
+        for key, before in self._set_since(self.found).items():
+            found = self.found[key]
+            prefix = self.prefixes.get(key.prefix) or found.prefix
+            if prefix is not None and (prefix.searchable or prefix.indexing):
+                rows = row_changes(prefix, key, before.record, found.record)
+                added |= rows[0]
+                removed |= rows[1]
             if found.record is None:
                 purged.append(key)
             else:
@@ -299,16 +313,8 @@ class Staging:
             await tx.put_keys(self.new_keys)
         revoked = {
             key.id: key.revoked
-            for key in self.keys.maps[0].values()
-            if key is not None and key.revoked
+            for id_ in self._set_since(self.keys)
+            if (key := self.keys[id_]) is not None and key.revoked
         }
         if revoked:
             await tx.revoke_keys(revoked)
-
-    def _row_changes(self, key: Key, found: Found) -> tuple[set[Match], set[Match]]:
-        """Rows of the index of values to add and to remove, by what the prefix is in the end."""
-        before = self.found.maps[-1].get(key)
-        prefix = self.prefixes.get(key.prefix) or found.prefix
-        if prefix is None or not (prefix.searchable or prefix.indexing):
-            return set(), set()
-        return row_changes(prefix, key, before.record if before else None, found.record)

@@ -8,13 +8,23 @@ the rare fields. The numbers below are permanent; a new field takes a new number
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import msgpack
 
 from biaojie.identifier import Identifier, Key
 from biaojie.limits import TTL_DEFAULT_S
-from biaojie.record import PERMISSIONS_DEFAULT, Permissions, Record, Reference, Status, Value
+from biaojie.record import (
+    PERMISSIONS_DEFAULT,
+    Permissions,
+    Record,
+    Reference,
+    Status,
+    Value,
+    make_record,
+    make_value,
+)
 
 _SUFFIX, _PREFIX = 1, 2
 _TTL, _TTL_ABSOLUTE, _TIMESTAMP, _PERMISSIONS, _REFERENCES = 1, 2, 3, 4, 5
@@ -53,9 +63,11 @@ def _decode_value(
     modified: int, index: int, type_: str, data: bytes, extras: dict[int, Any] | None = None
 ) -> Value:
     if extras is None:
-        return Value(index, type_, data, timestamp=modified)
+        return make_value(
+            index, type_, data, TTL_DEFAULT_S, False, modified, PERMISSIONS_DEFAULT, ()
+        )
     permissions = extras.get(_PERMISSIONS)
-    return Value(
+    return make_value(
         index,
         type_,
         data,
@@ -67,13 +79,22 @@ def _decode_value(
     )
 
 
-def _identifier(prefix: str, suffix: str) -> Identifier:
-    # It was checked when it was registered. Checking again on every read would cost more than
-    # the rest of the decoding, and would hide old records whenever a rule is tightened.
-    identifier = object.__new__(Identifier)
-    object.__setattr__(identifier, "prefix", prefix)
-    object.__setattr__(identifier, "suffix", suffix)
-    return identifier
+class _NewIdentifier:
+    """See biaojie.record.make_value.
+
+    It was checked when it was registered. Checking again on every read would cost more than
+    the rest of the decoding, and would hide old records whenever a rule is tightened.
+    """
+
+    __slots__ = Identifier.__slots__
+
+    def __init__(self, prefix: str, suffix: str) -> None:
+        self.prefix = prefix
+        self.suffix = suffix
+        self.__class__ = Identifier  # type: ignore[assignment]
+
+
+_identifier = cast(Callable[[str, str], Identifier], _NewIdentifier)
 
 
 def decode_blob(
@@ -83,8 +104,10 @@ def decode_blob(
     created, age, values, *rest = msgpack.unpackb(blob, strict_map_key=False)
     modified = created + age
     extras = rest[0] if rest else {}
-    return Record(
-        _identifier(extras.get(_PREFIX, key.prefix), extras.get(_SUFFIX) or key.suffix.decode()),
+    return make_record(
+        _identifier(extras.get(_PREFIX, key.prefix), extras.get(_SUFFIX) or key.suffix.decode())
+        if extras
+        else _identifier(key.prefix, key.suffix.decode()),
         tuple([_decode_value(modified, *value) for value in values]),
         status,
         template,

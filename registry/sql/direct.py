@@ -42,11 +42,15 @@ class Beginning(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Rows to insert, or to replace by `key`; their fields in the order of the table's columns."""
+    """Rows to insert, or to replace by `key`; their fields in the order of the table's columns.
+
+    The columns `alike` are the same in most groups of rows, though they need not be.
+    """
 
     table: Table
     key: tuple[str, ...]
     rows: Sequence[Row]
+    alike: frozenset[str] = frozenset()
 
 
 class LogRow(NamedTuple):

@@ -87,10 +87,30 @@ def _renumbered(statement: str, first: int) -> tuple[str, int]:
     return re.sub(r"\$(\d+)", lambda at: f"${int(at[1]) + first - 1}", statement), first + taken
 
 
+_Shape = tuple[Table, tuple[str, ...], frozenset[str]]
+
+
+def _shaped(put: Put) -> tuple[_Shape, list[Any]]:
+    """How its statement is shaped, and the parameters: a value or an array for each column."""
+    columns = list(zip(*put.rows, strict=True))
+    names = [c.name for c in put.table.columns if c is not put.table.autoincrement_column]
+    single = len(put.rows) == 1
+    alike = single or all(
+        column.count(column[0]) == len(column)
+        for name, column in zip(names, columns, strict=True)
+        if name in put.alike
+    )
+    one = frozenset(names) if single else put.alike if alike else frozenset()
+    values = [
+        column[0] if name in one else column for name, column in zip(names, columns, strict=True)
+    ]
+    return (put.table, put.key, one), values
+
+
 @cache
-def _write_statement(puts: tuple[tuple[Table, tuple[str, ...]], ...], log: bool) -> str:
+def _write_statement(puts: tuple[_Shape, ...], log: bool) -> str:
     """Everything as one statement, whose parts touch different tables; gives the heads moved."""
-    parts = [upsert(table, "postgresql", *key) for table, key in puts]
+    parts = [upsert(table, "postgresql", *key, alike=alike) for table, key, alike in puts]
     parts += [_APPEND, _MOVE_HEAD] if log else []
     named: list[str] = []
     free = 1
@@ -127,11 +147,9 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         return Beginning(head, _rows(rows), [_receipt(row) for row in rows if row[0] == _RECEIPT])
 
     async def write(self, puts: Sequence[Put], log: LogRow | None) -> None:
-        statement = _write_statement(tuple((p.table, p.key) for p in puts), log is not None)
-        # One array for each column is faster here than row after row.
-        parameters: list[Any] = [
-            list(column) for put in puts for column in zip(*put.rows, strict=True)
-        ]
+        shaped = [_shaped(put) for put in puts]
+        statement = _write_statement(tuple(shape for shape, _ in shaped), log is not None)
+        parameters = [value for _, values in shaped for value in values]
         if log is not None:
             at, hash_ = log.row[0], log.row[8]
             parameters += [*log.row, log.before, at, hash_]

@@ -6,6 +6,8 @@ the collation "C" on PostgreSQL, so that order is octet order everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -166,19 +168,30 @@ _ARRAY = {
 }
 
 
-def upsert(table: Table, dialect: str, *key: str, rows: int = 1) -> str:
+def upsert(
+    table: Table, dialect: str, *key: str, rows: int = 1, alike: Collection[str] = ()
+) -> str:
     """INSERT … ON CONFLICT (key) DO UPDATE of every column but a number made by the database.
 
-    Takes the columns in the table's order: one array for each on PostgreSQL, which is faster
-    there than row after row; on SQLite the fields of `rows` rows, one row after the other.
+    Takes the columns in the table's order. On PostgreSQL one array for each, which is faster
+    there than row after row, save for those that are `alike` in all rows; on SQLite the fields
+    of `rows` rows, one row after the other.
     """
     columns = [column for column in table.columns if column is not table.autoincrement_column]
+    names = [column.name for column in columns]
     if dialect == "postgresql":
-        arrays = [f"${n}::{_ARRAY[type(c.type)]}" for n, c in enumerate(columns, 1)]
-        source = f"SELECT * FROM unnest({', '.join(arrays)})"  # noqa: S608  (our own names)
+        typed = [f"${n}::{_ARRAY[type(c.type)]}" for n, c in enumerate(columns, 1)]
+        fields = [
+            as_array.removesuffix("[]") if name in alike else name
+            for name, as_array in zip(names, typed, strict=True)
+        ]
+        own = [name for name in names if name not in alike]
+        arrays = [as_array for name, as_array in zip(names, typed, strict=True) if name in own]
+        source = f"SELECT {', '.join(fields)}"
+        if own:
+            source += f" FROM unnest({', '.join(arrays)}) AS row ({', '.join(own)})"
     else:
         source = "VALUES " + ", ".join([f"({', '.join('?' * len(columns))})"] * rows)
-    names = [column.name for column in columns]
     replaced = [f"{name} = excluded.{name}" for name in names if name not in key]
     return (
         f"INSERT INTO {table.name} ({', '.join(names)}) {source}"

@@ -34,6 +34,9 @@ from .tables import (
     value_index,
 )
 
+# A group that one commit writes is most often all of new records under one prefix.
+_RECORDS_ALIKE = frozenset({"prefix_id", "status", "version", "sequence", "template"})
+_RECEIPTS_ALIKE = frozenset({"actor", "expires"})
 _PURGE = delete(records).where(
     records.c.prefix_id == bindparam("at_prefix"), records.c.suffix == bindparam("at_suffix")
 )
@@ -126,12 +129,18 @@ class SqlTransaction:
             with translated():
                 await connection.execute(statement, rows)
 
-    async def _put(self, table: Table, key: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    async def _put(
+        self,
+        table: Table,
+        key: tuple[str, ...],
+        rows: list[tuple[Any, ...]],
+        alike: frozenset[str] = frozenset(),
+    ) -> None:
         """Upsert rows, whose fields are in the order of the table's columns."""
         if table in self._puts:  # a row may come again, which one statement cannot replace twice
             await self.flush()
         if rows:
-            self._puts[table] = Put(table, key, rows)
+            self._puts[table] = Put(table, key, rows, alike)
 
     async def _ids(self, names: Iterable[str]) -> dict[str, int]:
         missing = set(names) - self._prefix_ids.keys()
@@ -180,7 +189,7 @@ class SqlTransaction:
             )
             for key, record in records_.items()
         ]
-        await self._put(records, ("prefix_id", "suffix"), rows)
+        await self._put(records, ("prefix_id", "suffix"), rows, _RECORDS_ALIKE)
 
     async def purge_records(self, keys: Iterable[Key]) -> None:
         gone = list(keys)
@@ -232,7 +241,7 @@ class SqlTransaction:
             (at.key, at.actor, kept.fingerprint, kept.reply, kept.expires)
             for at, kept in receipts_.items()
         ]
-        await self._put(receipts, ("key", "actor"), rows)
+        await self._put(receipts, ("key", "actor"), rows, _RECEIPTS_ALIKE)
 
     async def forget_receipts(self, now: int, limit: int) -> None:
         connection = await self._reading()

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -71,16 +72,24 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
+def _too_long_prefix() -> _Fault:
+    return _Fault(
+        "prefix-length",
+        PREFIX_CHARS_MAX,
+        f"The prefix is longer than {PREFIX_CHARS_MAX} characters",
+        f"前缀超过 {PREFIX_CHARS_MAX} 个字符",
+    )
+
+
 def _prefix_fault(prefix: str) -> _Fault | None:
     if not prefix:
         return _Fault("prefix-empty", 0, "The prefix is empty", "前缀为空")
-    if len(prefix) > PREFIX_CHARS_MAX:
-        return _Fault(
-            "prefix-length",
-            PREFIX_CHARS_MAX,
-            f"The prefix is longer than {PREFIX_CHARS_MAX} characters",
-            f"前缀超过 {PREFIX_CHARS_MAX} 个字符",
-        )
+    # Few prefixes make up most of what is asked for.
+    return _too_long_prefix() if len(prefix) > PREFIX_CHARS_MAX else _labels_fault(prefix)
+
+
+@lru_cache(maxsize=1_024)
+def _labels_fault(prefix: str) -> _Fault | None:
     position = 0
     labels = prefix.split(".")
     for number, label in enumerate(labels):
