@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,8 @@ def drive(
     cores: frozenset[int],
 ) -> Sample:
     """Ask for `seconds`, or each request `once`; in a closed loop, or at a `rate`. Raises
-    BenchFault when the driver cannot, when an answer was wrong, when none came at all."""
+    BenchFault when the driver cannot, when an answer was wrong, when none came at all; errors,
+    such as refusals, are counted and said."""
     command = [
         str(program("drive_udp" if asked.udp else "drive_tcp")),
         *asked.options(),
@@ -173,7 +175,9 @@ def drive(
     if done.returncode not in (0, 1) or not done.stdout:
         raise BenchFault(f"{asked.frame}: {done.stderr}", f"{asked.frame}：{done.stderr}")
     sample = sample_of(json.loads(done.stdout))
-    if sample.wrong or sample.errors or not sample.replies:
+    if sample.errors:
+        print(f"{asked.frame}: {sample.errors} errors. {done.stderr}", file=sys.stderr)
+    if sample.wrong or not sample.replies:
         raise BenchFault(
             f"{asked.frame} on port {asked.port}: {sample.wrong} wrong answers, {sample.errors}"
             f" errors, {sample.replies} right ones. {done.stderr}",

@@ -116,9 +116,9 @@ static void take(struct connection *c, const uint8_t *reply, size_t size, uint64
     c->oldest++;
     outstanding--;
     if (!frame_succeeded(frame, reply, size)) {
-        if (run.errors++ == 0) fprintf(stderr, "failed: %.*s\n", (int)(size < 300 ? size : 300), reply);
+        if (run.errors++ == 0) show("failed", reply, size);
     } else if (needles.count && !holds(reply, size, needles.each[was.which], &c->needle_at)) {
-        if (run.wrong++ == 0) fprintf(stderr, "wrong: %.*s\n", (int)(size < 300 ? size : 300), reply);
+        if (run.wrong++ == 0) show("wrong", reply, size);
     } else if (run.counting) {
         run.replies++;
         note_latency(&run.latencies, now - was.sent_ns);

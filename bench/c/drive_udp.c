@@ -69,11 +69,11 @@ static size_t take(const uint8_t *reply, size_t size, uint64_t now) {
     size_t which = slots[slot].which;
     slots[slot].which = NO_MORE;
     outstanding--;
-    if (!frame_succeeded(frame, reply, size))
-        run.errors++;
-    else if (needles.count && !holds(reply, size, needles.each[which], &needle_at))
-        run.wrong++;
-    else if (run.counting) {
+    if (!frame_succeeded(frame, reply, size)) {
+        if (run.errors++ == 0) show("failed", reply, size);
+    } else if (needles.count && !holds(reply, size, needles.each[which], &needle_at)) {
+        if (run.wrong++ == 0) show("wrong", reply, size);
+    } else if (run.counting) {
         run.replies++;
         note_latency(&run.latencies, now - slots[slot].sent_ns);
     }

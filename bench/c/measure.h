@@ -216,6 +216,14 @@ static inline void print_run(const struct run *run) {
            percentile_us(noted, 0.999), (double)noted->most / 1e3);
 }
 
+/* Say on standard error what a reply was that should not have been; the first one is enough. */
+static inline void show(const char *what, const uint8_t *reply, size_t size) {
+    fprintf(stderr, "%s: ", what);
+    for (size_t i = 0; i < size && i < 300; i++)
+        fputc(reply[i] >= 32 && reply[i] < 127 ? reply[i] : '.', stderr);
+    fputc('\n', stderr);
+}
+
 /* Whether the octets that this answer must hold are in the reply. They are looked for first where
  * they were found the last time; an empty needle is in every reply. */
 static inline int holds(const uint8_t *reply, size_t size, struct octets needle, size_t *last) {

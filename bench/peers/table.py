@@ -204,7 +204,7 @@ def paced_table(samples: Samples) -> str:
     """p99 at 70 % of the median peak, in an open loop; the keys are those of `node.` lines."""
     titles = {line.key: group.title for group in GROUPS for line in group.lines}
     rows = [
-        "| front | asked/s | p99, ms (least–most) | lost | generator held up | |",
+        "| front | asked/s | p99, ms (least–most) | lost or refused | generator held up | |",
         "|---|---|---|---|---|---|",
     ]
     for key, of in samples.items():
@@ -212,7 +212,7 @@ def paced_table(samples: Samples) -> str:
         if p99 is None:
             continue
         stalled = median(sample.stalled_s / sample.seconds for sample in of)
-        lost = sum(sample.lost for sample in of)
+        lost = sum(sample.lost + sample.errors for sample in of)
         rows.append(
             f"| {titles[key]} | {number(median(sample.rate for sample in of))} | {shown(p99)} |"
             f" {lost} | {stalled:.1%} | {judge_p99(p99.median, lost, stalled)} |"
@@ -262,7 +262,7 @@ def group_table(group: Group, samples: Samples) -> str:
         f"#### {group.title}",
         "",
         "| server | replies/s | per server-CPU-second | ratio by CPU | ratio on the wall |"
-        " p99, ms | lost | generator busy |",
+        " p99, ms | lost or refused | generator busy |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
@@ -273,7 +273,7 @@ def group_table(group: Group, samples: Samples) -> str:
             f"| {line.label} | {shown(spread(figures(mine, 'wall')))} | {shown(spread(cpu))} |"
             f" {shown(ratio(mine, to, 'cpu')) if to else '1' if line.limit else '–'} |"
             f" {shown(ratio(mine, to, 'wall')) if to else '1' if line.limit else '–'} |"
-            f" {number(median(s.p99_us for s in mine) / 1000)} | {sum(s.lost for s in mine)} |"
+            f" {number(median(s.p99_us for s in mine) / 1000)} | {sum(s.lost + s.errors for s in mine)} |"
             f" {_share(mine)} |"
         )
     return "\n".join(rows)
