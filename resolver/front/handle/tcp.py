@@ -101,6 +101,8 @@ class Connection(asyncio.Protocol):
             milliseconds = int(front.limits.reply_timeout_s * 1000)
             connection = stream.get_extra_info("socket")
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        if front.leaving:
+            self.let_go()
         most = front.limits.handle_connections_max
         if len(front.connections) > most:
             # Its first message will be told that there is no room.
@@ -365,6 +367,13 @@ class Connection(asyncio.Protocol):
         self._last = True
         self._read_on()
 
+    def let_go(self) -> None:
+        """From now on the next answer is the last. It leaves together with the end of the
+        connection: who read the one without the other would ask again, and nobody hear it."""
+        if self._transport is not None and hasattr(socket, "TCP_CORK"):
+            connection = self._transport.get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+
     def _leave(self) -> None:
         """The node is being replaced: whoever has an answer and asks nothing is let go."""
         if not (self._deaf or self._tasks or self._unsent or self._framing.buffered):
@@ -439,6 +448,8 @@ class TcpFront:
             server.close()
         if linger_s:
             self.leaving = True
+            for connection in tuple(self.connections):
+                connection.let_go()
             await asyncio.sleep(ACCEPTED_S)
             await self._emptied(linger_s)
         self.draining = True
