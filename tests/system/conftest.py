@@ -55,6 +55,10 @@ class RunningNode:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def native_url(self) -> str:
+        return f"biaojie://127.0.0.1:{self.native_port}"
+
+    @property
     def key(self) -> str:
         return (self.data_dir / "admin.key").read_text().strip()
 

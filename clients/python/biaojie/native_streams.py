@@ -121,9 +121,11 @@ async def follow(
 ) -> AsyncGenerator[tuple[tuple[Entry, ...], int], None]:
     """Entries as they come, and the sequence to go on from; for ever, or until a fault, which is
     raised. `fetch` gets one page after a sequence, waiting for it, as an ordinary call."""
-    leased = await native.lease()
-    if isinstance(leased, Lost):
-        raise native.error_of(leased, timeout_s)
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    failures = 0
+    while isinstance(leased := await native.lease(), Lost):
+        failures += 1
+        await native.pause(leased, failures, timeout_s, deadline)
     if leased is None:
         while True:
             entries, after = await fetch(after)

@@ -375,5 +375,12 @@ def _error(got: Any) -> BiaojieError:
             f"The node answers with an error this version does not know: {code[:80]}.",
             f"节点返回了本版本未知的错误：{code[:80]}。",
         )
-    extra = {name: value for name, value in fields.items() if name != "request_id"}
+    extra = {name: _listed(value) for name, value in fields.items() if name != "request_id"}
     return kind(text(en, 2**20, "en"), text(zh, 2**20, "zh"), request_id=request_id, **extra)
+
+
+def _listed(got: Any) -> Any:
+    """With lists, which is what callers know in the fields of errors."""
+    if isinstance(got, tuple):
+        return [_listed(item) for item in got]
+    return {name: _listed(item) for name, item in got.items()} if isinstance(got, dict) else got
