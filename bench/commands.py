@@ -16,6 +16,7 @@ import typer
 from .words import BenchFault, say
 
 if TYPE_CHECKING:
+    from .register import Wanted as WantedRegister
     from .resolve import Wanted
 
 app = typer.Typer(
@@ -231,6 +232,143 @@ async def _resolve(
     if result["counts"]["wrong"]:
         return 1
     return 0 if result["valid"] else 3
+
+
+@app.command()
+def register(
+    url: Url,
+    prefix: Prefix = "",
+    single: Annotated[
+        int, typer.Option(min=0, help="Names written one by one. 逐个注册的数量。")
+    ] = 2_000,
+    batch: Annotated[
+        int, typer.Option(min=0, help="Names written in batches. 批量注册的数量。")
+    ] = 50_000,
+    file: Annotated[
+        int, typer.Option(min=0, help="Names imported from a file. 文件导入的数量。")
+    ] = 50_000,
+    callers: Annotated[
+        int, typer.Option(min=1, max=1_000, help="Of single writes. 并发写入者。")
+    ] = 64,
+    rate: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Single writes a second, by a schedule; 0: as fast as acknowledged."
+        ),
+    ] = 0.0,
+    batch_rows: Annotated[int, typer.Option(min=1, max=2_000)] = 1_000,
+    batch_callers: Annotated[int, typer.Option(min=1, max=64)] = 2,
+    value_octets: Annotated[int, typer.Option(min=96, max=65_536)] = 125,
+    timeout: Annotated[float, typer.Option(min=0.1, max=300)] = 30.0,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="The node's data folder, to see its registry grow. 节点数据目录。"),
+    ] = None,
+    node: NodeUrl = "",
+    key: Key = "",
+    key_file: KeyFile = None,
+    own: Own = False,
+    json_file: Json = None,
+) -> None:
+    """Register names one by one, in batches and from a file; read all back. 注册压测。
+
+    Every acknowledged write is read back and compared; one that is lost, doubled or different
+    fails the run.
+    """
+
+    def work() -> Coroutine[Any, Any, int]:
+        from .register import Wanted as WantedRegister
+
+        if not prefix:
+            raise BenchFault("Say under which --prefix.", "请用 --prefix 指定前缀。")
+        return _register(
+            WantedRegister(
+                url=url,
+                prefix=prefix,
+                key=_key(key, key_file),
+                single=single,
+                batch=batch,
+                file=file,
+                callers=callers,
+                batch_rows=batch_rows,
+                batch_callers=batch_callers,
+                rate=rate,
+                value_octets=value_octets,
+                timeout_s=timeout,
+                node=node,
+                data_dir=data_dir,
+                own=own,
+            ),
+            json_file,
+        )
+
+    _run(work)
+
+
+async def _register(wanted: WantedRegister, json_file: Path | None) -> int:
+    from .register import register_run
+    from .telling import Live, register_summary, write_json
+
+    with Live() as live:
+        result = await register_run(wanted, live.show)
+    write_json(json_file, result)
+    typer.echo(register_summary(result))
+    return 1 if result["counts"]["wrong"] else 0
+
+
+@app.command()
+def plan(
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Result of `bench resolve`. 解析压测结果。")
+    ] = None,
+    register_file: Annotated[
+        Path | None, typer.Option("--register", help="Result of `bench register`. 注册压测结果。")
+    ] = None,
+    registered: Annotated[float, typer.Option(help="Names. 注册总量。")] = 500e6,
+    resolutions: Annotated[float, typer.Option(help="A day. 每日解析量。")] = 1e6,
+    peak_factor: Annotated[
+        float, typer.Option(help="Busiest second to the mean of the day. 峰值系数。")
+    ] = 10.0,
+    growth: Annotated[float, typer.Option(help="A year, 0.3 is 30 %. 年增长率。")] = 0.3,
+    years: Annotated[float, typer.Option(help="To plan for. 规划年数。")] = 3.0,
+    cached: Annotated[
+        float, typer.Option(help="Share of the names that caches hold. 缓存比例。")
+    ] = 0.01,
+    replicas: Annotated[int, typer.Option(help="Copies of everything. 副本数。")] = 2,
+    utilisation: Annotated[
+        float, typer.Option(help="How much of the measured rate may be used. 利用率上限。")
+    ] = 0.5,
+    workers: Annotated[
+        int, typer.Option(help="Workers that the measured node had. 被测节点进程数。")
+    ] = 1,
+    json_file: Json = None,
+) -> None:
+    """What goals take in disk, memory and workers, from the last measured runs. 容量规划。"""
+
+    async def work() -> int:
+        from .plan import Goals, read_result, tell, to_document
+        from .plan import plan as work_out
+        from .telling import write_json
+
+        goals = Goals(
+            registered,
+            resolutions,
+            peak_factor,
+            growth,
+            years,
+            cached,
+            replicas,
+            utilisation,
+            workers,
+        )
+        figures = work_out(
+            goals, read_result(run, "resolve"), read_result(register_file, "register")
+        )
+        write_json(json_file, to_document(goals, figures))
+        typer.echo(tell(figures))
+        return 0
+
+    _run(work)
 
 
 def _key(key: str, key_file: Path | None) -> str:

@@ -152,3 +152,51 @@ def _writes(writes: Mapping[str, Any]) -> str:
         f"p50 {latency['p50_ms']:.2f} 毫秒，p99 {latency['p99_ms']:.2f} 毫秒，"
         f"失败 {writes['failed']:,}",
     )
+
+
+def register_summary(result: Mapping[str, Any]) -> str:
+    named = {
+        "single": say("one by one", "逐个"),
+        "batch": say("in batches", "批量"),
+        "file": say("from a file", "文件"),
+    }
+    lines = []
+    for name, way in result["ways"].items():
+        latency = way["latency"]
+        line = say(
+            f"{named[name]}: {way['acknowledged']:,} of {way['asked']:,} acknowledged,"
+            f" {way['rate']:,.0f}/s",
+            f"{named[name]}：{way['asked']:,} 个中确认 {way['acknowledged']:,} 个，"
+            f"{way['rate']:,.0f}/秒",
+        )
+        if latency["count"]:
+            unit = say("ms a request", "毫秒/请求")
+            line += f"   p50 {latency['p50_ms']:.2f}   p99 {latency['p99_ms']:.2f} {unit}"
+        lines.append(line)
+        lines += [f"  {count:,} × {code}" for code, count in sorted(way["failures"].items())]
+        lines.append(
+            say(
+                f"  read back: lost {way['lost']:,}, doubled {way['doubled']:,},"
+                f" different {way['differing']:,}",
+                f"  读回核对：丢失 {way['lost']:,}，重复 {way['doubled']:,}，"
+                f"不一致 {way['differing']:,}",
+            )
+        )
+        lines += [say(f"  WRONG: {fault}", f"  错误：{fault}") for fault in way["wrong"]]
+    log = result["log"]
+    lines.append(
+        say("the change log was not read: this key may not", "未核对变更日志：密钥无此权限")
+        if log is None
+        else say(
+            f"the change log holds {log['names']:,} of these names in {log['entries']:,} entries",
+            f"变更日志共 {log['entries']:,} 条，含其中 {log['names']:,} 个标识",
+        )
+    )
+    if result["disk"]:
+        lines.append(
+            say(
+                f"the registry grew by {result['disk']['bytes_per_identifier']:,.0f} bytes a name",
+                f"注册库每标识增长 {result['disk']['bytes_per_identifier']:,.0f} 字节",
+            )
+        )
+    return "\n".join(lines)
