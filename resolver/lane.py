@@ -51,7 +51,7 @@ class Lane(Generic[R]):
             return None
         entry = ready.entry
         if not entry.alive or now >= entry.expires:
-            self._kept.drop(key)
+            self.drop(key)
             return None
         if self._health.down:
             return None
@@ -60,9 +60,18 @@ class Lane(Generic[R]):
         self.hits += 1
         return ready
 
+    def table(self) -> dict[bytes, R]:
+        """What is ready by its key, for who asks for many at a time: none while the registry is
+        down. Before one is sent its entry must be alive and not expired; who sends it marks it as
+        `find` does."""
+        return {} if self._health.down else self._entries
+
     def keep(self, key: bytes, ready: R) -> None:
         if ready.entry.alive:
             self._kept.put(key, ready)
+
+    def drop(self, key: bytes) -> None:
+        self._kept.drop(key)
 
     @property
     def bytes(self) -> int:

@@ -62,7 +62,8 @@ class HandleReady(Ready):
 
 
 class HandleLane(Lane[HandleReady]):
-    """The ready answers of all Handle transports. `amplification_max` is by how much an answer
+    """The ready answers of all Handle transports. Before one of `table` is sent, `until` must be
+    to come, or `renew` true. `amplification_max` is by how much an answer
     over UDP may be longer than its question."""
 
     def __init__(
@@ -101,11 +102,6 @@ class HandleLane(Lane[HandleReady]):
         ready.entry.hits += 1
         self.hits += 1
         return ready.head + frame[8:12] + ready.tail
-
-    def table(self) -> dict[bytes, HandleReady]:
-        """What is ready by its key, for who asks for many at a time: none while the registry is
-        down. Before one is sent, its entry must be alive, and `until` to come or `renew` true."""
-        return {} if self._health.down else self._entries
 
     def renew(self, ready: HandleReady, now: float) -> bool:
         """Bring the expiration up to date; False where the answer is too old to be given."""

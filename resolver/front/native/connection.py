@@ -18,7 +18,7 @@ from biaojie.errors import BiaojieError
 from biaojie.limits import FRAME_OCTETS_MAX
 from biaojie.wire.native.frames import LENGTH_MIN, REQUEST_OCTETS_MAX, length_fault
 
-from .session import Session
+from .session import NOTHING_READY, Session
 from .work import LENGTH, error_frame
 
 if TYPE_CHECKING:
@@ -147,7 +147,9 @@ class Connection(asyncio.Protocol):
         """Answer or begin the requests in `data` that have come whole, as far as the limits
         allow; keep the rest."""
         session, out = self._session, self._unsent
-        find, running = session.find, session.running
+        running = session.running
+        lane = self._front.lane
+        entries = lane.table() if session.in_lane else NOTHING_READY
         self._flushing = True  # at the end, whatever gets ready here
         room, hits = WRITE_OCTETS, 0
         at, size = 0, len(data)
@@ -156,21 +158,24 @@ class Connection(asyncio.Protocol):
             if stop > size:
                 break
             id_ = data[at + 4 : at + 8]
-            ready = find(data[at + 8 : stop], now)
-            if ready is not None and id_ not in running:
-                if now >= ready.turns:
-                    ready.turn(now)
-                out += (ready.length, id_, ready.rest)
-                hits += 1
-                at = stop
-                room -= ready.octets
-                if room < 0:
-                    room = WRITE_OCTETS
-                    self._flush()
-                    self._flushing = True
-                    if self._writable is not None:
-                        break
-                continue
+            ready = entries.get(data[at + 8 : stop])
+            if ready is not None:
+                if ready.entry.alive and (now < ready.turns or ready.turn(now)):
+                    if not running or id_ not in running:
+                        ready.hits = 2
+                        out += (ready.length, id_, ready.rest)
+                        hits += 1
+                        at = stop
+                        room -= ready.octets
+                        if room < 0:
+                            room = WRITE_OCTETS
+                            self._flush()
+                            self._flushing = True
+                            if self._writable is not None:
+                                break
+                        continue
+                else:
+                    lane.drop(data[at + 8 : stop])
             if self._full:
                 break
             if stop - at < _HEAD_OCTETS:
@@ -181,10 +186,10 @@ class Connection(asyncio.Protocol):
             if self._deaf:
                 break
             session.begin(id_, data[at + 8], data[at + 9 : stop])
-            find = session.find
             at = stop
         self._flush()
         if hits:
+            lane.hits += hits
             self._front.tally.add(monotonic() - now, hits)
         if at != size or self._partial_since is not None or self._holding or self._last:
             self._settle(data, at, now)

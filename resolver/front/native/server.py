@@ -43,7 +43,6 @@ class NativeFront:
         self.observer = observer
         self.limits = limits
         self.lane = lane
-        self.find = lane.find
         self.resolve = PublicResolve(lane)
         self.tally = observer.tally("native", "resolve")
         self.loop: asyncio.AbstractEventLoop

@@ -43,11 +43,8 @@ BODY_OCTETS_FREE: Final = 65_536
 """A request up to this size is decoded on the loop and not counted as held."""
 STREAMS_MAX: Final = 16
 """Streams of one connection at a time."""
-
-
-def nothing_ready(key: bytes, now: float) -> ReadyResolution | None:
-    """The lane of those who may not use it."""
-    return None
+NOTHING_READY: Final[dict[bytes, ReadyResolution]] = {}
+"""The lane of those who may not use it."""
 
 
 class Greeting:
@@ -87,7 +84,7 @@ def _hello(asked: Asked) -> Hello:
 
 
 class Session:
-    """`running` are the requests that take a task, by their ids; `find` looks into the lane;
+    """`running` are the requests that take a task, by their ids; `in_lane`: the express lane is for it;
     `octets` is what large requests and pages of streams take up."""
 
     __slots__ = (
@@ -97,8 +94,8 @@ class Session:
         "_streams",
         "_unwelcome",
         "crowded",
-        "find",
         "greeted",
+        "in_lane",
         "octets",
         "peer",
         "running",
@@ -115,7 +112,7 @@ class Session:
         self.peer = ""
         self.octets = 0
         self.running: dict[bytes, asyncio.Task[None]] = {}
-        self.find = nothing_ready
+        self.in_lane = False
 
     @property
     def public(self) -> bool:
@@ -223,7 +220,7 @@ class Session:
         if hello.key is not None:
             return None
         self.greeted = True
-        self.find = self._front.find
+        self.in_lane = True
         return self._front.welcome(PUBLIC)
 
     async def _greet_with_key(self, asked: Asked) -> None:

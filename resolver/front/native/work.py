@@ -23,6 +23,8 @@ LENGTH: Final = Struct(">I")
 _KIND: Final = {kind: bytes((kind,)) for kind in Kind}
 _HEAD: Final = Struct(">BBBIBIB")
 assert _HEAD.size == RESOLUTION.size + 1
+_LENGTHS: Final[dict[int, bytes]] = {}
+"""As many as there are lengths of records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,8 @@ def error_frame(id_: bytes, error: BiaojieError) -> bytes:
 
 
 class ReadyResolution(Ready):
-    """A resolution but for the id: a reply is `length`, the id, `rest`. Age and ttl in `rest`
-    are right until `turns`, the monotonic time at which the age is a second more."""
+    """A resolution but for the id: a reply is `length`, the id, `rest`. Until the monotonic time
+    `turns` that is right, age and ttl included; then `turn` decides."""
 
     __slots__ = ("length", "octets", "rest", "turns")
 
@@ -82,15 +84,20 @@ class ReadyResolution(Ready):
         """`record` is packed, `key_octets` what it is kept under takes up."""
         self.octets = 9 + RESOLUTION_OCTETS + len(record)
         super().__init__(entry, key_octets + self.octets + 120)
-        self.length = LENGTH.pack(self.octets - 4)
+        # One object for all of a length: in a large lane every object touched costs a cache miss.
+        self.length = _LENGTHS.setdefault(self.octets, LENGTH.pack(self.octets - 4))
         self.rest = bytes(_HEAD.size) + record
         self.turns = 0.0
 
-    def turn(self, now: float) -> None:
-        """Write age and ttl as the cache would give them at `now`."""
+    def turn(self, now: float) -> bool:
+        """Write age and ttl as the cache would give them at `now`; False when it is too old."""
         entry = self.entry
+        if now >= entry.expires:
+            return False
+        entry.hits += 2  # it is asked for, so it must not leave the cache either
         age = int(now - entry.fetched)
         left = max(entry.ttl_s - age, 0)
         head = _HEAD.pack(Kind.ANSWER, 0x94, 0xCE, age, 0xCE, left, 0)
         self.rest = head + self.rest[_HEAD.size :]
-        self.turns = entry.fetched + age + 1
+        self.turns = min(entry.fetched + age + 1, entry.expires)
+        return True
