@@ -112,7 +112,7 @@ class Within:
 
 
 async def open_session(
-    here: Desk,
+    here: Desk | None,
     mode: KeyExchange,
     *,
     identity: Reference = SECKEY,
@@ -122,7 +122,9 @@ async def open_session(
     timeout_s: int = 0,
     **fields: Any,
 ) -> Within:
-    talk = talk or here.talk()
+    if talk is None:
+        assert here is not None
+        talk = here.talk()
     own = generate("rsa")
     diffie_hellman = DiffieHellman()
     offer = {

@@ -44,7 +44,8 @@ def fresh(make_node: Make) -> RunningNode:
 def running(node: RunningNode) -> list[psutil.Process]:
     """The workers of a node."""
     assert node.process is not None
-    return psutil.Process(node.process.pid).children()
+    children: list[psutil.Process] = psutil.Process(node.process.pid).children()
+    return children
 
 
 def gone(processes: list[psutil.Process]) -> bool:

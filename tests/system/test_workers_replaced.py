@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from biaojie.wire.handle import ResponseCode, StreamFraming, decode_message, encode_message
+from biaojie.wire.handle import (
+    ResolveResponse,
+    ResponseCode,
+    StreamFraming,
+    decode_message,
+    encode_message,
+)
 from tests.handle_talk import resolve
 from tests.system.wire import Wire, request, until
 from tests.system.workers import Make, pids, several
@@ -147,7 +153,8 @@ def asked(line: socket.socket, name: str) -> bytes:
 def found(answer: bytes, name: str) -> None:
     message = decode_message(answer)
     assert message.response_code == ResponseCode.SUCCESS, message
-    assert message.body.handle == name  # type: ignore[union-attr]
+    assert isinstance(message.body, ResolveResponse)
+    assert message.body.handle == name
 
 
 @pytest.fixture
@@ -161,9 +168,8 @@ def config(tmp_path: Path) -> Path:
 def served(make_node: Make, config: Path) -> RunningNode:
     node = several(make_node, WORKERS, config=config, handle_udp_rate_max=0)
     node.home("88.118.8")
-    rows = [{"identifier": name, "values": []} for name in NAMES]
     values = [{"index": 1, "type": "URL", "data": "https://acme.example/1"}]
-    rows = [row | {"values": values} for row in rows]
+    rows = [{"identifier": name, "values": values} for name in NAMES]
     reply = node.ask("POST", "/api/v1/identifiers:batch", {"mode": "all", "rows": rows})
     assert reply.status == 200, reply.body
     return node
@@ -193,7 +199,7 @@ def test_no_request_is_lost_while_all_workers_are_replaced(
             hang_up(served)
             until(
                 lambda n=times: (
-                    len(events(served, "all workers replaced")) == n  # type: ignore[misc]
+                    len(events(served, "all workers replaced")) == n
                     and len(events(served, "worker stopped")) == n * WORKERS
                 ),
                 timeout_s=60,

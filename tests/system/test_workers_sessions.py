@@ -78,7 +78,7 @@ async def test_a_challenge_is_answered_at_another_worker_and_once(tcp: dict[int,
 @pytest.mark.parametrize("mode", [KeyExchange.CLIENT_KEY, KeyExchange.DIFFIE_HELLMAN])
 async def test_a_session_over_all_workers(tcp: dict[int, TcpLine], mode: KeyExchange) -> None:
     talk = in_turn(tcp)
-    within = await open_session(None, mode, talk=talk)  # type: ignore[arg-type]
+    within = await open_session(None, mode, talk=talk)
     await within.prove()
     for number in range(2 * WORKERS):
         name = f"88.118.8/M{mode}-{number}"
@@ -113,9 +113,7 @@ async def test_one_session_over_every_transport(shared: RunningNode) -> None:
         lambda frame: udp_exchange(port, frame),
         lambda frame: http_exchange(http_port, frame),
     ]
-    within = await open_session(  # type: ignore[arg-type]
-        None, KeyExchange.CLIENT_KEY, talk=Talk(new_line)
-    )
+    within = await open_session(None, KeyExchange.CLIENT_KEY, talk=Talk(new_line))
     await within.prove()
     for number in range(30):
         within.talk = Talk(transports[number % 3])
@@ -198,7 +196,7 @@ async def test_sessions_of_a_worker_that_crashed_are_over(
     node = with_admin(several(make_node, 2))
     tcp = lines(node, 2)
     talk = Talk(tcp[1].exchange)
-    within = await open_session(None, KeyExchange.CLIENT_KEY, talk=talk)  # type: ignore[arg-type]
+    within = await open_session(None, KeyExchange.CLIENT_KEY, talk=talk)
     os.kill(pids(node)[1], signal.SIGKILL)
     until(lambda: '"worker crashed"' in node.log)
     within.talk = Talk(tcp[0].exchange)
