@@ -140,10 +140,9 @@ class ScriptedNative:
             self.hellos.append(request)
             await (self.greetings.popleft() if self.greetings else Met.answer)(met)
             return
-        if self.deaf:
-            return
         if isinstance(request, requests.Ping):
-            await met.answer()
+            if not self.deaf:
+                await met.answer()
             return
         self.seen.append(request)
         async with self.node.news:
