@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
-from .machine import machine
+from .facts import machine
 from .words import BenchFault
 
 ROOT: Final = Path(__file__).parents[1]

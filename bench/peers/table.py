@@ -273,8 +273,8 @@ def group_table(group: Group, samples: Samples) -> str:
             f"| {line.label} | {shown(spread(figures(mine, 'wall')))} | {shown(spread(cpu))} |"
             f" {shown(ratio(mine, to, 'cpu')) if to else '1' if line.limit else '–'} |"
             f" {shown(ratio(mine, to, 'wall')) if to else '1' if line.limit else '–'} |"
-            f" {number(median(s.p99_us for s in mine) / 1000)} | {sum(s.lost + s.errors for s in mine)} |"
-            f" {_share(mine)} |"
+            f" {number(median(s.p99_us for s in mine) / 1000)} |"
+            f" {sum(s.lost + s.errors for s in mine)} | {_share(mine)} |"
         )
     return "\n".join(rows)
 
