@@ -17,10 +17,13 @@ from biaojie import Client, accept
 from biaojie.handle_datagrams import TIMEOUTS_S
 from biaojie.handle_options import HandleOptions
 from biaojie.handle_transport import NAMES_MAX, WRITES_TOGETHER_MAX
+from biaojie.native_connections import BUSY
 from biaojie.record import Record, Value
 from biaojie.retry import Backoff
 from biaojie.transport import Options
+from biaojie.wire.native import PORT
 from tests.scripted_handle import SECRET, ScriptedHandle
+from tests.scripted_native import ScriptedNative
 from tests.scripted_node import ScriptedNode, serving
 
 README = (Path(__file__).parents[2] / "clients" / "python" / "README.md").read_text("utf-8")
@@ -30,6 +33,7 @@ PRINTED = [
     "88.118.8/PUMP-01MINTED\n",
     "88.118.8/LOT7-0001 active\n88.118.8/nobody identifier-not-found\n2501\n",
     "1 create 0\n",
+    "100 3\n",
     "88.118.8/P7 ['URL', 'MODEL', 'HS_ADMIN']\n",
     "identifier-not-found 标识未注册。\n",
 ]
@@ -51,10 +55,19 @@ async def handle() -> AsyncIterator[ScriptedHandle]:
         yield scripted
 
 
+@pytest.fixture
+async def native() -> AsyncIterator[ScriptedNative]:
+    async with ScriptedNative().serving() as scripted:
+        yield scripted
+
+
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-async def test_examples_run(node: ScriptedNode, handle: ScriptedHandle, number: int) -> None:
+async def test_examples_run(
+    node: ScriptedNode, handle: ScriptedHandle, native: ScriptedNative, number: int
+) -> None:
     program = EXAMPLES[number].replace("http://127.0.0.1:8080", node.url)
     program = program.replace("hdl://127.0.0.1:2641", handle.url)
+    program = program.replace("biaojie://127.0.0.1:2650", native.url)
     given = {"KEY": "bj_12345678_secret", "SECRET": SECRET}
     out = io.StringIO()
 
@@ -78,6 +91,7 @@ def test_defaults() -> None:
     assert Options().idle_s == 30
     assert (HandleOptions().udp, HandleOptions().hops_max, TIMEOUTS_S) == (True, 8, (0.5, 1, 1.5))
     assert (NAMES_MAX, WRITES_TOGETHER_MAX) == (1_000_000, 8)
+    assert (PORT, BUSY) == (2650, 64)
     for name in ("timeout_s", "retries", "connections_max", "reply_octets_max", "tls"):
         assert f"{name}=" in README
 
