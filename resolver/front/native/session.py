@@ -84,8 +84,8 @@ def _hello(asked: Asked) -> Hello:
 
 
 class Session:
-    """`running` are the requests that take a task, by their ids; `in_lane`: the express lane is for it;
-    `octets` is what large requests and pages of streams take up."""
+    """`running` are the requests that take a task, by their ids; `in_lane`: the express lane is
+    for it; `octets` is what large requests and pages of streams take up."""
 
     __slots__ = (
         "_connection",
@@ -191,10 +191,11 @@ class Session:
         task.add_done_callback(partial(self._done, asked.id, held, slot))
 
     def _done(self, id_: bytes, held: int, slot: int, task: asyncio.Task[None]) -> None:
-        del self.running[id_]
-        stream = self._streams.pop(id_, None)
-        if stream is not None and task.cancelled():
-            self._connection.send(end(id_, stream))
+        if self.running.get(id_) is task:
+            del self.running[id_]
+            stream = self._streams.pop(id_, None)
+            if stream is not None and task.cancelled():
+                self._connection.send(end(id_, stream))
         self.octets -= held
         self._front.running -= slot
         if self._unwelcome:
@@ -265,6 +266,8 @@ class Session:
         if operation.batch:
             extra_s = max(limits.batch_deadline_s - limits.deadline_s, 0.0)
         reply = await self._serve(_Whole(operation), service, asked, extra_s)
+        # Whoever has read the answer may use its id again, before this task counts as done.
+        del self.running[asked.id]
         self._connection.send(reply)
 
     async def _serve(self, codec: Any, service: Any, asked: Asked, extra_s: float) -> Any:
