@@ -67,7 +67,8 @@ class HandleTransport:
             raise InvalidRequest(
                 "A key is for http(s):// and biaojie://; over hdl:// give identity, and secret or "
                 "private_key.",
-                "key 仅用于 http(s):// 与 biaojie://；hdl:// 请提供 identity 以及 secret 或 private_key。",
+                "key 仅用于 http(s):// 与 biaojie://；hdl:// 请提供 identity，"
+                "以及 secret 或 private_key。",
             )
         self._octets_max = options.reply_octets_max
         handle = options.handle or HandleOptions()
