@@ -1,0 +1,332 @@
+"""The supervisor's decisions, by a clock and processes of the tests' own."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, field
+
+import pytest
+
+from resolver.supervisor import (
+    DELAY_FIRST_S,
+    DELAY_MAX_S,
+    END_S,
+    HURRIED,
+    LIVED_S,
+    NOBODY,
+    START_S,
+    Supervisor,
+)
+
+STOP_S = 20.0
+
+
+@dataclass
+class Worker:
+    """A process and the pipe to it."""
+
+    slot: int
+    first: bool
+    pid: int
+    said: list[bytes] = field(default_factory=list)
+    signals: list[int] = field(default_factory=list)
+    code: int | None = None
+    closed: bool = False
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+        if number == signal.SIGKILL:
+            self.code = -9
+
+    def wait(self, timeout: float | None = None) -> int:
+        assert self.code is not None, "waited for a process that lives"
+        return self.code
+
+    def recv(self, octets: int) -> bytes:
+        return self.said.pop(0) if self.said else b""
+
+    def fileno(self) -> int:
+        return -1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class House:
+    """A supervisor of `slots` workers, and all it ever started."""
+
+    def __init__(self, slots: int = 2) -> None:
+        self.now = 1_000.0
+        self.started: list[Worker] = []
+        self.fault: str | None = None
+        self.announced = 0
+        self.supervisor = Supervisor(
+            slots,
+            self._launch,
+            lambda: self.fault,
+            on_ready=self._announce,
+            stop_s=STOP_S,
+            clock=lambda: self.now,
+        )
+        self.supervisor.start()
+
+    def _launch(self, slot: int, first: bool) -> tuple[Worker, Worker]:
+        worker = Worker(slot, first, 100 + len(self.started))
+        self.started.append(worker)
+        return worker, worker
+
+    def _announce(self) -> None:
+        self.announced += 1
+
+    def step(self, seconds: float = 0.0) -> None:
+        self.now += seconds
+        self.supervisor.step()
+
+    def ready(self, worker: Worker) -> None:
+        worker.said.append(b"1")
+        (known,) = [w for w in self.supervisor._workers() if w.process is worker]
+        self.supervisor.heard(known)
+        self.step()
+
+    def mute(self, worker: Worker) -> None:
+        (known,) = [w for w in self.supervisor._workers() if w.process is worker]
+        self.supervisor.heard(known)
+        self.step()
+
+    def crash(self, worker: Worker, code: int = 1) -> None:
+        worker.code = code
+        self.step()
+
+    def signal(self, number: int) -> None:
+        self.supervisor._signals.append(number)
+        self.step()
+
+    def serving(self) -> list[Worker]:
+        """The first workers, all ready."""
+        self.ready(self.started[0])
+        for worker in self.started[1:]:
+            self.ready(worker)
+        return list(self.started)
+
+
+def test_the_others_start_when_the_first_is_ready() -> None:
+    house = House(3)
+    house.step(5)
+    assert [(w.slot, w.first) for w in house.started] == [(0, True)]
+    house.ready(house.started[0])
+    assert [(w.slot, w.first) for w in house.started] == [(0, True), (1, False), (2, False)]
+    assert house.announced == 0
+    house.ready(house.started[1])
+    house.ready(house.started[2])
+    assert house.announced == 1
+    assert house.supervisor.code is None
+
+
+@pytest.mark.parametrize("code", [3, 1, -9])
+def test_if_the_first_cannot_start_there_is_nobody(code: int) -> None:
+    house = House()
+    house.crash(house.started[0], code)
+    assert house.supervisor.done
+    assert house.supervisor.code == NOBODY
+    assert len(house.started) == 1
+
+
+def test_a_first_worker_that_hangs_is_ended() -> None:
+    house = House()
+    house.step(START_S - 1)
+    assert house.started[0].signals == []
+    house.step(1)
+    assert house.started[0].signals == [signal.SIGKILL]
+    assert house.supervisor.code == NOBODY
+
+
+def test_one_that_has_given_up_is_not_waited_for_long() -> None:
+    house = House()
+    first, second = house.serving()
+    house.crash(second)
+    again = house.started[-1]
+    house.mute(again)
+    house.step(END_S - 0.1)
+    assert again.signals == []
+    house.step(0.1)
+    assert again.signals == [signal.SIGKILL]
+    assert first.signals == []
+
+
+def test_a_crash_is_mended_at_once_then_ever_later() -> None:
+    house = House()
+    first, second = house.serving()
+    delays = []
+    crashed = second
+    for _ in range(9):
+        count = len(house.started)
+        house.crash(crashed)
+        waited = 0.0
+        while len(house.started) == count:
+            house.step(0.25)
+            waited += 0.25
+        delays.append(waited)
+        crashed = house.started[-1]
+        assert crashed.slot == 1
+    expected = [0.0, *(min(DELAY_FIRST_S * 2**n, DELAY_MAX_S) for n in range(8))]
+    assert delays == expected
+    assert delays[-1] == DELAY_MAX_S
+    assert first.signals == []
+    assert first.code is None
+    assert house.supervisor.code is None
+
+
+def test_a_worker_that_lived_starts_again_at_once() -> None:
+    house = House()
+    _, second = house.serving()
+    house.crash(second)
+    house.ready(house.started[-1])
+    house.now += LIVED_S
+    count = len(house.started)
+    house.crash(house.started[-1])
+    assert len(house.started) == count + 1
+
+
+def test_even_when_all_crash_it_goes_on_trying() -> None:
+    house = House()
+    for worker in house.serving():
+        house.crash(worker)
+    for _ in range(5):
+        for worker in house.started[-2:]:
+            house.crash(worker)
+        house.step(DELAY_MAX_S)
+    assert house.supervisor.code is None
+    house.ready(house.started[-1])
+
+
+def test_one_after_the_other_is_replaced() -> None:
+    house = House()
+    old = house.serving()
+    house.signal(signal.SIGHUP)
+    for slot in (0, 1):
+        new = house.started[-1]
+        assert (new.slot, new.first) == (slot, False)
+        assert old[slot].signals == []
+        house.ready(new)
+        assert old[slot].signals == [signal.SIGTERM]
+        count = len(house.started)
+        house.step(1)
+        assert len(house.started) == count, "the next only when the old one is gone"
+        house.crash(old[slot], 0)
+    assert len(house.started) == 4
+    assert house.supervisor.restarts == 0
+    assert all(worker.signals == [] for worker in house.started[2:])
+
+
+def test_an_old_worker_that_does_not_stop_is_killed() -> None:
+    house = House()
+    old = house.serving()
+    house.signal(signal.SIGHUP)
+    house.ready(house.started[-1])
+    house.step(STOP_S)
+    assert old[0].signals == [signal.SIGTERM, signal.SIGKILL]
+    assert house.started[-1].slot == 1
+
+
+def test_a_fault_in_the_settings_changes_nothing() -> None:
+    house = House()
+    house.serving()
+    house.fault = "port: must be a number"
+    house.signal(signal.SIGHUP)
+    house.step(1)
+    assert len(house.started) == 2
+    house.fault = None
+    house.signal(signal.SIGHUP)
+    assert len(house.started) == 3
+
+
+def test_a_new_worker_that_fails_leaves_the_old_ones() -> None:
+    house = House()
+    old = house.serving()
+    house.signal(signal.SIGHUP)
+    house.crash(house.started[-1], 2)
+    house.step(100)
+    assert len(house.started) == 3
+    assert all(worker.signals == [] for worker in old)
+    assert house.supervisor.restarts == 0
+
+
+def test_an_old_worker_that_crashes_is_followed_by_the_new_one() -> None:
+    house = House()
+    old = house.serving()
+    house.signal(signal.SIGHUP)
+    new = house.started[-1]
+    house.crash(old[0])
+    assert [w.slot for w in house.started] == [0, 1, 0, 1]
+    house.ready(new)
+    house.ready(house.started[-1])
+    assert old[1].signals == [signal.SIGTERM]
+
+
+def test_a_second_wish_to_replace_comes_after_the_first() -> None:
+    house = House(1)
+    house.serving()
+    house.signal(signal.SIGHUP)
+    house.signal(signal.SIGHUP)
+    assert len(house.started) == 2
+    house.ready(house.started[1])
+    house.crash(house.started[0], 0)
+    house.step()
+    assert len(house.started) == 3
+    house.ready(house.started[2])
+    house.crash(house.started[1], 0)
+    house.step()
+    assert len(house.started) == 3
+
+
+def test_a_wish_to_replace_waits_for_the_first_start() -> None:
+    house = House()
+    house.signal(signal.SIGHUP)
+    assert len(house.started) == 1
+    house.serving()
+    assert [w.slot for w in house.started] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_waits_for_all(number: int) -> None:
+    house = House()
+    workers = house.serving()
+    house.signal(number)
+    assert [worker.signals for worker in workers] == [[signal.SIGTERM]] * 2
+    house.crash(workers[0], 0)
+    assert not house.supervisor.done
+    house.crash(workers[1], 0)
+    assert house.supervisor.done
+    assert house.supervisor.code == 0
+    assert len(house.started) == 2
+
+
+def test_stopping_has_an_end() -> None:
+    house = House()
+    workers = house.serving()
+    house.signal(signal.SIGTERM)
+    house.step(STOP_S)
+    assert all(worker.signals[-1] == signal.SIGKILL for worker in workers)
+    assert house.supervisor.done
+
+
+def test_a_second_signal_ends_all_at_once_also_while_replacing() -> None:
+    house = House()
+    workers = house.serving()
+    house.signal(signal.SIGHUP)
+    house.signal(signal.SIGTERM)
+    house.signal(signal.SIGINT)
+    assert all(worker.signals[-1] == signal.SIGKILL for worker in house.started)
+    assert len(house.started) == len(workers) + 1
+    assert house.supervisor.done
+    assert house.supervisor.code == HURRIED
+
+
+def test_pipes_of_the_dead_are_closed() -> None:
+    house = House()
+    _, second = house.serving()
+    house.crash(second)
+    assert second.closed
