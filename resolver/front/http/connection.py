@@ -102,20 +102,19 @@ class Connection(asyncio.Protocol):
         lane = self._lane
         key = None
         if lane is not None and (self._express or self._at_rest()):
-            end = data.find(b" ", 5)
-            block = data[end:]
+            start, _, block = data.partition(b" HTTP/1.1\r\n")
             profile = lane.profiles.get(block)
             if profile is None:
                 profile = lane.profile(block)
             if profile is not None:
-                key = profile + data[:end]
+                key = profile + start
                 now = _monotonic()
                 reply = lane.reply(key, now)
                 if reply is not None:
                     self.used = now
                     self._write(reply)
                     return
-                if not lane.is_start(data[:end]):
+                if not lane.is_start(start):
                     key = None
         self._express = False
         handler = self._handler or self._begin()

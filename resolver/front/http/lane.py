@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 from sys import getsizeof
@@ -26,7 +27,7 @@ from ...core import Cached
 from ...exchange import REQUEST_ID_BLOCK, request_id_block
 from ...health import Health
 from ...lane import Lane, Ready
-from ...observe import Observer, Tally
+from ...observe import FAST_S, Observer, Tally
 from .negotiation import wants_json
 
 REPLY_OCTETS_MAX: Final = 65_536
@@ -36,11 +37,12 @@ HEADERS_MAX: Final = 64
 PROFILES_MAX: Final = 512
 """Header blocks that are remembered; of others the profile is worked out each time."""
 IF_NONE_MATCH_OCTETS_MAX: Final = 128
-_SHARED_MAX: Final = 256
+STYLES_MAX: Final = 1_024
+_NUMBERS_MAX: Final = 4_096
+_HITS: Final = 3
+"""More are not told apart by S3-FIFO; not counting them leaves the memory of a hot name alone."""
 
-_BLOCK: Final = re.compile(
-    rb" HTTP/1\.1\r\n(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e]*+\r\n)++\r\n"
-)
+_BLOCK: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e]*+\r\n)++\r\n")
 _START: Final = re.compile(rb"(?:GET|HEAD) /[!-~]*+")
 _PROFILED: Final = frozenset({b"accept", b"if-none-match"})
 _ABSENT: Final = (
@@ -50,11 +52,11 @@ _ABSENT: Final = (
 )
 """Headers that make a request not plain. The first letters of some others do too, below."""
 _NAMES: Final = (
-    rb"(?i:\r\n(" + _ABSENT.encode() + rb"|content-[a-z-]*|sec-websocket-[a-z0-9-]*"
+    rb"^(" + _ABSENT.encode() + rb"|content-[a-z-]*|sec-websocket-[a-z0-9-]*"
     rb"|host|connection|accept|if-none-match|user-agent|server|etag|max-forwards"
-    rb"):[ \t]*([^\r]*))"
+    rb"):[ \t]*([^\r]*)"
 )
-_TELLING: Final = re.compile(_NAMES)
+_TELLING: Final = re.compile(_NAMES, re.IGNORECASE | re.MULTILINE)
 _ONCE: Final = frozenset({b"user-agent", b"server", b"etag", b"max-forwards"})
 """More of them than one are for aiohttp to refuse; else they decide nothing."""
 _KNOWN: Final = frozenset({*_ABSENT.split("|"), *(name.decode() for name in _PROFILED)})
@@ -64,6 +66,7 @@ _AGES: Final = re.compile(
     rb"(\r\n.*)",
     re.DOTALL,
 )
+_NUMBERS: Final = tuple(b"%d" % number for number in range(_NUMBERS_MAX))
 _join = b"".join
 _monotonic = time.monotonic
 
@@ -105,19 +108,32 @@ class Noted(Mapping[str, str]):
         return not self._all and self._names <= _KNOWN
 
 
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What many replies have in common, `kept_s` being how long they may be used. The reply:
+    `status` line · Date and request id · `before` · max-age · `between` · age · `shared` · its
+    own `rest`."""
+
+    status: bytes
+    before: bytes
+    between: bytes
+    shared: bytes
+    ttl_s: int
+    kept_s: float
+    tally: Tally
+
+
 class HttpReady(Ready):
-    """A reply in pieces: `status` line · Date and request id · `before` · max-age · `between` ·
-    age · `shared` · `rest`. All but `rest` are the same objects for many replies."""
+    """Few references, for with many names each of them is a wait for memory. `fetched` is that
+    of the entry."""
 
-    __slots__ = ("before", "between", "rest", "shared", "status", "tally")
+    __slots__ = ("fetched", "rest", "style")
 
-    def __init__(
-        self, entry: Cached, octets: int, tally: Tally, pieces: Sequence[bytes], rest: bytes
-    ) -> None:
+    def __init__(self, entry: Cached, octets: int, style: Style, rest: bytes) -> None:
         super().__init__(entry, octets)
-        self.status, self.before, self.between, self.shared = pieces
+        self.fetched = entry.fetched
+        self.style = style
         self.rest = rest
-        self.tally = tally
 
 
 class HttpLane(Lane[HttpReady]):
@@ -136,7 +152,7 @@ class HttpLane(Lane[HttpReady]):
         self.octets_max = min(REQUEST_OCTETS_MAX, header_bytes_max)
         self.profiles: dict[bytes, bytes] = {}
         self._observer = observer
-        self._shared: dict[bytes, bytes] = {}
+        self._styles: dict[Style, Style] = {}
         self._date = b""
         self._date_until = 0.0
         self._id = b""
@@ -146,7 +162,7 @@ class HttpLane(Lane[HttpReady]):
     # Requests ---------------------------------------------------------------------------
 
     def profile(self, block: bytes) -> bytes | None:
-        """What of a header block (from the space after the target on) decides the reply; None
+        """What of a header block (all after the request line) decides the reply; None
         where the request is not plain. Asked for blocks that are not in `profiles`."""
         if len(block) > self.octets_max or _BLOCK.fullmatch(block) is None:
             return None
@@ -184,31 +200,50 @@ class HttpLane(Lane[HttpReady]):
     # Replies ----------------------------------------------------------------------------
 
     def reply(self, key: bytes, now: float) -> bytes | None:
-        """What to send at the monotonic time `now`; counted as answered."""
-        ready = self.find(key, now)
+        """What to send at the monotonic time `now`; counted as answered.
+
+        `find` in other words: each call and each object less to look at shows here.
+        """
+        ready = self._entries.get(key)
         if ready is None:
             return None
+        style, entry = ready.style, ready.entry
+        passed = now - ready.fetched
+        if passed >= style.kept_s or not entry.alive or self._health.down:
+            if not self._health.down:
+                self.drop(key)
+            return None
+        if ready.hits < _HITS:
+            ready.hits += 1
+        if entry.hits < _HITS:
+            entry.hits += 1
+        self.hits += 1
         serial = self._serial
         if serial >= REQUEST_ID_BLOCK or now >= self._date_until:
             serial = self._renew(now)
         self._serial = serial + 1
-        entry = ready.entry
-        age = int(now - entry.fetched)
-        left = entry.ttl_s - age
+        age = int(passed)
+        left = style.ttl_s - age
         reply = _join(
             (
-                ready.status,
+                style.status,
                 self._head,
                 _SERIALS[serial],
-                ready.before,
+                style.before,
                 b"%d" % left if left > 0 else b"0",
-                ready.between,
-                b"%d" % age,
-                ready.shared,
+                style.between,
+                _NUMBERS[age] if age < _NUMBERS_MAX else b"%d" % age,
+                style.shared,
                 ready.rest,
             )
         )
-        ready.tally.add(_monotonic() - now)
+        tally = style.tally
+        seconds = _monotonic() - now
+        if seconds < FAST_S:
+            tally.seconds += seconds
+            tally.buckets[0] += 1
+        else:
+            tally.add(seconds)
         return reply
 
     def _renew(self, now: float) -> int:
@@ -237,11 +272,14 @@ class HttpLane(Lane[HttpReady]):
         if pieces is None:
             return
         *constant, rest = pieces
-        if len(self._shared) > _SHARED_MAX:
-            self._shared.clear()
-        shared = [self._shared.setdefault(piece, piece) for piece in constant]
-        octets = getsizeof(key) + getsizeof(rest)
-        self.keep(key, HttpReady(entry, octets, self._observer.tally(*tally), shared, rest))
+        kept_s = round(entry.expires - entry.fetched, 3)
+        status, before, between, shared = constant
+        counted = self._observer.tally(*tally)
+        style = Style(status, before, between, shared, entry.ttl_s, kept_s, counted)
+        if len(self._styles) >= STYLES_MAX:
+            self._styles.clear()
+        style = self._styles.setdefault(style, style)
+        self.keep(key, HttpReady(entry, getsizeof(key) + getsizeof(rest), style, rest))
 
 
 def _pieces(
