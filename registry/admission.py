@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import Enum, auto
+from enum import IntEnum, auto
 from typing import NamedTuple
 
 from biaojie.account import ApiKey, Prefix, PrefixStatus, Role, check_searchable
@@ -84,7 +84,7 @@ SYSTEM = Caller("system", "", Role.ADMIN)
 """The node itself: first start, sample data, commands on the operator's own machine."""
 
 
-class Right(Enum):
+class Right(IntEnum):
     READ_PRIVATE = auto()  # private values, drafts, listing a prefix
     WRITE = auto()  # register, modify, retire
     PURGE = auto()
@@ -151,12 +151,8 @@ def decide_record(
         raise _not_here(operation.identifier)
     right = Right.PURGE if isinstance(operation, Purge) else Right.WRITE
     authorize(caller, right, prefix.tenant, needs=needed(operation, current), holds=holds)
-    if prefix.status is PrefixStatus.UNHOMED:
-        raise _not_here(operation.identifier)
-    if prefix.status.elsewhere:
-        raise elsewhere(prefix)
-    if prefix.status is PrefixStatus.SUSPENDED and caller.role is not Role.ADMIN:
-        raise PrefixSuspended()
+    if prefix.status is not PrefixStatus.ACTIVE:
+        _authorize_inactive(prefix, caller, operation.identifier)
     retired = current is not None and current.status is Status.RETIRED
     if retired and not isinstance(operation, Purge):
         # Before any condition: a tombstone matches nothing and yet is not absent.
@@ -176,6 +172,15 @@ def decide_record(
             if current is None:
                 raise _missing(operation.identifier)
             return Decision(Action.PURGE, None)
+
+
+def _authorize_inactive(prefix: Prefix, caller: Caller, identifier: Identifier) -> None:
+    if prefix.status is PrefixStatus.UNHOMED:
+        raise _not_here(identifier)
+    if prefix.status.elsewhere:
+        raise elsewhere(prefix)
+    if prefix.status is PrefixStatus.SUSPENDED and caller.role is not Role.ADMIN:
+        raise PrefixSuspended()
 
 
 def _not_here(identifier: Identifier) -> PrefixNotHere:

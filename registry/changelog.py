@@ -41,7 +41,7 @@ def record_digest(record: Record) -> bytes:
                     v.ttl_absolute,
                     v.timestamp,
                     v.permissions,
-                    [[r.identifier, r.index] for r in v.references],
+                    [[r.identifier, r.index] for r in v.references] if v.references else (),
                 ]
                 for v in record.values
             ],

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from biaojie.account import ApiKey, Prefix
-from biaojie.change import Action, Change, Receipt
+from biaojie.change import Action, Change, Receipt, make_change, make_receipt
 from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record, Reference
 
@@ -196,7 +196,7 @@ class Staging:
             found,
             self.now,
             strict_slash=self.rules.strict_slash,
-            holds=self._holds(caller, found.record, [key.prefix]),
+            holds=self._holds(caller, found.record, [key.prefix]) if caller.handle else 0,
         )
         record = decision.record
         if record is None:
@@ -276,8 +276,8 @@ class Staging:
         caller: Caller,
         digest: bytes,
     ) -> Receipt:
-        self.changes.append(Change(action, subject, version, caller.key_id, digest))
-        return Receipt(subject, action, str(status), version, self.sequence)
+        self.changes.append(make_change(action, subject, version, caller.key_id, digest))
+        return make_receipt(subject, action, str(status), version, self.sequence)
 
     # Writing ----------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-VALUES = "errors|limits|identifier|record|account|change"
+VALUES = "errors|limits|making|identifier|record|account|change"
 STDLIB = "|".join(sys.stdlib_module_names)
 IO = "asyncio|socket|ssl|selectors|select|http|urllib.request|subprocess|threading|multiprocessing"
 
@@ -164,6 +164,7 @@ def test_each_rule_can_fail(path: str, source: str) -> None:
         ("biaojie/record", "from .identifier import Identifier"),
         ("biaojie/keys/signing", "from cryptography import x509\nfrom ..wire.handle import keys"),
         ("registry/sql/store", "import sqlalchemy, asyncpg\nfrom .tables import records"),
+        ("bench/registry_limits", "import asyncpg, sqlite3"),
         ("registry/__main__", "from registry.sql import open_store"),
         (
             "resolver/__main__",

@@ -8,13 +8,13 @@ the rare fields. The numbers below are permanent; a new field takes a new number
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import msgpack
 
 from biaojie.identifier import Identifier, Key
 from biaojie.limits import TTL_DEFAULT_S
+from biaojie.making import maker
 from biaojie.record import (
     PERMISSIONS_DEFAULT,
     Permissions,
@@ -79,22 +79,9 @@ def _decode_value(
     )
 
 
-class _NewIdentifier:
-    """See biaojie.record.make_value.
-
-    It was checked when it was registered. Checking again on every read would cost more than
-    the rest of the decoding, and would hide old records whenever a rule is tightened.
-    """
-
-    __slots__ = Identifier.__slots__
-
-    def __init__(self, prefix: str, suffix: str) -> None:
-        self.prefix = prefix
-        self.suffix = suffix
-        self.__class__ = Identifier  # type: ignore[assignment]
-
-
-_identifier = cast(Callable[[str, str], Identifier], _NewIdentifier)
+# It was checked when it was registered. Checking again on every read would cost more than the
+# rest of the decoding, and would hide old records whenever a rule is tightened.
+_identifier = maker(Identifier)
 
 
 def decode_blob(

@@ -79,6 +79,10 @@ class Direct(Protocol):
         """Head, receipts by Idempotency-Key (of any actor, expired or not) and up to 4,096 keys."""
         ...
 
+    async def forget_receipts(self, now: int, limit: int) -> None:
+        """Delete up to `limit` that expired before `now`, the oldest first."""
+        ...
+
     async def write(self, puts: Sequence[Put], log: LogRow | None) -> None:
         """Not more than one Put for a table. Fails an assertion if `log` does not follow."""
         ...

@@ -54,6 +54,13 @@ FROM receipts WHERE key = ANY($4::text[])
 """By hand: prefixes and records by key, receipts by Idempotency-Key, and the head of the log."""
 
 
+FORGET = """
+DELETE FROM receipts USING (
+    SELECT key, actor FROM receipts WHERE expires < $1 ORDER BY expires LIMIT $2
+) AS old WHERE receipts.key = old.key AND receipts.actor = old.actor
+"""
+
+
 def look_up_parameters(keys: Sequence[Key]) -> tuple[list[str], list[bytes], list[str]]:
     names = [key.prefix for key in keys]
     return names, [key.suffix for key in keys], list(set(names))
@@ -145,6 +152,9 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         rows = await self.fetch(LOAD, *look_up_parameters(keys), receipts)
         [head] = [(row[3], row[5]) for row in rows if row[0] == _HEAD]
         return Beginning(head, _rows(rows), [_receipt(row) for row in rows if row[0] == _RECEIPT])
+
+    async def forget_receipts(self, now: int, limit: int) -> None:
+        await self.execute(FORGET, now, limit)
 
     async def write(self, puts: Sequence[Put], log: LogRow | None) -> None:
         shaped = [_shaped(put) for put in puts]

@@ -81,6 +81,11 @@ SELECT w.n, r.status, r.version, r.sequence, r.template, r.blob, NULL
 FROM w CROSS JOIN records AS r ON r.prefix_id = w.prefix_id AND r.suffix = w.suffix
 """
 _RECEIPT = "SELECT key, actor, fingerprint, reply, expires FROM receipts"
+FORGET = """
+DELETE FROM receipts WHERE (key, actor) IN (
+    SELECT key, actor FROM receipts WHERE expires < ? ORDER BY expires LIMIT ?
+)
+"""
 _MOVE_HEAD = "UPDATE chain_head SET sequence = ?, hash = ? WHERE id = 1 AND sequence = ?"
 _APPEND = f"INSERT INTO changelog VALUES ({', '.join('?' * len(changelog.c))})"  # noqa: S608
 _ROWS_MAX = 256
@@ -202,6 +207,9 @@ class Connection(aiosqlite.Connection):
 
     async def load(self, keys: Sequence[Key], receipts: Sequence[str]) -> Beginning:
         return await self.run(lambda raw: _load(raw, keys, receipts))
+
+    async def forget_receipts(self, now: int, limit: int) -> None:
+        await self.run(lambda raw: raw.execute(FORGET, (now, limit)))
 
     async def write(self, puts: Sequence[Put], log: LogRow | None) -> None:
         await self.run(lambda raw: _write(raw, puts, log))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Table, bindparam, delete, insert, select, update
+from sqlalchemy import Table, bindparam, delete, insert, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from biaojie.account import ApiKey, Prefix
@@ -40,9 +40,6 @@ _RECEIPTS_ALIKE = frozenset({"actor", "expires"})
 _PURGE = delete(records).where(
     records.c.prefix_id == bindparam("at_prefix"), records.c.suffix == bindparam("at_suffix")
 )
-_FORGET = delete(receipts).where(
-    receipts.c.key == bindparam("at_key"), receipts.c.actor == bindparam("at_actor")
-)
 _REVOKE = (
     update(api_keys).where(api_keys.c.id == bindparam("at")).values(revoked=bindparam("since"))
 )
@@ -52,12 +49,6 @@ _REMOVE_ROW = delete(value_index).where(
 )
 _SET_INDEXED = (
     update(prefixes).where(prefixes.c.name == bindparam("at")).values(indexed_to=bindparam("to"))
-)
-_EXPIRED = (
-    select(receipts.c.key.label("at_key"), receipts.c.actor.label("at_actor"))
-    .where(receipts.c.expires < bindparam("now"))
-    .order_by(receipts.c.expires)
-    .limit(bindparam("limit"))
 )
 
 
@@ -244,11 +235,9 @@ class SqlTransaction:
         await self._put(receipts, ("key", "actor"), rows, _RECEIPTS_ALIKE)
 
     async def forget_receipts(self, now: int, limit: int) -> None:
-        connection = await self._reading()
+        await self.flush()
         with translated():
-            expired = await connection.execute(_EXPIRED, {"now": now, "limit": limit})
-            rows = expired.mappings().all()
-        await self._execute(_FORGET, [dict(row) for row in rows])
+            await self._driver.forget_receipts(now, limit)
 
     async def append(self, entry: Entry) -> None:
         if self._log is not None:

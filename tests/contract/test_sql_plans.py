@@ -56,12 +56,14 @@ HOT: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
         "look_up 1": on_postgresql(KEYS[:1]),
         "look_up 256": on_postgresql(KEYS * 85),
         "load": (postgresql.LOAD, (*postgresql.look_up_parameters(KEYS * 20), ["a", "b"])),
+        "forget_receipts": (postgresql.FORGET, (5, 100)),
     },
     "sqlite": {
         "look_up prefixes": (sqlite.prefix_statement(4), ("a", PREFIX, "b", None)),
         "look_up": (sqlite.record_statement(4), (1, b"SN00001") * 4),
         "look_up 1": (sqlite.record_statement(1), (1, b"SN00001")),
         "look_up 256": (sqlite.record_statement(256), (1, b"SN00001") * 256),
+        "forget_receipts": (sqlite.FORGET, (5, 100)),
         "find_receipts": (sqlite.receipt_statement(4), ("a", "b", "c", None)),
     },
 }

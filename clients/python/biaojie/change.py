@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from .making import maker
+
 
 class Action(StrEnum):
     """What was done. Names are permanent: they are hashed into the change log."""
@@ -33,6 +35,9 @@ class Change:
     version: int
     actor: str
     digest: bytes
+
+
+make_change = maker(Change)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,9 @@ class Receipt:
     status: str
     version: int
     sequence: int
+
+
+make_receipt = maker(Receipt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,9 @@ references. A Record that leaves a node for a caller without rights is its `publ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import IntFlag, StrEnum
-from typing import cast
 
 from .errors import InvalidIdentifier, InvalidRecord
 from .identifier import Identifier
@@ -24,6 +23,7 @@ from .limits import (
     VALUE_BYTES_MAX,
     VALUES_MAX,
 )
+from .making import maker
 
 
 class Permissions(IntFlag):
@@ -154,37 +154,7 @@ class Value:
             )
 
 
-class _NewValue:
-    __slots__ = Value.__slots__
-
-    def __init__(
-        self,
-        index: int,
-        type_: str,
-        data: bytes,
-        ttl: int,
-        ttl_absolute: bool,
-        timestamp: int,
-        permissions: Permissions,
-        references: tuple[Reference, ...],
-    ) -> None:
-        self.index = index
-        self.type = type_
-        self.data = data
-        self.ttl = ttl
-        self.ttl_absolute = ttl_absolute
-        self.timestamp = timestamp
-        self.permissions = permissions
-        self.references = references
-        self.__class__ = Value  # type: ignore[assignment]
-
-
-# A frozen dataclass sets its fields one by one through object.__setattr__. Filling an open
-# object of the same shape and only then closing it takes less than a third of that time, and
-# these are made for every record that is read or written. (A shape that is not the same is an
-# error at once.)
-make_value = cast(Callable[..., Value], _NewValue)
-"""`Value` with all fields given, in order."""
+make_value = maker(Value)
 
 
 def check_values(values: Iterable[Value], path: str = "values") -> tuple[Value, ...]:
@@ -281,30 +251,4 @@ class Record:
         return max(least, 0)
 
 
-class _NewRecord:
-    __slots__ = Record.__slots__
-
-    def __init__(
-        self,
-        identifier: Identifier,
-        values: tuple[Value, ...],
-        status: Status,
-        template: str | None,
-        version: int,
-        created: int,
-        modified: int,
-        sequence: int,
-    ) -> None:
-        self.identifier = identifier
-        self.values = values
-        self.status = status
-        self.template = template
-        self.version = version
-        self.created = created
-        self.modified = modified
-        self.sequence = sequence
-        self.__class__ = Record  # type: ignore[assignment]
-
-
-make_record = cast(Callable[..., Record], _NewRecord)
-"""`Record` with all fields given, in order; see `make_value`."""
+make_record = maker(Record)
