@@ -60,12 +60,8 @@ def encode_blob(record: Record, key: Key) -> bytes:
 
 
 def _decode_value(
-    modified: int, index: int, type_: str, data: bytes, extras: dict[int, Any] | None = None
+    modified: int, index: int, type_: str, data: bytes, extras: dict[int, Any]
 ) -> Value:
-    if extras is None:
-        return make_value(
-            index, type_, data, TTL_DEFAULT_S, False, modified, PERMISSIONS_DEFAULT, ()
-        )
     permissions = extras.get(_PERMISSIONS)
     return make_value(
         index,
@@ -90,12 +86,19 @@ def decode_blob(
     """The record kept under `key`. Raises ValueError or TypeError on a damaged blob."""
     created, age, values, *rest = msgpack.unpackb(blob, strict_map_key=False)
     modified = created + age
-    extras = rest[0] if rest else {}
+    prefix, suffix = key.prefix, key.suffix.decode()
+    if rest:
+        prefix, suffix = rest[0].get(_PREFIX, prefix), rest[0].get(_SUFFIX, suffix)
     return make_record(
-        _identifier(extras.get(_PREFIX, key.prefix), extras.get(_SUFFIX) or key.suffix.decode())
-        if extras
-        else _identifier(key.prefix, key.suffix.decode()),
-        tuple([_decode_value(modified, *value) for value in values]),
+        _identifier(prefix, suffix),
+        tuple(
+            [
+                make_value(*value, TTL_DEFAULT_S, False, modified, PERMISSIONS_DEFAULT, ())
+                if len(value) == 3
+                else _decode_value(modified, *value)
+                for value in values
+            ]
+        ),
         status,
         template,
         version,
