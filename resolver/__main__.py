@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
+import sys
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +159,7 @@ def _supervise(settings: Settings, config: Path | None, demo: bool, workers: int
 
 def _serve_here(settings: Settings, duty: Duty) -> None:
     """Serve in this process until told to stop."""
+    gc.disable()
     import structlog
     import uvloop
 
@@ -188,7 +191,6 @@ async def _run(settings: Settings, duty: Duty) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends at once."""
     from registry.sql import open_store
 
-    from .demo import examples, fill
     from .node import Node
 
     stop = asyncio.Event()
@@ -201,13 +203,21 @@ async def _run(settings: Settings, duty: Duty) -> None:
         write_timeout_s=settings.commit_timeout_s,
         pool_size=settings.database_connections - 1,
     )
-    shown = examples(settings.demo_prefix) if duty.demo else ()
+    shown: tuple[str, ...] = ()
+    if duty.demo:
+        from .demo import examples, fill
+
+        shown = examples(settings.demo_prefix)
     node = Node(settings, store, examples=shown, post=duty.post)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT) if duty.pipe is None else (signal.SIGTERM,):
         loop.add_signal_handler(number, _stop_or_quit, stop)
     try:
         await node.start()
+        # What a start makes stays: the collector need never look at it again, and did not
+        # stop the start to do so.
+        gc.freeze()
+        gc.enable()
         filled = await _unless(stop, fill(node)) if duty.fills else True
         if duty.pipe is not None:
             duty.pipe.ready()
@@ -281,9 +291,8 @@ def _announce(settings: Settings, port: int) -> None:
 
 def _attach(app: typer.Typer) -> None:
     """Add the other commands: the registry's own, and those that speak to a node."""
-    from registry.__main__ import app as registry_app
-
     from bench.commands import app as bench_app
+    from registry.__main__ import app as registry_app
 
     from .commands import client_commands
 
@@ -293,7 +302,8 @@ def _attach(app: typer.Typer) -> None:
 
 
 def main() -> None:
-    _attach(app)
+    if sys.argv[1:2] not in (["serve"], ["worker"]):  # to serve, nothing of them is needed
+        _attach(app)
     app(prog_name="biaojie")
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -92,6 +94,13 @@ async def test_an_unmigrated_database_is_refused_and_migrate_mends_it(empty_url:
     await put(store, record())
     assert len(await store.list_records(PREFIX, None, 10)) == 1
     await store.close()
+
+
+def test_the_newest_schema_is_told_without_alembic() -> None:
+    assert newest_schema() == ScriptDirectory.from_config(_config()).get_current_head()
+    code = "import sys, registry.sql; print('alembic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 @pytest.mark.parametrize("revision", ["0000", "9999"])
