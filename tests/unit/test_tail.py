@@ -22,7 +22,7 @@ from registry.memory import MemoryStore
 from registry.operations import ChangePrefix, Retire
 from resolver.core import Source
 from resolver.health import Health
-from resolver.tail import PAGE, Tail
+from resolver.tail import NUDGED_S, PAGE, Tail
 from tests.core_parts import (
     GatedStore,
     Parts,
@@ -264,3 +264,34 @@ async def test_stopping_lets_all_watchers_go() -> None:
         await tail.stop()
         await tail.start()
         await tail.stop()
+
+
+async def test_a_nudge_makes_it_look_at_once_but_not_without_end() -> None:
+    looks = 0
+
+    class Counted(MemoryStore):
+        async def list_changes(self, after: int, limit: int) -> list[Entry]:
+            nonlocal looks
+            looks += 1
+            return await super().list_changes(after, limit)
+
+    store = Counted()
+    async with registering(store) as registrar:
+        listener = Listener()
+        tail = Tail(store, Health(), [listener], poll_s=60.0)
+        await tail.start()
+        try:
+            await until(lambda: looks == 1)
+            await asyncio.sleep(2 * NUDGED_S)
+            await home(registrar)
+            assert listener.heard == []
+            tail.nudge()
+            await until(lambda: listener.heard == [1], seconds=1.0)
+            before = looks
+            until_s = time.monotonic() + 10 * NUDGED_S
+            while time.monotonic() < until_s:
+                tail.nudge()
+                await asyncio.sleep(0)
+            assert 2 <= looks - before <= 12
+        finally:
+            await tail.stop()
