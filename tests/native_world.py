@@ -1,4 +1,4 @@
-"""A native front over the parts of a node, and a peer that sends it whatever octets a test likes."""
+"""A native front over the parts of a node, and a peer that sends it whatever a test likes."""
 
 from __future__ import annotations
 
@@ -129,12 +129,14 @@ def error(frame: Frame) -> BiaojieError:
 
 @dataclass
 class World:
-    """`acme` and `beta` are keys of registrars, `reader` of a reader, `admin` of an admin."""
+    """`acme` and `beta` are keys of registrars, `reader` of a reader, `admin` of an admin.
+    `ordinary_port` is that of a front without a lane over the same parts."""
 
     parts: Parts
     front: NativeFront
     port: int
     path: str
+    ordinary_port: int = 0
     admin: str = ""
     acme: str = ""
     reader: str = ""
@@ -142,8 +144,11 @@ class World:
     ids: dict[str, str] = field(default_factory=dict)
 
     @asynccontextmanager
-    async def peer(self, key: str | None = None, *, greet: bool = True) -> AsyncIterator[Peer]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+    async def peer(
+        self, key: str | None = None, *, greet: bool = True, ordinary: bool = False
+    ) -> AsyncIterator[Peer]:
+        port = self.ordinary_port if ordinary else self.port
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         peer = Peer(reader, writer)
         try:
             if greet:
@@ -179,9 +184,11 @@ async def world(
     observer = Observer()
     lane: Lane[Any] = Lane(parts.health, lane_bytes)
     front = NativeFront(parts.service, observer, NativeLimits(**limits), lane)
+    ordinary = NativeFront(parts.service, observer, NativeLimits(**limits), Lane(parts.health, 0))
     async with parts:
         sockets = [listening(), *([listening(path)] if path else [])]
         made = World(parts, front, sockets[0].getsockname()[1], str(path or ""))
+        made.ordinary_port = await ordinary.start([listening()])
         await home(parts.registrar)
         await home(parts.registrar, "88.118.9", "beta")
         for name, tenant, role in (
@@ -201,4 +208,4 @@ async def world(
         finally:
             parts.tail.release()
             async with asyncio.timeout(15):
-                await front.stop(2.0)
+                await asyncio.gather(front.stop(2.0), ordinary.stop(2.0))

@@ -258,6 +258,8 @@ class Connection(asyncio.Protocol):
     def answered(self) -> None:
         """A request that had to wait has been answered."""
         self._heard = monotonic()
+        if self._held:
+            self._account()
         if self._deaf:
             if not self._session.running and self._deadline is None:
                 self._hang_up()
