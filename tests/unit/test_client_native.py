@@ -287,7 +287,7 @@ async def test_waiting_for_room_counts(node: ScriptedNative) -> None:
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await client.resolve("99.1/a", timeout_s=0.1)
-        assert 0.09 < time.monotonic() - started < 0.5
+        assert 0.09 < time.monotonic() - started < 3
         second = asyncio.create_task(client.resolve("99.1/a"))
         third = asyncio.create_task(client.resolve("99.1/a"))
         await asyncio.sleep(0.01)

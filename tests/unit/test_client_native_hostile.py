@@ -210,7 +210,7 @@ async def test_an_answer_that_trickles(node: ScriptedNative, client: Client) -> 
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         await client.resolve("99.1/a", timeout_s=0.3)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 3
 
 
 # Memory ---------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ async def test_an_endless_answer_in_parts(node: ScriptedNative) -> None:
 
 def _connections(client: Client) -> list[Connection]:
     pool = client._transport._native._pool  # type: ignore[attr-defined]
-    return list(pool._shared)
+    return [] if pool is None else list(pool._shared)
 
 
 async def test_storms_of_cancellation_leave_nothing(node: ScriptedNative) -> None:
@@ -312,11 +312,15 @@ async def test_a_node_that_does_not_read(node: ScriptedNative) -> None:
     url = f"biaojie://127.0.0.1:{port}"
     async with server, Client(url, connections_max=1, retries=0) as client:
         calls = [
-            asyncio.create_task(client.register(f"99.1/{n}", big, timeout_s=1)) for n in range(1000)
+            asyncio.create_task(client.register(f"99.1/{n}", big, timeout_s=2)) for n in range(400)
         ]
-        await asyncio.sleep(0.5)
+        while not _connections(client) or not _connections(client)[0].load:
+            await asyncio.sleep(0.01)
         (connection,) = _connections(client)
-        assert connection.load < 500
+        await asyncio.sleep(0.2)
+        # 24 MB are to be written. What the system's own buffers take is sent, and no more held.
+        assert not connection.ready
+        assert connection.load < 300
         assert connection._transport is not None
         assert connection._transport.get_write_buffer_size() < 2**20
         got = await asyncio.gather(*calls, return_exceptions=True)

@@ -186,8 +186,9 @@ class Connection(asyncio.Protocol):
         self.waiting: dict[int, Waiting] = {}
         self.parted: dict[int, Gathering | Stream] = {}
         self.ready = False
-        self.room = 1
-        """Requests that may be on their way at a time, as agreed when it was opened."""
+        self.room = self.busy = 1
+        """Requests that may be on their way at a time, as agreed when it was opened; and from how
+        many on others are opened."""
         self.heard = self.used = self._loop.time()
 
     # Coming and going -------------------------------------------------------------------

@@ -104,7 +104,9 @@ class Connections:
 
     def _with_room(self) -> Connection | None:
         for connection in self._shared:
-            if connection.ready and connection.load < min(BUSY, connection.room):
+            # Once per call: spelt out what `load` says.
+            on_their_way = len(connection.waiting) + len(connection.parted)
+            if connection.ready and on_their_way < connection.busy:
                 return connection
         self._open_another()
         free = [each for each in self._shared if each.ready and each.load < each.room]
@@ -199,6 +201,7 @@ class Connections:
             )
         self.limits = welcome.limits
         connection.room = max(1, min(welcome.limits.get("pipeline_max", ROOM), ROOM_MAX))
+        connection.busy = min(BUSY, connection.room)
         connection.ready = True
 
     async def lease(self) -> Connection | Lost | None:

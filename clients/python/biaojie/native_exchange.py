@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final, cast
 
 from . import __version__
 from .accept import api_key_of
@@ -107,18 +107,18 @@ class NativeExchange:
 
     # Calls ------------------------------------------------------------------------------
 
-    async def call(self, kind: Kind, body: bytes, timeout_s: float, *, again: bool = True) -> bytes:
+    def call(
+        self, kind: Kind, body: bytes, timeout_s: float, *, again: bool = True
+    ) -> Coroutine[Any, Any, bytes]:
         """The body of the answer. Raises what the node answered, Unreachable, DeadlineExceeded,
         MalformedAnswer, and TooLarge before anything is sent."""
-        got = await self._send(kind, body, timeout_s, again=again, parted=False)
-        assert isinstance(got, bytes)
-        return got
+        got = self._send(kind, body, timeout_s, again=again, parted=False)
+        return cast(Coroutine[Any, Any, bytes], got)
 
-    async def gather(self, kind: Kind, body: bytes, timeout_s: float) -> Parted:
+    def gather(self, kind: Kind, body: bytes, timeout_s: float) -> Coroutine[Any, Any, Parted]:
         """As `call`, where the answer comes in parts."""
-        got = await self._send(kind, body, timeout_s, again=True, parted=True)
-        assert isinstance(got, Parted)
-        return got
+        got = self._send(kind, body, timeout_s, again=True, parted=True)
+        return cast(Coroutine[Any, Any, Parted], got)
 
     async def _send(
         self, kind: Kind, body: bytes, timeout_s: float, *, again: bool, parted: bool

@@ -13,7 +13,15 @@ from ...account import ApiKey, Prefix, PrefixStatus, Role
 from ...change import Action, BatchResult, Change, Entry, Receipt, RowResult
 from ...identifier import Identifier
 from ...limits import REFERENCES_MAX, VALUES_MAX
-from ...record import Permissions, Record, Reference, Status, Value
+from ...record import (
+    Permissions,
+    Record,
+    Reference,
+    Status,
+    Value,
+    make_record,
+    make_value,
+)
 from .shapes import EPOCH_MAX, WHOLE_MAX, Row, bad_record, flag, many, octets, row, text, whole
 
 STATUS_NUMBERS: Final = {
@@ -72,7 +80,7 @@ def decode_value(got: object, path: str) -> Value:
         ):
             named = _references(references, f"{path}.references") if references else ()
             allowed = _PERMISSIONS[permissions]
-            return Value(index, type_, data, ttl, absolute, timestamp, allowed, named)
+            return make_value(index, type_, data, ttl, absolute, timestamp, allowed, named)
     raise bad_record(
         path,
         "must be [index, type, data, ttl, ttl_absolute, timestamp, permissions, references].",
@@ -124,15 +132,27 @@ def decode_record(got: object, path: str = "record") -> Record:
         :8
     ]
     prefix, _, suffix = text(identifier, _IDENTIFIER_CHARS_MAX, f"{path}.identifier").partition("/")
-    return Record(
+    if not (
+        type(version) is type(sequence) is type(created) is type(modified) is int
+        and 0 <= version <= WHOLE_MAX
+        and 0 <= sequence <= WHOLE_MAX
+        and 0 <= created <= WHOLE_MAX
+        and 0 <= modified <= WHOLE_MAX
+    ):
+        raise bad_record(
+            path,
+            "version, sequence, created and modified must be whole numbers.",
+            "版本、序号、创建与修改时间应为整数。",
+        )
+    return make_record(
         Identifier(prefix, suffix),
         decode_values(values, f"{path}.values"),
         decode_status(status, f"{path}.status"),
         None if template is None else text(template, _TEXT_MAX, f"{path}.template"),
-        whole(version, f"{path}.version"),
-        whole(created, f"{path}.created"),
-        whole(modified, f"{path}.modified"),
-        whole(sequence, f"{path}.sequence"),
+        version,
+        created,
+        modified,
+        sequence,
     )
 
 
