@@ -67,7 +67,8 @@ def write_messages(file: Path, messages: Iterable[bytes]) -> int:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """What one run of a driver counted. CPU times are of the counted span alone. `stalled_s`: in
-    an open loop, time in which the machine did not let the driver run."""
+    an open loop, time in which the machine did not let the driver run. `cut`: outstanding on a
+    connection that the server ended."""
 
     replies: int
     seconds: float
@@ -76,6 +77,7 @@ class Sample:
     errors: int = 0
     wrong: int = 0
     lost: int = 0
+    cut: int = 0
     stalled_s: float = 0.0
     p50_us: float = 0.0
     p99_us: float = 0.0
@@ -152,6 +154,7 @@ def drive(
     warm_s: float = 0.2,
     once: bool = False,
     rate: float = 0.0,
+    reconnect: bool = False,
     pids: Sequence[int] = (),
     cores: frozenset[int],
 ) -> Sample:
@@ -165,6 +168,7 @@ def drive(
         *("--warm-ms", "0" if once else str(int(warm_s * 1000))),
         *("--once", "1" if once else "0"),
         *("--rate", str(int(rate))),
+        *(("--reconnect", "1") if reconnect else ()),
     ]
     if pids:
         command += ["--server-pids", ",".join(map(str, pids))]

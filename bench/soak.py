@@ -2,7 +2,7 @@
 half an hour, with writes, rolling restarts and a cache that is much too small; every answer is
 checked, memory and descriptors are watched, and the end is a verdict.
 
-The load is the open-loop generator's, in segments one after the other, so that each has a p99 of
+The load is an open loop in segments one after the other, so that each has a p99 of
 its own. Exit code: 0 passed, 1 failed, 2 could not be carried out.
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Final
@@ -27,8 +28,10 @@ from biaojie.errors import BiaojieError
 from . import results
 from .names import OwnNames
 from .node import Node
+from .peers import questions
 from .peers.table import head, number
 from .processes import ROOT, describe, descriptors, family, resident_octets
+from .programs import PIPELINED, Asked, Sample, drive
 from .resolve import Wanted, resolve_run
 from .words import BenchFault
 
@@ -36,7 +39,9 @@ PREFIX: Final = "88.118.8"
 HTTP_SHARE: Final = 0.6
 NATIVE_SHARE: Final = 0.1
 """Of the peak over HTTP; together the 70 % of it."""
-PEAK_P99_MS: Final = 25.0
+PEAK_S: Final = 5.0
+CHECKED_PER_S: Final = 300.0
+"""Asked by the generator, which knows of every write how old an answer may be."""
 WORKERS: Final = 2
 WRITES_PER_S: Final = 20.0
 NAMES: Final = 20_000
@@ -70,7 +75,8 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What one segment of the load came to, all fronts together; p99 is of HTTP."""
+    """What one segment of the load came to, all fronts together; p99 is of HTTP. `stalled`:
+    share of the time in which the machine did not let the drivers run."""
 
     right: int
     wrong: int
@@ -79,7 +85,7 @@ class Segment:
     written: int
     p99_ms: float
     restart: bool
-    lagged: bool
+    stalled: float
 
 
 def slope_per_hour(seen: Sequence[Seen]) -> float:
@@ -165,47 +171,39 @@ def table(judged: dict[str, Any], seconds: float, rate: float) -> str:
 
 
 class Soak:
-    def __init__(self, node: Node, seconds: float) -> None:
+    """The bulk of the load is a driver's in C, over names that nobody writes; beside it the
+    generator asks and writes names of its own, and sees to it that no answer is older than it
+    may be."""
+
+    def __init__(self, node: Node, folder: Path, seconds: float) -> None:
         self._node = node
         self._seconds = seconds
         self._began = time.monotonic()
+        self._cores = frozenset(os.sched_getaffinity(0))
         self.seen: list[Seen] = []
         self.segments: list[Segment] = []
         self.rate = 0.0
-
-    def _wanted(self, front: str) -> Wanted:
-        """Fronts have names of their own, so that each knows all that was written of them."""
-        native = f"biaojie://127.0.0.1:{self._node.ports.get('native_port', 0)}"
-        return Wanted(
-            url=self._node.url if front == "http" else native,
-            node=self._node.url,
-            key=self._node.key,
-            prefix=PREFIX if front == "http" else f"{PREFIX}.1",
-            names=NAMES,
-            mix=MIX,
-            connections=64 if front == "http" else 8,
-            pipeline=1 if front == "http" else 16,
+        names, writer = OwnNames(PREFIX, NAMES), questions.Writer(folder)
+        node.fill(names)
+        data = writer.data(names)
+        http = writer.of(questions.http(names), NAMES, data)
+        native = writer.of(questions.native(names), NAMES, data, questions.native_hello())
+        self._http = Asked("http", node.ports["port"], http.requests, data)
+        self._native = Asked(
+            "native", node.ports["native_port"], native.requests, data, native.hello, PIPELINED
         )
 
-    async def find_peak(self) -> float:
-        found = await resolve_run(
-            replace(self._wanted("http"), peak_p99_ms=PEAK_P99_MS, duration_s=5.0, peak_step_s=2.0)
-        )
-        peak = float(found["peak"]["rate"])
-        if not peak or found["counts"]["wrong"]:
-            raise BenchFault(f"No peak was found: {found['peak']}", f"未找到峰值：{found['peak']}")
-        return peak
+    def find_peak(self) -> float:
+        """What the node answers over HTTP when it is asked as fast as it answers."""
+        return drive(self._http, seconds=PEAK_S, warm_s=1.0, cores=self._cores).rate
 
     async def run(self) -> None:
-        peak = await self.find_peak()
-        fronts = {"http": HTTP_SHARE * peak}
-        if "native_port" in self._node.ports:
-            fronts["native"] = NATIVE_SHARE * peak
-        self.rate = sum(fronts.values())
+        peak = await asyncio.to_thread(self.find_peak)
+        rates = {"http": HTTP_SHARE * peak, "native": NATIVE_SHARE * peak}
+        self.rate = sum(rates.values()) + CHECKED_PER_S
         say(f"peak {number(peak)}/s; soaking {self._seconds:g} s at {number(self.rate)}/s")
         # Once before, so that names are there and what is loaded at first use is loaded.
-        await self._segment(fronts, SEGMENT_MIN_S, prepared=False, restart=False)
-        self.seen.clear()
+        await self._segment(rates, SEGMENT_MIN_S, prepared=False, restart=False)
         self.segments.clear()
         self._began = time.monotonic()
         watching = asyncio.create_task(self._watch())
@@ -213,55 +211,75 @@ class Soak:
         try:
             while time.monotonic() < self._began + self._seconds:
                 restart = len(self.segments) % RESTART_EVERY == RESTART_EVERY - 1
-                await self._segment(fronts, length, prepared=True, restart=restart)
-                last = self.segments[-1]
-                say(
-                    f"{time.monotonic() - self._began:6.0f} s  p99 {last.p99_ms:7.2f} ms "
-                    f" {last.right:,} right, {last.wrong} wrong, {last.failed} failed,"
-                    f" {last.refused} refused, {self.seen[-1].resident / 2**20:.0f} MiB,"
-                    f" {self.seen[-1].descriptors} descriptors{', restarted' * restart}"
-                )
-                if last.wrong or watching.done():
+                await self._segment(rates, length, prepared=True, restart=restart)
+                self._tell(restart)
+                if self.segments[-1].wrong or watching.done():
                     break
         finally:
             watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            for ended in await asyncio.gather(watching, return_exceptions=True):
+                if isinstance(ended, BenchFault):
+                    raise ended
+
+    def _tell(self, restart: bool) -> None:
+        last = self.segments[-1]
+        say(
+            f"{time.monotonic() - self._began:6.0f} s  p99 {last.p99_ms:7.2f} ms "
+            f" {last.right:,} right, {last.wrong} wrong, {last.failed} failed,"
+            f" {last.refused} refused, {self.seen[-1].resident / 2**20:.0f} MiB,"
+            f" {self.seen[-1].descriptors} descriptors{', restarted' * restart}"
+        )
 
     async def _segment(
-        self, fronts: dict[str, float], length_s: float, *, prepared: bool, restart: bool
+        self, rates: dict[str, float], length_s: float, *, prepared: bool, restart: bool
     ) -> None:
-        runs = [
-            resolve_run(
-                replace(
-                    self._wanted(front),
-                    rate=rate,
-                    duration_s=length_s,
-                    warmup_s=0.5,
-                    writes=WRITES_PER_S / len(fronts),
-                    prepared=prepared,
-                )
+        checked = Wanted(
+            url=self._node.url,
+            node=self._node.url,
+            key=self._node.key,
+            prefix=f"{PREFIX}.1",
+            names=2_000,
+            mix=MIX,
+            rate=CHECKED_PER_S,
+            connections=16,
+            duration_s=length_s,
+            warmup_s=0.5,
+            writes=WRITES_PER_S,
+            prepared=prepared,
+        )
+
+        def bulk(asked: Asked, rate: float) -> Sample:
+            return drive(
+                asked,
+                seconds=length_s,
+                warm_s=0.5,
+                rate=rate,
+                reconnect=True,
+                cores=self._cores,
             )
-            for front, rate in fronts.items()
-        ]
-        restarting = asyncio.create_task(self._restart(length_s / 3)) if restart else None
-        try:
-            done = await asyncio.gather(*runs)
-        finally:
-            if restarting is not None:
-                await restarting
-        counts = [result["counts"] for result in done]
-        for fault in [fault for result in done for fault in result["wrong"]][:5]:
+
+        work = (
+            resolve_run(checked),
+            asyncio.to_thread(bulk, self._http, rates["http"]),
+            asyncio.to_thread(bulk, self._native, rates["native"]),
+            *((self._restart(length_s / 3),) if restart else ()),
+        )
+        result, http, native, *_ = await asyncio.gather(*work)
+        counts = result["counts"]
+        for fault in result["wrong"][:5]:
             say(f"WRONG: {fault}")
+        writes = result["writes"]
         self.segments.append(
             Segment(
-                right=sum(count["right"] for count in counts),
-                wrong=sum(count["wrong"] for count in counts),
-                failed=sum(count["failed"] for count in counts),
-                refused=sum(count["refused"] for count in counts),
-                written=sum(result["writes"]["acknowledged"] for result in done),
-                p99_ms=done[0]["latency"]["p99_ms"],
+                right=counts["right"] + http.replies + native.replies,
+                # A wrong answer to the driver has ended the run already.
+                wrong=counts["wrong"],
+                failed=counts["failed"] + sum(s.lost + s.cut for s in (http, native)),
+                refused=counts["refused"] + http.errors + native.errors,
+                written=writes["acknowledged"],
+                p99_ms=http.p99_us / 1000,
                 restart=restart,
-                lagged=any(not result["valid"] for result in done),
+                stalled=(http.stalled_s + native.stalled_s) / length_s / 2,
             )
         )
 
@@ -289,8 +307,7 @@ def _carry_out(folder: Path, seconds: float) -> tuple[Soak, dict[str, Any]]:
         settings={"cache_bytes_max": CACHE_OCTETS},
     )
     try:
-        node.fill(OwnNames(PREFIX, NAMES))
-        soak = Soak(node, seconds)
+        soak = Soak(node, folder, seconds)
         asyncio.run(soak.run())
     finally:
         node.close()

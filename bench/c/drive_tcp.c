@@ -2,10 +2,10 @@
  *
  *   drive_tcp --frame native|handle|http|redis --port P [--host IPV4] --requests FILE [--needles FILE]
  *             [--hello FILE] [--connections C] [--depth D] [--once 1] [--rate R]
- *             [--warm-ms N] [--ms N] [--server-pids N,N]
+ *             [--reconnect 1] [--warm-ms N] [--ms N] [--server-pids N,N]
  *
  * A closed loop: the next request leaves when a reply has come. With `--rate` an open one: they
- * leave R times a second, whatever the server does, and it spins so as not to be late itself.
+ * leave R times a second, whatever the server does.
  *
  * Every reply is checked: its id is that of a request outstanding on its connection (where the
  * protocol has ids; elsewhere it is the oldest one's), it says success, and it holds the octets
@@ -13,9 +13,13 @@
  * over when all are answered or the time is up. Prints one line of JSON; exit code 1 when a reply
  * was wrong, failed or never came.
  *
+ * With `--reconnect` a connection that the server ends is made anew: what was outstanding on it is
+ * counted as cut, and asked no more. Otherwise it is the end of the run.
+ *
  * The server's processor time is read at the two ends of the counted time, by the one who
  * measures, so that both are of the same span. */
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -51,6 +55,9 @@ static enum frame frame;
 static long depth, outstanding;
 static int poll_fd;
 static struct pace pace;
+static struct sockaddr_in server;
+static struct messages hello;
+static int reconnects;
 
 /* Room for requests, in an open loop. */
 static struct room {
@@ -77,11 +84,14 @@ static void ask(struct connection *c, size_t slot, uint64_t now) {
     outstanding++;
 }
 
+/* A connection that the server ended: made anew, or it is the end of the run. */
+static void lose(struct connection *c, const char *why);
+
 static void flush(struct connection *c) {
     while (c->out_sent < c->out_size) {
         ssize_t some = send(c->socket, c->out + c->out_sent, c->out_size - c->out_sent, MSG_NOSIGNAL);
         if (some < 0 && (errno == EAGAIN || errno == EINTR)) break;
-        if (some < 0) die("the server hung up: %s", strerror(errno));
+        if (some < 0) return lose(c, strerror(errno));
         c->out_sent += (size_t)some;
     }
     if (c->out_sent == c->out_size) c->out_sent = c->out_size = 0;
@@ -149,7 +159,7 @@ static void ask_due(uint64_t now) {
 static void hear(struct connection *c, uint64_t now, int more) {
     ssize_t some = recv(c->socket, c->in + c->in_size, IN_OCTETS - c->in_size, 0);
     if (some < 0 && (errno == EAGAIN || errno == EINTR)) return;
-    if (some <= 0) die("the server hung up: %s", some ? strerror(errno) : "end of stream");
+    if (some <= 0) return lose(c, some ? strerror(errno) : "end of stream");
     c->in_size += (size_t)some;
     size_t at = 0;
     ssize_t octets;
@@ -164,19 +174,15 @@ static void hear(struct connection *c, uint64_t now, int more) {
 }
 
 /* Connect, and say what has to be said first: its reply is waited for. */
-static void meet(struct connection *c, const struct sockaddr_in *server, struct messages hello) {
+static void meet(struct connection *c) {
     int one = 1;
     struct timeval patience = {.tv_sec = 10};
     c->socket = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     setsockopt(c->socket, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     setsockopt(c->socket, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
-    if (connect(c->socket, (const struct sockaddr *)server, sizeof *server) < 0)
+    if (connect(c->socket, (const struct sockaddr *)&server, sizeof server) < 0)
         die("cannot connect: %s", strerror(errno));
     setsockopt(c->socket, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    c->in = malloc(IN_OCTETS);
-    c->slots = malloc((size_t)depth * sizeof *c->slots);
-    if (c->in == NULL || c->slots == NULL) die("no memory");
-    for (long slot = 0; slot < depth; slot++) c->slots[slot].which = NO_MORE;
     for (size_t i = 0; i < hello.count; i++) {
         if (send(c->socket, hello.each[i].at, hello.each[i].size, MSG_NOSIGNAL) < 0)
             die("no greeting: %s", strerror(errno));
@@ -190,10 +196,30 @@ static void meet(struct connection *c, const struct sockaddr_in *server, struct 
         }
         if (octets < 0 || !frame_succeeded(frame, c->in, (size_t)octets)) die("the greeting failed");
     }
-    struct timeval none = {0};
-    setsockopt(c->socket, SOL_SOCKET, SO_RCVTIMEO, &none, sizeof none);
+    fcntl(c->socket, F_SETFL, O_NONBLOCK);
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = c};
     epoll_ctl(poll_fd, EPOLL_CTL_ADD, c->socket, &event);
+}
+
+static void lose(struct connection *c, const char *why) {
+    if (!reconnects) die("the server hung up: %s", why);
+    close(c->socket);
+    c->in_size = c->out_size = c->out_sent = 0;
+    c->writing = 0;
+    c->oldest = c->newest = 0;
+    meet(c);
+    uint64_t now = now_ns();
+    for (long slot = 0; slot < depth; slot++) {
+        if (c->slots[slot].which == NO_MORE) continue;
+        c->slots[slot].which = NO_MORE;
+        outstanding--;
+        run.cut++;
+        if (pace.mean_ns > 0)
+            rooms[rooms_free++] = (struct room){c, (size_t)slot};
+        else
+            ask(c, (size_t)slot, now);
+    }
+    flush(c);
 }
 
 int main(int argc, char **argv) {
@@ -201,16 +227,23 @@ int main(int argc, char **argv) {
     if (frame == FRAMES || frame == DNS) die("--frame: native, handle, http or redis");
     requests = read_messages(option(argc, argv, "--requests", NULL));
     needles = read_messages(option(argc, argv, "--needles", ""));
-    struct messages hello = read_messages(option(argc, argv, "--hello", ""));
+    hello = read_messages(option(argc, argv, "--hello", ""));
     long count = number(argc, argv, "--connections", "64", 1, CONNECTIONS_MAX);
     depth = number(argc, argv, "--depth", "1", 1, DEPTH_MAX);
     order = (struct order){requests.count, 0, (int)number(argc, argv, "--once", "0", 0, 1),
                            0x9e3779b97f4a7c15ull ^ now_ns()};
     if (requests.count == 0) die("there is nothing to ask");
     if (needles.count && needles.count != requests.count) die("as many needles as requests");
-    struct sockaddr_in server = server_address(argc, argv);
+    server = server_address(argc, argv);
+    reconnects = (int)number(argc, argv, "--reconnect", "0", 0, 1);
     poll_fd = epoll_create1(EPOLL_CLOEXEC);
-    for (long i = 0; i < count; i++) meet(&connections[i], &server, hello);
+    for (long i = 0; i < count; i++) {
+        connections[i].in = malloc(IN_OCTETS);
+        connections[i].slots = malloc((size_t)depth * sizeof(struct asked));
+        if (connections[i].in == NULL || connections[i].slots == NULL) die("no memory");
+        for (long slot = 0; slot < depth; slot++) connections[i].slots[slot].which = NO_MORE;
+        meet(&connections[i]);
+    }
 
     start_run(&run, argc, argv);
     uint64_t now = now_ns(), last = 0;
@@ -231,9 +264,10 @@ int main(int argc, char **argv) {
     struct epoll_event events[256];
     int over = 0;
     while (!over || (outstanding && now < last + DRAIN_NS)) {
-        int ready = epoll_wait(poll_fd, events, 256, pace.mean_ns > 0 && !over ? 0 : 10);
+        int paced = pace.mean_ns > 0 && !over && rooms_free;
+        if (paced) wait_until_due(&pace, &run, poll_fd, now);
+        int ready = epoll_wait(poll_fd, events, 256, paced ? 0 : 10);
         now = now_ns();
-        if (pace.mean_ns > 0) note_stall(&run, now);
         if (!over && !run.counting && now >= run.counted_from) begin_counting(&run, now);
         if (!over && run.counting &&
             (now >= run.counted_to || (order.once && order.next == order.count && outstanding == 0))) {

@@ -131,9 +131,11 @@ int main(int argc, char **argv) {
     while (!over || (outstanding && now < last + timeout)) {
         int ready = recvmmsg(udp, heard, (unsigned)depth, 0, NULL);
         if (ready < 0 && errno == ECONNREFUSED) die("nobody listens");
-        if (ready <= 0 && (pace.mean_ns == 0 || over)) epoll_wait(poll_fd, &event, 1, 10);
+        if (ready <= 0 && pace.mean_ns > 0 && !over && rooms_free)
+            wait_until_due(&pace, &run, udp, now);
+        else if (ready <= 0)
+            epoll_wait(poll_fd, &event, 1, 10);
         now = now_ns();
-        if (pace.mean_ns > 0) note_stall(&run, now);
         if (!over && !run.counting && now >= run.counted_from) begin_counting(&run, now);
         if (!over && run.counting &&
             (now >= run.counted_to || (order.once && order.next == order.count && outstanding == 0))) {

@@ -167,7 +167,8 @@ struct run {
     uint64_t counted_from, counted_to;
     uint64_t replies, errors, wrong, lost;
     double server_s, driver_s;
-    uint64_t looked_ns, stalled_ns; /* time in which the driver itself did not get to run */
+    uint64_t stalled_ns; /* time in which the driver itself did not get to run */
+    uint64_t cut;        /* outstanding on a connection that the server ended */
     int counting;
     struct latencies latencies;
 };
@@ -189,13 +190,6 @@ static inline void begin_counting(struct run *run, uint64_t now) {
     run->driver_s = own_processor_s();
 }
 
-/* Between two looks at the clock lies less than a millisecond of work; what is more than that, the
- * machine took, and no latency of an open loop can be trusted that has much of it. */
-static inline void note_stall(struct run *run, uint64_t now) {
-    if (run->counting && now > run->looked_ns + NS / 1000) run->stalled_ns += now - run->looked_ns;
-    run->looked_ns = now;
-}
-
 static inline void end_counting(struct run *run, uint64_t now) {
     run->counting = 0;
     run->counted_to = now;
@@ -206,12 +200,13 @@ static inline void end_counting(struct run *run, uint64_t now) {
 static inline void print_run(const struct run *run) {
     const struct latencies *noted = &run->latencies;
     printf("{\"replies\": %llu, \"seconds\": %.6f, \"errors\": %llu, \"wrong\": %llu, \"lost\": %llu,"
+           " \"cut\": %llu,"
            " \"server_cpu_s\": %.3f, \"driver_cpu_s\": %.3f, \"stalled_s\": %.3f,"
            " \"p50_us\": %.1f, \"p90_us\": %.1f,"
            " \"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": %.1f}\n",
            (unsigned long long)run->replies, (double)(run->counted_to - run->counted_from) / 1e9,
            (unsigned long long)run->errors, (unsigned long long)run->wrong,
-           (unsigned long long)run->lost, run->server_s, run->driver_s, (double)run->stalled_ns / 1e9,
+           (unsigned long long)run->lost, (unsigned long long)run->cut, run->server_s, run->driver_s, (double)run->stalled_ns / 1e9,
            percentile_us(noted, 0.50), percentile_us(noted, 0.90), percentile_us(noted, 0.99),
            percentile_us(noted, 0.999), (double)noted->most / 1e3);
 }

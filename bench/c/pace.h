@@ -6,6 +6,8 @@
 #define PACE_H
 
 #include <math.h>
+#include <poll.h>
+#include <sys/prctl.h>
 
 #include "measure.h"
 
@@ -16,6 +18,7 @@ struct pace {
 
 static inline struct pace start_pace(int argc, char **argv, uint64_t now) {
     long rate = number(argc, argv, "--rate", "0", 0, 100000000);
+    prctl(PR_SET_TIMERSLACK, 1); /* wake when it is time, not fifty microseconds later */
     return (struct pace){rate ? 1e9 / (double)rate : 0, (double)now, 0x2545f4914f6cdd1dull ^ now, 0};
 }
 
@@ -32,6 +35,19 @@ static inline uint64_t take_due(struct pace *pace) {
     double share = ((double)(pace->state >> 11) + 1) / 9007199254740993.0;
     pace->due_ns -= log(share) * pace->mean_ns;
     return due;
+}
+
+/* Wait for `fd` until the next request is due, at most 10 ms; returns the time. Coming back more
+ * than a millisecond after that is the machine's doing, and no latency of an open loop can be
+ * trusted that has much of it. */
+static inline void wait_until_due(struct pace *pace, struct run *run, int fd, uint64_t now) {
+    double left = pace->due_ns - (double)now;
+    uint64_t wait = left <= 0 ? 0 : left > 1e7 ? 10000000 : (uint64_t)left;
+    struct pollfd wanted = {.fd = fd, .events = POLLIN};
+    struct timespec timeout = {.tv_nsec = (long)wait};
+    if (wait) ppoll(&wanted, 1, &timeout, NULL);
+    uint64_t late = now_ns() - now;
+    if (run->counting && late > wait + NS / 1000) run->stalled_ns += late - wait;
 }
 
 /* What was due before `now` and had no room. */

@@ -168,7 +168,7 @@ def test_the_results_have_all_parts() -> None:
 
 # The soak's verdict ---------------------------------------------------------------------
 
-SEGMENT = Segment(10_000, 0, 0, 0, 20, 4.0, False, False)
+SEGMENT = Segment(10_000, 0, 0, 0, 20, 4.0, False, 0.0)
 MIB = 2**20
 
 
