@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -139,6 +140,44 @@ async def test_a_stream_that_breaks_goes_on_where_it_was(
     got = [str(r.identifier) async for r in client.records("99.1", page_rows=10)]
     assert breaks == 3
     assert got == names
+
+
+async def test_a_node_that_hangs_up_between_stretches(node: ScriptedNative) -> None:
+    names = fill(node, 300)
+
+    async def last(met: Met) -> None:
+        await met.answer()
+        await met.writer.drain()
+        met.writer.close()
+
+    node.always = last
+    got = []
+    async with Client(node.url, backoff=QUICK, timeout_s=5) as client:
+        started = time.monotonic()
+        async for record in client.records("99.1", page_rows=10):
+            got.append(str(record.identifier))
+            if len(got) % 100 == 10:
+                await asyncio.sleep(0.01)  # it is gone when the next stretch is asked for
+        assert time.monotonic() - started < 4
+    assert got == names
+
+
+async def test_a_client_that_is_closed_ends_its_streams(node: ScriptedNative) -> None:
+    fill(node, 500)
+    client = Client(node.url)
+    records = client.records("99.1", page_rows=10)
+    for _ in range(15):
+        await anext(records)
+    entries = client.changes()
+    coming = asyncio.ensure_future(anext(entries))
+    await asyncio.sleep(0.02)
+    await client.close()
+    with pytest.raises(RuntimeError):
+        assert [record async for record in records]
+    with pytest.raises(RuntimeError):
+        await asyncio.wait_for(coming, 5)
+    await asyncio.sleep(0.02)
+    assert node.open == 0
 
 
 async def test_a_stream_that_is_refused(node: ScriptedNative, client: Client) -> None:

@@ -275,7 +275,10 @@ class Connection(asyncio.Protocol):
 
     def stream(self, kind: int, body: bytes) -> Stream:
         stream = Stream(self)
-        self._begin(kind, body, stream, self._loop.time())
+        if self._lost is None:
+            self._begin(kind, body, stream, self._loop.time())
+        else:
+            stream.finish(self._lost)
         return stream
 
     def _begin(self, kind: int, body: bytes, sink: Gathering | Stream, now: float) -> None:

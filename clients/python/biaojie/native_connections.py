@@ -31,11 +31,13 @@ REFUSED_S: Final = 1.0
 """How long no further connection is tried after one that failed."""
 _CLOSE_S: Final = 1.0
 _NEVER: Final = float("inf")
+_CLOSED: Final = Lost("the client was closed", "客户端已关闭")
 Missing = Lost | Expired
 
 
 class Connections:
-    """`most` at a time, of one event loop. `limits` is what the node said of itself last."""
+    """`most` at a time, of one event loop. `limits` is what the node said of itself last,
+    None before the first connection."""
 
     def __init__(
         self,
@@ -64,7 +66,7 @@ class Connections:
         self._sweeping: asyncio.TimerHandle | None = None
         self._sweep_at = _NEVER
         self._swept = 0.0
-        self.limits: Mapping[str, int] = {}
+        self.limits: Mapping[str, int] | None = None
 
     # Taking -----------------------------------------------------------------------------
 
@@ -215,6 +217,9 @@ class Connections:
         finally:
             self._leasing -= 1
         if isinstance(got, Connection):
+            if not self._most:  # closed meanwhile
+                got.close()
+                return _CLOSED
             self._leased.add(got)
         return got
 
@@ -282,12 +287,11 @@ class Connections:
         self._most = 0
         if self._sweeping is not None:
             self._sweeping.cancel()
-        lost = Lost("the client was closed", "客户端已关闭")
-        self._fail_queue(lost)
+        self._fail_queue(_CLOSED)
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait([self._opening], timeout=_CLOSE_S)
         every = (*self._shared, *self._leaving, *self._leased)
         for connection in every:
-            connection.close(lost)
+            connection.close(_CLOSED)
         await asyncio.gather(*(connection.closed(_CLOSE_S) for connection in every))

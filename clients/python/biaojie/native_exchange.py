@@ -135,7 +135,7 @@ class NativeExchange:
                 now = pool.loop.time()
             if isinstance(got, Connection):
                 if len(body) > _SURE_OCTETS:
-                    _check_size(kind, body, pool.limits)
+                    _check_size(kind, body, pool.limits or {})
                 pool.due(deadline)
                 if parted:
                     most = self._options.reply_octets_max
@@ -168,8 +168,8 @@ class NativeExchange:
         match reply:
             case Expired():
                 return DeadlineExceeded(
-                    f"{self.address} did not answer within {timeout_s:g} s.",
-                    f"{self.address} 未在 {timeout_s:g} 秒内答复。",
+                    f"{self.address} did not answer within {timeout_s:.3g} s.",
+                    f"{self.address} 未在 {timeout_s:.3g} 秒内答复。",
                 )
             case Lost(error=BiaojieError() as said):
                 # What one caller's copy is told later is no other caller's affair.
@@ -195,9 +195,9 @@ class NativeExchange:
     async def limits(self, timeout_s: float) -> Mapping[str, int]:
         """What the node said of itself; asks it where nothing was said yet."""
         pool = self._begin()
-        if not pool.limits:
+        if pool.limits is None:
             await self.call(Kind.PING, NOTHING, timeout_s)
-        return pool.limits
+        return pool.limits or {}
 
     async def lease(self) -> Connection | Lost | None:
         """A connection for one caller alone, who closes it; None: none is to be had."""
