@@ -1,10 +1,9 @@
 """Many datagrams by one system call: Linux's recvmmsg and sendmmsg on memory laid out once.
 
-A `Batch` belongs to one socket. `receive` fills its slots; `keys` and `networks` read of them what
-the express lane asks for; `place` and `send` answer slots without copying, to where they came
-from. Rules: nothing here waits; a slot's octets are good until the next `receive`; an answer that
-was placed must live until it is sent. Where the platform lacks the calls (`AVAILABLE`), datagrams
-are taken one by one (udp.py).
+A `Batch` belongs to one socket. `receive` fills its slots; `cutters` and `networks` read of them
+what the express lane asks for; an answer is written over its question, and `send` sends it to
+where that came from. Rules: nothing here waits; a slot's octets are good until the next `receive`.
+Where the platform lacks the calls (`AVAILABLE`), datagrams are taken one by one (udp.py).
 """
 
 from __future__ import annotations
@@ -24,11 +23,8 @@ SLOT_OCTETS: Final = 576
 """Where a packet's first octets go: all of it, if it is as long as packets should be. An odd
 number of cache lines, so that slots do not share them."""
 REST_OCTETS: Final = 65_536
-HEAD_OCTETS: Final = 12
-"""Of an answer that stand in the slot; the request id is among them already."""
 KEY_OCTETS_MIN: Final = 44
 _NAME_OCTETS: Final = 32
-_PLACE: Final = struct.Struct("@PN")
 _FULL: Final = (errno.EAGAIN, errno.ENOBUFS)
 Key = tuple[bytes, ...]
 
@@ -55,6 +51,7 @@ class _Mmsghdr(ctypes.Structure):
 
 _HEADER_OCTETS: Final = ctypes.sizeof(_Mmsghdr)
 _IOVEC_OCTETS: Final = ctypes.sizeof(_Iovec)
+_VECTORS: Final = tuple(struct.Struct("@" + "PN" * n) for n in range(BATCH + 1))
 _LENGTH_AT: Final = _Mmsghdr.octets.offset
 _LENGTH: Final = f"{_LENGTH_AT}xI{_HEADER_OCTETS - _LENGTH_AT - 4}x"
 _LENGTHS: Final = tuple(struct.Struct("=" + _LENGTH * n) for n in range(BATCH + 1))
@@ -90,8 +87,8 @@ def _cutter(size: int) -> Callable[[Any, int], Key]:
 
 
 class Batch:
-    """`bound` is a UDP socket, IPv4 or IPv6. `arena` holds slot n at n * SLOT_OCTETS; `heads` are
-    to be written there where an answer does not begin as its question."""
+    """`bound` is a UDP socket, IPv4 or IPv6. `arena` holds slot n at n * SLOT_OCTETS, question
+    and then answer; at 2n + 1 in `vectors` belongs how many octets the answer has."""
 
     cutters: Final = tuple(_cutter(size) for size in range(SLOT_OCTETS + 1))
     """By the size of a packet: what makes a key of the slot at an offset of the arena."""
@@ -105,10 +102,9 @@ class Batch:
         self._in = (_Mmsghdr * BATCH)()
         self._out = (_Mmsghdr * BATCH)()
         self._in_vectors = (_Iovec * (2 * BATCH))()
-        self._out_vectors = (_Iovec * (2 * BATCH))()
+        self._out_vectors = (_Iovec * BATCH)()
         self._lay_out()
         self._headers = memoryview(self._in).cast("B")
-        self._vectors = memoryview(self._out_vectors).cast("B")
         self._in_at = ctypes.addressof(self._in)
         self._out_at = ctypes.addressof(self._out)
         before, octets = (4, network_octets[0]) if self._ipv4 else (8, network_octets[1])
@@ -116,11 +112,8 @@ class Batch:
         self._networks = tuple(
             struct.Struct("=" + f"{before}x{octets}s{after}x" * n) for n in range(BATCH + 1)
         )
-        heads = (
-            _PLACE.pack(_address(self.arena) + n * SLOT_OCTETS, HEAD_OCTETS) for n in range(BATCH)
-        )
-        self.places: list[bytes] = [part for head in heads for part in (head, b"")]
-        """Where the parts of each slot's answer are: its head, and at 2n + 1 its tail."""
+        start = _address(self.arena)
+        self.vectors = [n for slot in range(BATCH) for n in (start + slot * SLOT_OCTETS, 0)]
 
     @property
     def _ipv4(self) -> bool:
@@ -132,13 +125,16 @@ class Batch:
         for n in range(BATCH):
             self._in_vectors[2 * n] = _Iovec(arena + n * SLOT_OCTETS, SLOT_OCTETS)
             self._in_vectors[2 * n + 1] = _Iovec(rest + n * REST_OCTETS, REST_OCTETS)
-            for messages, vectors in ((self._in, vectors_in), (self._out, vectors_out)):
+            for messages, vectors, count in (
+                (self._in, vectors_in, 2),
+                (self._out, vectors_out, 1),
+            ):
                 header = messages[n].header
                 header.name = names + n * _NAME_OCTETS
                 # As long as every address of the family, so that it needs no setting again.
                 header.name_octets = 16 if self._ipv4 else 28
-                header.iov = vectors + 2 * n * _IOVEC_OCTETS
-                header.iov_count = 2
+                header.iov = vectors + count * n * _IOVEC_OCTETS
+                header.iov_count = count
 
     def receive(self) -> tuple[int, ...]:
         """The sizes of the packets that came, those of no octets too; none where there are none,
@@ -168,12 +164,13 @@ class Batch:
         return socket.inet_ntop(socket.AF_INET6, name[8:24]), port, flow, scope
 
     def send(self, start: int, end: int) -> int:
-        """Answer the slots from `start` to before `end`, whose places are set; how many answers
-        the socket did not take. These are lost."""
+        """Send the answers in the slots from `start` to before `end`; how many the socket did not
+        take. These are lost."""
         assert _sendmmsg is not None
         lost = 0
-        at = 2 * _IOVEC_OCTETS
-        self._vectors[start * at : end * at] = b"".join(self.places[2 * start : 2 * end])
+        vectors = _VECTORS[end - start]
+        at = start * _IOVEC_OCTETS
+        vectors.pack_into(self._out_vectors, at, *self.vectors[2 * start : 2 * end])
         while start < end:
             first = self._out_at + start * _HEADER_OCTETS
             sent = _sendmmsg(self._fd, first, end - start, socket.MSG_DONTWAIT)
@@ -188,14 +185,8 @@ class Batch:
 
     def close(self) -> None:
         self._headers.release()
-        self._vectors.release()
         for memory in (self.arena, self._rest, self._names):
             memory.close()
-
-
-def place(octets: bytes) -> bytes:
-    """Where octets are, in the form of `Batch.places`; good for as long as they live."""
-    return _PLACE.pack(ctypes.cast(ctypes.c_char_p(octets), ctypes.c_void_p).value, len(octets))
 
 
 def _address(memory: mmap.mmap) -> int:

@@ -145,7 +145,7 @@ class UdpFront:
             return
         # The hottest loop of the node: what costs a name look-up is kept in a local.
         find, renew, cutters = lane.table().get, lane.renew, batch.cutters
-        arena, places, join = batch.arena, batch.places, b"".join
+        arena, vectors, join = batch.arena, batch.vectors, b"".join
         slot = at = start = answered = 0
         last, bucket = b"", ENDLESS
         for size, sender in zip(sizes, batch.networks(len(sizes)), strict=True):
@@ -164,11 +164,12 @@ class UdpFront:
                         bucket.tokens -= 1
                         ready.hits += 1
                         ready.entry.hits += 1
-                        if ready.place is None:
-                            ready.place = mmsg.place(ready.tail)
                         if ready.changes_head:
                             arena[at : at + 8] = ready.head
-                        places[2 * slot + 1] = ready.place
+                        tail = ready.tail  # the request id between them is there already
+                        end = at + 12 + len(tail)
+                        arena[at + 12 : end] = tail
+                        vectors[2 * slot + 1] = end - at
                         slot += 1
                         at += mmsg.SLOT_OCTETS
                         continue
