@@ -129,6 +129,7 @@ def judge(seen: Sequence[Seen], segments: Sequence[Segment]) -> dict[str, Any]:
         "lost": lost,
         "written": sum(segment.written for segment in segments),
         "restarts": sum(segment.restart for segment in segments),
+        "stalled": median(segment.stalled for segment in segments),
         "memory_octets": memory,
         "memory_octets_per_hour": slope_per_hour(calm),
         "descriptors": open_files,
@@ -146,6 +147,7 @@ def table(judged: dict[str, Any], seconds: float, rate: float) -> str:
         ("refused or lost", f"{judged['lost']:,}"),
         ("writes, read back", f"{judged['written']:,}"),
         ("rolling restarts", str(judged["restarts"])),
+        ("of the time, drivers kept from running by the machine", f"{judged['stalled']:.1%}"),
         (
             "resident memory, first and last third",
             f"{mib[0]:.1f} and {mib[1]:.1f} MiB"

@@ -31,6 +31,8 @@ COMMIT_CALLERS: Final = SINGLE
 WRITES_PER_S: Final = 40_000
 """So many registrations are readied for a second; who is faster stops early."""
 _BARE_OVER_S: Final = 60.0
+PEER_WARM_S: Final = 15.0
+"""A Java server is asked for so long before anything is counted."""
 CACHE_OCTETS_MIN: Final = 2**20
 _USUAL_OCTETS: Final = 250
 # One client asks for everybody, answers are four times the question: limits are raised, not off.
@@ -397,11 +399,14 @@ class Stage:
             for group, shape in (("tcp", SINGLE), ("udp", DATAGRAMS)):
                 if self._wants(f"handle-{group}"):
                     given = Asked("handle", port, asked.requests, data, shape=shape, host=host)
+                    drive(given, seconds=PEER_WARM_S, cores=self.cores.generator)
                     self._driven(f"peer.handle-{group}", given, pids)
         if peer.rest and self._wants("rest"):
             host, port = _address(peer.rest, 8000)
             asked = writer.of(questions.rest(peer), peer.count, data)  # type: ignore[arg-type]
-            self._driven("peer.rest", Asked("http", port, asked.requests, data, host=host), pids)
+            given = Asked("http", port, asked.requests, data, host=host)
+            drive(given, seconds=PEER_WARM_S, cores=self.cores.generator)
+            self._driven("peer.rest", given, pids)
         if peer.url and self._wants("http"):
             host, port = _address(peer.url, 80)
             path = peer.url.partition("://")[2].partition("/")[2]
