@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from biaojie.calls import Row
 from biaojie.client import Client
 from biaojie.errors import BiaojieError, PrefixNotHere
-from biaojie.limits import RESOLVE_MANY_MAX
+from biaojie.limits import BATCH_ROWS_MAX, RESOLVE_MANY_MAX
 from biaojie.record import Record, Value
 
 from .names import VALUE_INDEX, VALUE_TYPE, Found, OwnNames
@@ -71,6 +71,17 @@ async def prepare(
                 )
         told(chunk[-1] + 1, names.count)
     return Prepared(there, written)
+
+
+async def restore(client: Client, names: OwnNames, numbers: Sequence[int]) -> None:
+    """Bring names that a run has written back to generation 0. Raises BiaojieError."""
+    size = max(1, min(BATCH_ROWS_MAX, CHUNK_OCTETS // names.value_octets))
+    for start in range(0, len(numbers), size):
+        rows = [
+            Row(names.name(number), [value_of(names, number, 0)], action="put")
+            for number in numbers[start : start + size]
+        ]
+        await client.register_batch(rows)
 
 
 def chunks(count: int, size: int) -> Iterator[list[int]]:

@@ -321,7 +321,7 @@ def _svg(figure: Figure, title: str, name: str) -> str:
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
-    for kind in ("figure", "axes", "line2d", "patch", "matplotlib.axis", "legend", "text"):
-        text = text.replace(f'id="{kind}_', f'id="{name}-{kind}_')
+    for before in (' id="', "url(#", 'href="#'):
+        text = text.replace(before, f"{before}{name}-")
     shown = html.escape(title)
     return text.replace("<svg ", f'<svg role="img" aria-label="{shown}" ', 1)

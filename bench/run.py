@@ -19,10 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from biaojie.client import Client
+
 from .checking import Acknowledged
 from .driver import as_worker, command
 from .histogram import Histogram, merged
 from .names import Names, OwnNames, to_document
+from .prepare import restore
 from .schedule import KINDS, Load, misses_repeat, plan, popular
 from .target import Target
 from .words import BenchFault
@@ -130,6 +133,9 @@ async def run(
         finally:
             if shared:
                 shared.unlink(missing_ok=True)
+    if writing and isinstance(names, OwnNames):
+        async with Client(writing.url, writing.key, 30.0) as client:
+            await restore(client, names, written)
     readers = [document for document in done if "book" in document]
     if shape.engine == "c":
         readers = [as_worker(document) for document in readers]
