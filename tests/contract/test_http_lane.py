@@ -1,0 +1,493 @@
+"""The express lane says what the ordinary path says, octet by octet, whatever it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from biaojie.account import PrefixStatus
+from biaojie.identifier import Identifier
+from registry.operations import ChangePrefix, Purge, Put, Retire
+from tests.lane_world import API, PAGE, PREFIX, REST, SUSPENDED, LaneWorld, create, request, value
+
+JSON = "Accept: application/json"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaneWorld]:
+    made = LaneWorld(tmp_path_factory.mktemp("lane") / "data")
+    yield made
+    made.close()
+
+
+def etag(world: LaneWorld, target: str = API + "SN1") -> str:
+    answer, _ = world.run(world.say(world.plain, [request(target)]))
+    return answer.decode().partition("ETag: ")[2].partition("\r\n")[0]
+
+
+# What the lane answers ------------------------------------------------------------------------
+
+IN_LANE = [
+    *(request(start + "SN1", JSON) for start in (API, REST, PAGE)),
+    *(request(start + "SN1", JSON, method="HEAD") for start in (API, REST, PAGE)),
+    *(request(API + "SN1" + query) for query in ("?index=1", "?index=2&index=1", "?type=url")),
+    *(request(API + "SN1" + query) for query in ("?", "?type=NAME&type=URL", "?index=7")),
+    *(request(REST + "SN1" + query) for query in ("?pretty", "?callback=f", "?callback=1", "?x=y")),
+    *(request(REST + "SN1" + query) for query in ("?index=9", "?publiconly", "?type=URL&index=2")),
+    *(request(PAGE + "SN1" + query, JSON) for query in ("?noredirect", "?index=1", "?urlappend=x")),
+    *(request(API + name) for name in ("sn1", "%53N1", "SN%31", "empty", "frozen", "SN1#part")),
+    *(request(API + name) for name in ("with/slash", "with%2Fslash", "with%2fslash")),
+    *(
+        request(API + name)
+        for name in ("%E6%B6%A1%E8%BD%AE", "quoted%22%27%3C%26%3E", "per%25cent")
+    ),
+    request(REST + "empty"),
+    request(f"/api/v1/identifiers/{PREFIX}%2FSN1"),
+    request(API + "soon"),
+    request(PAGE + "SN1?ignore_aliases", JSON),
+    request(PAGE + "alias?ignore_aliases", JSON),
+    request(API + "alias"),
+    request(REST + "alias"),
+    request(API + "SN1", "Accept: */*", "Accept-Language: zh-CN"),
+    request(API + "SN1", "Accept: text/html;q=0.9, application/json;q=0.1"),
+    request(API + "SN1", "User-Agent: curl/8", "Connection: keep-alive"),
+    request(API + "SN1", "Connection:Keep-Alive ", "Cookie: a=b", "Cookie: c=d"),
+    request(API + "SN1", "X-Forwarded-For: 192.0.2.7", "traceparent: 00-ab-cd-01"),
+    request(API + "SN1", "X-Custom: \t folded?no ", "Accept-Encoding: gzip, br"),
+    request(API + "SN1", 'If-None-Match: "no"', "If-None-Match-Not: x"),
+    request(API + "SN1", "Origin: https://example.cn", "Sec-Fetch-Mode: cors", "DNT: 1"),
+    request(API + "SN1", "-Host", "hOST: [::1]:8080"),
+    request(API + "SN1", "-Host", "Host:"),
+    request(API + "SN1", "-Host", 'Host: bad host " here'),
+]
+
+
+@pytest.mark.parametrize(
+    "whole", IN_LANE, ids=lambda whole: whole.partition(b"\r\n\r\n")[0].decode()
+)
+def test_in_the_lane(world: LaneWorld, whole: bytes) -> None:
+    assert world.check([whole]) == 1
+
+
+@pytest.mark.parametrize("start", [API, PAGE])
+@pytest.mark.parametrize("tag", ["{}", "W/{}", '{}, "x"', "*", '"x"', '{} , W/"y"', ""])
+def test_conditional(world: LaneWorld, start: str, tag: str) -> None:
+    header = "If-None-Match: " + tag.format(etag(world))
+    assert world.check([request(start + "SN1", JSON, header)]) == 1
+    assert world.check([request(start + "SN1", JSON, header, method="HEAD")]) == 1
+    assert world.check([request(start + "SN1", JSON)]) == 1
+
+
+def test_not_modified_is_only_said_to_whom_it_concerns(world: LaneWorld) -> None:
+    tag = etag(world)
+    for _ in range(3):
+        for header, status in ((f"If-None-Match: {tag}", b"304"), ('If-None-Match: "1.1"', b"200")):
+            whole = request(API + "SN1", header)
+            answer, _ = world.run(world.say(world.server, [whole]))
+            assert answer.split(b" ")[1] == status
+            assert world.run(world.both([whole])) in (0, 1)
+
+
+# What it leaves to the ordinary path ------------------------------------------------------------
+
+BEARER = "Authorization: Bearer bj_x"
+OUTSIDE = [
+    *(request(API + name) for name in ("unknown", "draft", "secret", "partly", "at-once", "")),
+    *(request(REST + name) for name in ("unknown", "draft", "secret", "partly", "at-once", "")),
+    request(API + "long"),
+    request(f"/api/v1/identifiers/{PREFIX}"),
+    request("/api/v1/identifiers/99.1/x"),
+    request("/api/v1/identifiers/%FF/x"),
+    request(API + "SN1?auth"),
+    request(API + "SN1?auth=true&index=1"),
+    request(API + "SN1?index=0"),
+    request(API + "SN1?type="),
+    request(API + "SN1?unknown=1"),
+    request(REST + "SN1?auth"),
+    request(REST + "SN1?index=x"),
+    request(REST + "SN1?publiconly=false"),
+    *(request(PAGE + name, JSON) for name in ("alias", "circle", "nowhere", "unknown")),
+    request(PAGE + "alias?index=1", JSON),
+    request(PAGE + "SN1?redirect", JSON),
+    request(PAGE + "SN1?redirect"),
+    request("/healthz"),
+    request("/nothing"),
+    *(
+        request(API + "SN1", header)
+        for header in (
+            BEARER,
+            "Authorization: ",
+            "authorization: Basic eDp5",
+            "X-Request-Id: mine-1",
+            "X-Request-Id: not good!",
+            "Connection: close",
+            "Connection: Keep-Alive, close",
+            "Connection: upgrade",
+            "Proxy-Connection: close",
+            "Connection: keep-alive\r\nConnection: keep-alive",
+            "Upgrade: websocket",
+            "Upgrade: h2c\r\nConnection: Upgrade",
+            "Expect: 100-continue",
+            "Content-Length: 0",
+            "Content-Length: 18446744073709551615",
+            "Content-Length: -1",
+            "Content-Length: 0\r\nContent-Length: 0",
+            "Content-Type: text/plain",
+            "Transfer-Encoding: chunked",
+            "Transfer-Encoding: identity",
+            "Range: bytes=0-1",
+            "If-Match: *",
+            "If-Modified-Since: Sat, 21 Nov 2026 19:18:43 GMT",
+            "Accept: application/json\r\nAccept: text/html",
+            "Accept: application/json\r\naccept: text/html",
+            'If-None-Match: "x"\r\nIf-None-Match: "y"',
+            "If-None-Match: " + '"x",' * 50,
+            "Host: second",
+            "User-Agent: a\r\nUser-Agent: b",
+            "Server: a\r\nserver: b",
+            "Max-Forwards: 1\r\nMax-Forwards: 1",
+            "X: a\r\n folded",
+            "X: a\r\n\tfolded",
+            "X : space",
+            " X: space",
+            "X",
+            ": nameless",
+            "X: nul\x00",
+            "X: bell\x07",
+            "X: delete\x7f",
+            "X: caf\u00e9",
+            "X: \udcff",
+            "X: bare\nY: lf",
+            "X: bare\rY: cr",
+            "X\u00e9: y",
+            "X(y): z",
+            "Sec-WebSocket-Key1: x",
+            "Sec-WebSocket-Key: x",
+            "TE: trailers",
+            "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA",
+        )
+    ),
+    request(API + "SN1", "-Host"),
+    request(API + "SN1", *(f"X-{number}: y" for number in range(70))),
+    request(API + "SN1", *(f"X-{number}: y" for number in range(200))),
+    request(API + "SN1", "X: " + "y" * 4_100),
+    request(API + "SN1", "X: " + "y" * 17_000),
+    request(API + "SN1" + "?" * 5_000),
+    request(API + "SN1" + "?" * 17_000),
+    *(
+        request(API + "SN1", version=version)
+        for version in ("HTTP/1.0", "HTTP/1.2", "HTTP/2.0", "")
+    ),
+    *(request(API + "SN1", version=version) for version in ("http/1.1", "HTTP/1.1 ", "ICY/1.1")),
+    *(
+        request(API + "SN1", method=method)
+        for method in (
+            "POST",
+            "PUT",
+            "DELETE",
+            "OPTIONS",
+            "PATCH",
+            "TRACE",
+            "CONNECT",
+            "get",
+            "PRI",
+        )
+    ),
+    request(f"http://node.test{API}SN1"),
+    request(f"HTTPS://node.test{API}SN1"),
+    request("*", method="OPTIONS"),
+    request(API[1:] + "SN1"),
+    request(" " + API + "SN1"),
+    request(API + "SN 1"),
+    request(API + "SN\t1"),
+    request(API + "涡轮"),
+    b"\r\n" + request(API + "SN1"),
+    b"\r\n\r\n" + request(API + "SN1"),
+    request(API + "SN1").replace(b"\r\n", b"\n"),
+    request(API + "SN1").replace(b"GET ", b"GET\t"),
+    request(API + "SN1") + b"\r\n",
+    request(API + "SN1", body=b"body"),
+    request(API + "SN1", "Content-Length: 4", body=b"body"),
+    request(API + "SN1", "Transfer-Encoding: chunked", body=b"4\r\nbody\r\n0\r\n\r\n"),
+    f"GET {API}SN1\r\n\r\n".encode(),
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"",
+]
+
+
+@pytest.mark.parametrize("whole", OUTSIDE, ids=lambda whole: repr(whole[:90]))
+def test_outside_the_lane(world: LaneWorld, whole: bytes) -> None:
+    world.check([request(API + "SN1")])
+    assert world.check([whole]) == 0
+
+
+def test_prefix_and_suffix_in_any_spelling(world: LaneWorld) -> None:
+    world.run(world.commit(create("Mixed", value("https://example.cn/m"), prefix=PREFIX)))
+    for spelling in ("Mixed", "mixed", "MIXED", "M%69xed", "m%69XED"):
+        assert world.check([request(API + spelling)]) == 1
+
+
+# More than one request, less than one -----------------------------------------------------------
+
+
+def test_split_at_every_octet(world: LaneWorld) -> None:
+    whole = request(API + "SN1", JSON)
+    world.check([whole])
+    for at in range(1, len(whole)):
+        assert world.run(world.both([whole[:at], whole[at:]])) == 0
+        # After the split request was answered the next one is in the lane again, unless the
+        # split was within the empty line, where nobody can be sure.
+        parts = [whole[:at], whole[at:], whole, whole]
+        assert world.run(world.both(parts)) == (2 if at <= len(whole) - 4 else 1)
+
+
+def test_pipelined_requests_are_answered_in_order(world: LaneWorld) -> None:
+    one, other = request(API + "SN1"), request(REST + "SN1")
+    health = request("/healthz")
+    world.check([one]), world.check([other])
+    for row in ([one, other], [one, health, other], [other] * 50, [health, one], [one, health]):
+        assert world.run(world.both([b"".join(row)])) == 0
+        assert world.run(world.both([b"".join(row), one])) == 1
+        world.run(world.both(row, at_once=True))
+        world.run(world.both([*row, one, b"".join(row), other, one], at_once=True))
+    half = len(one) // 2
+    for chunks in (
+        [one + other[:half], other[half:], one],
+        [one[:half], one[half:] + other, other],
+    ):
+        assert world.run(world.both(chunks)) == 1
+
+
+def test_the_lane_goes_on_after_writes_on_the_same_connection(world: LaneWorld) -> None:
+    one = request(API + "SN1")
+    world.check([one])
+    refused = request(API + "SN1", "Content-Length: 2", method="PUT", body=b"{}")
+    head, body = refused[:-2], refused[-2:]
+    for parts in ([refused], [head, body], [head, body[:1], body[1:]]):
+        assert world.run(world.both([*parts, one, one, one])) == 2
+    for _ in range(2):  # more bodies than aiohttp keeps requests
+        assert world.run(world.both([head, body] * 40 + [one] * 3)) == 2
+        assert world.run(world.both([head, body] * 40 + [one * 3, one, one])) >= 1
+
+
+# Smuggling --------------------------------------------------------------------------------------
+
+INNER = request(API + "SN1")
+POST = f"POST {API}SN1 HTTP/1.1\r\nHost: node.test\r\n"
+SMUGGLED = [
+    # A head within a body that is still to come, or comes in pieces.
+    [POST.encode() + b"Content-Length: %d\r\n\r\n" % (2 * len(INNER)), INNER, INNER, INNER],
+    [POST.encode() + b"Content-Length: %d\r\n\r\n" % len(INNER), INNER[:10], INNER[10:], INNER],
+    [POST.encode() + b"Content-Length: 4\r\n\r\n", b"\r\n\r\n", INNER, INNER],
+    [POST.encode() + b"Content-Length: 8\r\n\r\n", b"\r\n\r\n", INNER, INNER],
+    [POST.encode() + b"Transfer-Encoding: chunked\r\n\r\n", b"%x\r\n" % len(INNER), INNER, INNER],
+    [POST.encode() + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", INNER, INNER],
+    [POST.encode() + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"\r\n", INNER, INNER],
+    [POST.encode() + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", INNER, INNER],
+    [POST.encode() + b"Transfer-Encoding: chunked\r\n\r\n4\r\n\r\n\r\n", INNER, INNER],
+    # Two lengths, or a length and chunks.
+    [POST.encode() + b"Content-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n", INNER, INNER],
+    [POST.encode() + b"Content-Length: 5\r\nContent-Length: 0\r\n\r\n", INNER, INNER],
+    [POST.encode() + b"Transfer-Encoding: xchunked\r\n\r\n", INNER, INNER],
+    [POST.encode() + b"Transfer-Encoding : chunked\r\n\r\n", INNER, INNER],
+    # Lengths beyond what numbers hold: no body for one reader, all the rest for another.
+    *(
+        [request(target, f"Content-Length: {length}", method=method), INNER, INNER]
+        for target in (API + "SN1", "/healthz")
+        for method in ("GET", "HEAD", "POST", "OPTIONS")
+        for length in (2**64 - 1, 2**64, 2**63, "+4", "0x4", "4,4", "")
+    ),
+    # A body that a GET has, and what comes after it.
+    [request(API + "SN1", "Content-Length: 5", body=b"GET /"), INNER, INNER],
+    [request(API + "SN1", f"Content-Length: {len(INNER)}"), INNER, INNER],
+    [request("/healthz", f"Content-Length: {len(INNER)}"), INNER, INNER],
+    # Half a head, then what would be a whole one.
+    [b"GET /healthz HTTP/1.1\r\nX: ", INNER, INNER],
+    [b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: y\r\n", INNER, INNER],
+    [b"GET /healthz", INNER, INNER],
+    [b"G", INNER, INNER],
+    [b"\r\n", INNER, INNER],
+    [b"\r", INNER, INNER],
+    [b"\n", INNER, INNER],
+    # Other protocols on the same connection.
+    [request("/healthz", "Upgrade: websocket", "Connection: Upgrade"), INNER, INNER],
+    [request("/healthz", "Upgrade: h2c", "Connection: Upgrade"), INNER, INNER],
+    [request("node.test:443", method="CONNECT"), INNER, INNER],
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", INNER, INNER],
+]
+
+
+@pytest.mark.parametrize("chunks", SMUGGLED, ids=lambda chunks: repr(chunks[0][:100]))
+def test_nothing_is_smuggled(world: LaneWorld, chunks: list[bytes]) -> None:
+    world.check([INNER])
+    world.run(world.both(chunks))
+    world.run(world.both(chunks, at_once=True))
+    world.run(world.both([b"".join(chunks)]))
+    world.run(world.both([INNER, *chunks]))
+
+
+# Other words than anybody would choose ------------------------------------------------------------
+
+NAMES = st.sampled_from(
+    [
+        "Host",
+        "Accept",
+        "Accept-Language",
+        "If-None-Match",
+        "Connection",
+        "Content-Length",
+        "Transfer-Encoding",
+        "Expect",
+        "Cookie",
+        "Authorization",
+        "User-Agent",
+        "X-Request-Id",
+        "Range",
+        "Upgrade",
+        "X-Custom",
+        "Server",
+        "Content-Type",
+        "TE",
+        "Proxy-Connection",
+        "accept",
+        "HOST",
+    ]
+)
+TEXTS = st.sampled_from(
+    [
+        "node.test",
+        "application/json",
+        "text/html",
+        "*/*",
+        "application/json;q=0.5, text/html;q=0.4",
+        "keep-alive",
+        "close",
+        "0",
+        "4",
+        "chunked",
+        '"1.1"',
+        "*",
+        "zh",
+        "",
+        " spaced\t",
+        "gzip",
+    ]
+) | st.text(st.characters(max_codepoint=300), max_size=12)
+LINES = st.builds("{}:{}{}".format, NAMES, st.sampled_from(["", " ", "\t "]), TEXTS)
+TARGETS = st.sampled_from([API + "SN1", REST + "SN1", PAGE + "SN1", API + "unknown", "/healthz"])
+
+
+@settings(max_examples=250)
+@given(
+    st.sampled_from(["GET"] * 6 + ["HEAD", "POST", "OPTIONS"]),
+    TARGETS,
+    st.lists(LINES, max_size=6),
+    st.booleans(),
+)
+def test_any_headers(
+    world: LaneWorld, method: str, target: str, lines: list[str], host: bool
+) -> None:
+    headers = lines if host else ["-Host", *lines]
+    whole = request(target, *headers, method=method)
+    for _ in range(3):
+        world.run(world.both([whole, request(API + "SN1")]))
+
+
+PIECES = st.sampled_from(
+    [
+        *(INNER, INNER, request(REST + "SN1"), request(PAGE + "SN1", JSON), request("/healthz")),
+        request(API + "SN1", "Content-Length: 4", method="PUT", body=b"{ }\n"),
+        request(
+            API + "SN1", "Transfer-Encoding: chunked", method="PUT", body=b"2\r\n{}\r\n0\r\n\r\n"
+        ),
+        request(API + "SN1", "Content-Length: 60", method="POST"),
+        request(API + "SN1", "Connection: close"),
+        request("/healthz", "Upgrade: websocket", "Connection: Upgrade"),
+        request(API + "SN1", f"Content-Length: {2**64 - 1}"),
+        INNER[:20],
+        INNER[20:],
+        b"\r\n",
+        b"\r\n\r\n",
+        b"x",
+    ]
+)
+
+
+@settings(max_examples=250)
+@given(
+    st.lists(PIECES, min_size=1, max_size=8),
+    st.lists(st.integers(0, 600), max_size=6),
+    st.booleans(),
+)
+def test_any_stream_cut_anywhere(
+    world: LaneWorld, pieces: list[bytes], cuts: list[int], at_once: bool
+) -> None:
+    stream = b"".join(pieces)
+    at = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
+    for chunks in (pieces, [stream[a:b] for a, b in pairwise(at)]):
+        world.run(world.both(chunks, at_once=at_once))
+
+
+# What changes -------------------------------------------------------------------------------------
+
+
+def test_a_change_is_seen_at_once(world: LaneWorld) -> None:
+    name = Identifier(PREFIX, "changing")
+    world.run(world.commit(create("changing", value("https://example.cn/a"))))
+    targets = [request(start + "changing", JSON) for start in (API, REST, PAGE)]
+    for operation in (
+        Put(name, (value("https://example.cn/b"),)),
+        Put(name, (value("https://example.cn/c", ttl=5),)),
+        Put(name, ()),
+        Retire(name),
+        Purge(name),
+        create("changing", value("https://example.cn/d")),
+    ):
+        assert all(world.check([whole]) in (0, 1) for whole in targets)
+        world.run(world.commit(operation))
+        for whole in targets:
+            before = world.lane.hits
+            assert world.run(world.both([whole])) == 0
+            assert world.lane.hits == before
+    assert [world.check([whole]) for whole in targets] == [1, 1, 1]
+
+
+def test_a_suspended_prefix_is_silent_at_once(world: LaneWorld) -> None:
+    whole = request(f"/api/v1/identifiers/{SUSPENDED}/x")
+    assert world.check([whole]) == 1
+    world.run(world.commit(ChangePrefix(SUSPENDED, status=PrefixStatus.SUSPENDED)))
+    assert world.check([whole]) == 0
+    world.run(world.commit(ChangePrefix(SUSPENDED, status=PrefixStatus.ACTIVE)))
+    assert world.check([whole]) == 1
+
+
+def test_stale_answers_are_not_for_the_lane(world: LaneWorld) -> None:
+    targets = [request(start + "SN1", JSON) for start in (API, REST, PAGE)]
+    for whole in targets:
+        assert world.check([whole]) == 1
+    world.node.health.failed("test")
+    try:
+        for whole in targets:
+            answer, _ = world.run(world.say(world.server, [whole]))
+            assert b"Biaojie-Source: stale\r\n" in answer
+            assert world.run(world.both([whole])) == 0
+    finally:
+        world.node.health.answered()
+    assert [world.run(world.both([whole])) for whole in targets] == [1, 1, 1]
+
+
+def test_it_is_bounded_by_its_ttl(world: LaneWorld) -> None:
+    whole = request(API + "soon")
+    assert world.check([whole]) == 1
+    entry = world.node.cache.cached.entries[Identifier(PREFIX, "soon").key()]
+    ready = world.lane._entries[whole.partition(b" HTTP/")[0]]
+    for ended in (entry, ready):
+        ended.fetched -= 1
+    entry.expires -= 1
+    assert world.run(world.both([whole])) == 0
+    assert world.check([whole]) == 1
