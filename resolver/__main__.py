@@ -109,7 +109,7 @@ def _settings(config: Path | None) -> Settings:
 
 def _supervise(settings: Settings, config: Path | None, demo: bool, workers: int | None) -> None:
     """Run the workers until told to stop."""
-    from .front.handle.listening import CannotListen
+    from .front.listening import CannotListen
     from .logs import configure_logging
     from .settings import SettingsFault, load
     from .supervisor import NOBODY, Supervisor
@@ -165,8 +165,8 @@ def _serve_here(settings: Settings, duty: Duty) -> None:
 
     from biaojie.errors import BiaojieError
 
-    from .front.handle.listening import CannotListen
     from .front.http.tls import CannotServeTls
+    from .front.listening import CannotListen
     from .logs import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
@@ -244,7 +244,7 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
 
 def _spare_ports(settings: Settings) -> Settings:
     """A demo must start where a usual port is taken; it takes any other then."""
-    from .front.handle.listening import CannotListen, bind, close
+    from .front.listening import CannotListen, bind, close
     from .front.native.listening import bind_tcp
 
     given, chosen = settings.model_fields_set, dict[str, int]()

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from .front.handle.listening import CannotListen, bind, close
-from .front.native.listening import bind_unix
+from .front.listening import CannotListen, bind, close
 from .settings import Settings
 
 HTTP: Final = "http"
@@ -84,6 +83,8 @@ def bind_slots(settings: Settings, slots: int) -> list[Sockets]:
         for place in _places(settings):
             _bind_place(place, bound)
         if settings.native_enabled and settings.native_socket is not None:
+            from .front.native.listening import bind_unix
+
             one = bind_unix(settings.native_socket)  # of which all accept
             for slot in bound:
                 slot[NATIVE].append(one)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from resolver.front.handle import HandleFront, HandleLimits
-from resolver.front.handle.listening import CannotListen, listen
+from resolver.front.listening import CannotListen, listen
 from tests.system.handle_desk import Desk, ask
 from tests.system.handle_peers import (
     Datagrams,

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from resolver.front.handle.listening import CannotListen
+from resolver.front.listening import CannotListen
 from resolver.handle.numbers import NUMBER_MAX, Numbers
 from resolver.neighbours import NeighbourFault, Neighbours, NotThere
 from resolver.settings import Settings

@@ -7,7 +7,7 @@ import socket
 
 from ...handle.lane import HandleLane
 from ...handle.peer import Answerer
-from .listening import listen
+from ..listening import listen
 from .tcp import TcpFront
 from .tunnel import Tunnel
 from .udp import UdpFront

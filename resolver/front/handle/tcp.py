@@ -21,7 +21,7 @@ from biaojie.wire.handle import ENVELOPE_OCTETS, Malformed, ResponseCode, Stream
 
 from ...handle.lane import REQUEST_OCTETS_MIN, HandleLane
 from ...handle.peer import Peer
-from .listening import BACKLOG
+from ..listening import BACKLOG
 from .work import HandleLimits, Work
 
 SWEEP_S: Final = 0.5

@@ -11,14 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from ..handle.listening import BACKLOG, CannotListen, bind
+from ..listening import BACKLOG, CannotListen, bind
 
 SETTINGS: Final = ("NATIVE_PORT", "NATIVE_HOST", "NATIVE_ENABLED=false")
 _CONNECT_S: Final = 1.0
 
 
 def bind_tcp(host: str, port: int, *, fallback: str = "") -> list[socket.socket]:
-    """Sockets that listen; see `handle.listening.bind`. Raises CannotListen."""
+    """Sockets that listen; see `front.listening.bind`. Raises CannotListen."""
     try:
         return bind(host, port, fallback=fallback, kinds=(socket.SOCK_STREAM,))[0]
     except CannotListen as error:
