@@ -379,5 +379,9 @@ class Connection(asyncio.Protocol):
         if self._ended:
             self._transport.close()
         else:
-            self._transport.write_eof()
+            try:
+                self._transport.write_eof()
+            except OSError:  # the peer is gone already
+                self._transport.abort()
+                return
             self._hold(False)
