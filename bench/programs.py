@@ -168,7 +168,7 @@ def drive(
         *("--warm-ms", "0" if once else str(int(warm_s * 1000))),
         *("--once", "1" if once else "0"),
         *("--rate", str(int(rate))),
-        *(("--reconnect", "1") if reconnect else ()),
+        *(("--reconnect", "1") if reconnect and not asked.udp else ()),
     ]
     if pids:
         command += ["--server-pids", ",".join(map(str, pids))]

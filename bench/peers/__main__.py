@@ -68,7 +68,13 @@ def measure(stage: Stage, rounds: int, seconds: float) -> dict[str, list[Sample]
     for round_ in range(rounds):
         first = round_ * len(keys) // rounds
         for key in keys[first:] + keys[:first]:
-            sample = stage.measures[key](seconds, round_)
+            try:
+                sample = stage.measures[key](seconds, round_)
+            except BenchFault as fault:
+                if not key.startswith("peer."):
+                    raise
+                stage.skipped.append(f"{key}, round {round_ + 1}: {fault.en}")
+                continue
             samples[key].append(sample)
             say(
                 f"{round_ + 1}/{rounds} {key:16} {number(sample.rate):>10}/s"

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from biaojie.change import Action
 from biaojie.record import Value
@@ -70,21 +70,25 @@ class Writer:
         return self.file(names.data(number, 0) for number in range(names.count))
 
 
-def http(names: Names) -> Callable[[int], bytes]:
+class Named(Protocol):
+    def name(self, number: int) -> str: ...
+
+
+def http(names: Named) -> Callable[[int], bytes]:
     wire = HttpWire(HOST)
     return lambda number: wire.question(0, names.name(number), False)
 
 
-def rest(names: Names) -> Callable[[int], bytes]:
+def rest(names: Named) -> Callable[[int], bytes]:
     return lambda number: http_get(f"/api/handles/{names.name(number)}", HOST)
 
 
-def handle(names: Names) -> Callable[[int], bytes]:
+def handle(names: Named) -> Callable[[int], bytes]:
     wire = HandleTcpWire()  # over UDP the octets are the same
     return lambda number: wire.question(1, names.name(number), False)
 
 
-def native(names: Names) -> Callable[[int], bytes]:
+def native(names: Named) -> Callable[[int], bytes]:
     wire = NativeWire()
     return lambda number: wire.question(1, names.name(number), False)
 

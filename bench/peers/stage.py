@@ -388,30 +388,43 @@ class Stage:
     # What the operator has --------------------------------------------------------------
 
     def _peer(self, peer: Peer) -> None:
+        """It is not ours: what goes wrong with it ends its own line, not the run."""
+
         def pids() -> Sequence[int]:
             return [member for pid in peer.pids for member in family(pid)]
 
+        def peers(key: str, asked: Asked) -> None:
+            with self._part(key):
+                try:
+                    drive(asked, seconds=PEER_WARM_S, cores=self.cores.generator, reconnect=True)
+                except BenchFault as fault:
+                    raise servers.Missing(fault.en) from None
+                self.measures[key] = lambda seconds, _: drive(
+                    asked,
+                    seconds=seconds,
+                    pids=pids(),
+                    cores=self.cores.generator,
+                    reconnect=True,
+                )
+
         writer = self._writer
         data = writer.file(peer.data(n, 0) for n in range(peer.count)) if peer.count else None
-        if peer.handle:
+        if peer.handle and self._wants("handle-tcp", "handle-udp"):
             host, port = _address(peer.handle, 2641)
-            asked = writer.of(questions.handle(peer), peer.count, data)  # type: ignore[arg-type]
+            asked = writer.of(questions.handle(peer), peer.count, data)
             for group, shape in (("tcp", SINGLE), ("udp", DATAGRAMS)):
                 if self._wants(f"handle-{group}"):
                     given = Asked("handle", port, asked.requests, data, shape=shape, host=host)
-                    drive(given, seconds=PEER_WARM_S, cores=self.cores.generator)
-                    self._driven(f"peer.handle-{group}", given, pids)
+                    peers(f"peer.handle-{group}", given)
         if peer.rest and self._wants("rest"):
             host, port = _address(peer.rest, 8000)
-            asked = writer.of(questions.rest(peer), peer.count, data)  # type: ignore[arg-type]
-            given = Asked("http", port, asked.requests, data, host=host)
-            drive(given, seconds=PEER_WARM_S, cores=self.cores.generator)
-            self._driven("peer.rest", given, pids)
+            asked = writer.of(questions.rest(peer), peer.count, data)
+            peers("peer.rest", Asked("http", port, asked.requests, data, host=host))
         if peer.url and self._wants("http"):
             host, port = _address(peer.url, 80)
             path = peer.url.partition("://")[2].partition("/")[2]
             asked = writer.of(lambda _: http_get(f"/{path}", f"{host}:{port}"), 1)
-            self._driven("peer.url", Asked("http", port, asked.requests, host=host), pids)
+            peers("peer.url", Asked("http", port, asked.requests, host=host))
 
 
 _USES: Final = {
