@@ -76,6 +76,8 @@ def resolve_summary(result: Mapping[str, Any]) -> str:
             ),
             "bound": say("the highest rate tried", "已达尝试上限"),
         }[peak["limited_by"]]
+        if not peak["rate"]:
+            limit += say("; no rate was held for the whole duration", "；没有速率能全程达标")
         lines.append(
             say(
                 f"peak {peak['rate']:,.0f}/s with p99 within {peak['limit_p99_ms']:g} ms"
