@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+import uvloop
+
 from biaojie.account import Role
 from biaojie.errors import BiaojieError
 from biaojie.wire.native import (
@@ -32,6 +35,12 @@ from resolver.observe import Observer
 from tests.core_parts import Parts, create, home, issue, secret, value, write
 
 ANSWER_S = 10.0
+
+
+@pytest.fixture
+def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
+    """Imported by tests of the front: they run on the loop that a node runs on."""
+    return uvloop.EventLoopPolicy()
 
 
 class HungUp(Exception):

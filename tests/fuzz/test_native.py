@@ -12,10 +12,15 @@ import random
 import struct
 from pathlib import Path
 
+import pytest
+
 from biaojie.errors import ERRORS
 from biaojie.wire.native import Kind, Resolve, decode_error, requests
 from tests.core_parts import create
 from tests.native_world import HungUp, Peer, World, hello, world
+from tests.native_world import event_loop_policy as event_loop_policy  # noqa: PLC0414
+
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy.")
 
 CONNECTIONS = int(os.environ.get("FUZZ_CONNECTIONS", "300"))
 VECTORS = Path(__file__).parents[1] / "vectors/native/frames.jsonl"

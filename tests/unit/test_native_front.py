@@ -41,6 +41,9 @@ from biaojie.wire.native.frames import REQUEST_OCTETS_MAX
 from registry.operations import RevokeKey
 from tests.core_parts import GatedStore, create
 from tests.native_world import HungUp, Peer, error, hello, request, world
+from tests.native_world import event_loop_policy as event_loop_policy  # noqa: PLC0414
+
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy.")
 
 VALUE = Value(1, "URL", b"https://acme.example/")
 

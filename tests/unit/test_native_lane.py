@@ -31,6 +31,9 @@ from registry.operations import ChangePrefix, Retire
 from resolver.front.native import connection, server
 from tests.core_parts import create, identifier, put, secret, value
 from tests.native_world import Peer, request, world
+from tests.native_world import event_loop_policy as event_loop_policy  # noqa: PLC0414
+
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy.")
 
 NAMES = ("SN1", "sn1", "LONG", "泵-1", "MANY")
 WARM = [f"88.118.8/{name}" for name in NAMES]

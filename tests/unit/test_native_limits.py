@@ -16,6 +16,9 @@ from biaojie.wire.native import Frame, Kind, Resolve, decode_resolution, encode_
 from resolver.front.native import connection, server
 from tests.core_parts import GatedStore, create
 from tests.native_world import HungUp, World, error, hello, request, world
+from tests.native_world import event_loop_policy as event_loop_policy  # noqa: PLC0414
+
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy.")
 
 
 @pytest.fixture(autouse=True)
