@@ -24,6 +24,7 @@ from . import results
 from .names import OwnNames
 from .node import Node
 from .peers import questions
+from .peers.stage import SWEEPS
 from .peers.table import head
 from .processes import ROOT, Cores, describe, resident_octets
 from .programs import PIPELINED, SINGLE, Asked, drive, write_messages
@@ -90,7 +91,7 @@ class Meter:
         return resident_octets([self.node.pid])
 
     def sweep(self, what: str, frame: str, port: str, question: Callable[[int], bytes]) -> Growth:
-        """Every name once; twice would not grow it further."""
+        """Every name, as often as it takes for each place that keeps it to have it."""
         count = self._names.count
         requests, hello = self._folder / "requests", self._folder / "hello"
         write_messages(requests, (question(number) for number in range(count)))
@@ -102,7 +103,8 @@ class Meter:
         few = Asked(frame, self.node.ports[port], self._folder / "few", None, hello, shape)
         drive(few, seconds=1.0, cores=self._cores.generator)
         before = self._resident()
-        drive(asked, seconds=SWEEP_S, once=True, cores=self._cores.generator)
+        for _ in range(SWEEPS):
+            drive(asked, seconds=SWEEP_S, once=True, cores=self._cores.generator)
         return Growth(what, count, before, self._resident())
 
     def connect(self, what: str, port: str, first: bytes, hello: bytes, count: int) -> Growth:
