@@ -98,7 +98,7 @@ async def test_a_node_that_is_told_to_stop_answers_first(make_node: Make) -> Non
         (end,) = await peer.rest()
         assert (end.id, end.kind) == (77, Kind.END)
         assert answers.decode_follow_end(end.body) == entries[-1].sequence
-    assert await asyncio.to_thread(node.stop) == 0
+        assert await asyncio.to_thread(node.process.wait, 20) == 0
 
 
 async def test_a_write_of_a_node_that_was_killed_is_there_once(make_node: Make) -> None:
