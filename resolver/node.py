@@ -50,6 +50,7 @@ from .handle.peer import Answerer
 from .handle.shared import SharedAnswerer
 from .health import Health
 from .lane import Lane
+from .large_pages import LargePages
 from .neighbours import Neighbours
 from .observe import Observer
 from .service import Service
@@ -64,6 +65,7 @@ from .worker_sockets import HANDLE_TCP, HANDLE_UDP, HTTP, HTTPS, NATIVE
 
 L = TypeVar("L", HttpLimits, HandleLimits, HandleRules, NativeLimits)
 WITNESS_S = 30.0
+LARGE_PAGES_S = 5.0
 NOTE_COMMIT, NOTE_GUESS = b"c", b"g"
 LANES = 3
 """Fronts that share `lane_bytes_max`: HTTP, Handle, native."""
@@ -225,6 +227,8 @@ class Node:
             self._join(self.neighbours, authentication, authenticator)
         self._witness = Witness(settings.data_dir)
         self._witness_task: asyncio.Task[None] | None = None
+        self._pages = LargePages()
+        self._pages_task: asyncio.Task[None] | None = None
 
     def _answerer(self, operations: Operations) -> Answerer:
         if self.neighbours is None:
@@ -282,6 +286,7 @@ class Node:
             "cache_entries": len(self.cache.cached),
             "cache_bytes": self.cache.cached.bytes,
             "cache_absent_entries": len(self.cache.absent),
+            "large_pages_moved": self._pages.moved,
             "registry_down": float(self.health.down),
             "log_sequence": self.tail.sequence,
             **pool,
@@ -301,6 +306,8 @@ class Node:
         await self.tail.start()
         self.indexer.start()
         await first_key(self.store, self.registrar, self.settings.data_dir)
+        if self.settings.large_pages:
+            self._pages_task = asyncio.create_task(self._move_pages(), name="large-pages")
         if not self.post.slot:  # one for all: it goes forward only
             self._witness_task = asyncio.create_task(self._keep_witness(), name="witness")
         if self.operations is not None:
@@ -358,6 +365,9 @@ class Node:
         await self.tail.stop()
         await self.indexer.stop()
         await self.local.close()
+        if self._pages_task is not None:
+            self._pages_task.cancel()
+            await asyncio.gather(self._pages_task, return_exceptions=True)
         if self._witness_task is not None:
             self._witness_task.cancel()
             await asyncio.gather(self._witness_task, return_exceptions=True)
@@ -386,6 +396,11 @@ class Node:
     async def _stop_native(self, linger_s: float) -> None:
         if self.native is not None:
             await self.native.stop(self.settings.drain_s, linger_s)
+
+    async def _move_pages(self) -> None:
+        while True:
+            await asyncio.sleep(LARGE_PAGES_S)
+            await asyncio.to_thread(self._pages.move)
 
     async def _keep_witness(self) -> None:
         """Note the end of the log outside the database, so that `verify` can miss its tail."""

@@ -135,6 +135,11 @@ class Settings(BaseModel):
         description="Size of the ready replies of the express lane, all fronts together, in bytes;"
         " 0: no lane.",
     )
+    large_pages: bool = Field(
+        True,
+        description="Move memory in use to pages of 2 MiB, which makes a full cache faster; only on"
+        " Linux from 6.1 on, and not where the system has them switched off.",
+    )
     absent_ttl_s: float = Field(
         5.0, ge=0, le=60, description="How long the absence of a name is remembered."
     )
