@@ -272,7 +272,25 @@ def test_the_lane_goes_on_after_writes_on_the_same_connection(world: LaneWorld) 
         assert world.run(world.both([*parts, one, one, one])) == 2
     for _ in range(2):  # more bodies than aiohttp keeps requests
         assert world.run(world.both([head, body] * 40 + [one] * 3)) == 2
-        assert world.run(world.both([head, body] * 40 + [one * 3, one, one])) >= 1
+
+
+@pytest.mark.parametrize("many", [29, 30, 31, 32, 33, 40, 70])
+def test_what_the_parser_has_put_aside_is_answered_first(world: LaneWorld, many: int) -> None:
+    """aiohttp counts a body that comes late as a request that still waits; then its parser may
+    keep to itself the end of what was sent at once. Nothing may overtake that."""
+    rows = [request(start + "SN1", JSON) for start in (API, REST, PAGE)]
+    replies = [world.run(world.say(world.plain, [row]))[0] for row in rows]
+    for row in rows:
+        world.check([row])
+    refused = request(API + "SN1", "Content-Length: 2", method="PUT", body=b"{}")
+    writes = [refused[:-2], refused[-2:]]
+    written = world.run(world.say(world.plain, writes))[0]
+    asked = [number % 3 for number in range(many)]
+    for more in ([0], [1, 2, 1]):
+        sent = [*writes, b"".join(rows[n] for n in asked), *(rows[n] for n in more)]
+        said, _ = world.run(world.say(world.server, sent))
+        assert len(said) >= len(written + replies[0]) * 2
+        assert (written + b"".join(replies[n] for n in [*asked, *more])).startswith(said)
 
 
 # Smuggling --------------------------------------------------------------------------------------
@@ -489,5 +507,7 @@ def test_it_is_bounded_by_its_ttl(world: LaneWorld) -> None:
     for ended in (entry, ready):
         ended.fetched -= 1
     entry.expires -= 1
-    assert world.run(world.both([whole])) == 0
+    before = world.lane.hits
+    world.run(world.say(world.server, [whole]))
+    assert world.lane.hits == before
     assert world.check([whole]) == 1
