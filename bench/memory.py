@@ -24,14 +24,13 @@ from . import results
 from .names import OwnNames
 from .node import Node
 from .peers import questions
-from .peers.stage import SWEEPS
+from .peers.stage import warmed
 from .peers.table import head
 from .processes import ROOT, Cores, describe, resident_octets
 from .programs import PIPELINED, SINGLE, Asked, drive, write_messages
 from .words import BenchFault
 
 PREFIX: Final = "88.118.8"
-SWEEP_S: Final = 300.0
 _ANSWER_S: Final = 10.0
 _SETTLE_S: Final = 1.0
 _STARTS: Final = 5
@@ -103,8 +102,7 @@ class Meter:
         few = Asked(frame, self.node.ports[port], self._folder / "few", None, hello, shape)
         drive(few, seconds=1.0, cores=self._cores.generator)
         before = self._resident()
-        for _ in range(SWEEPS):
-            drive(asked, seconds=SWEEP_S, once=True, cores=self._cores.generator)
+        warmed(asked, [self.node.pid], self._cores.generator)
         return Growth(what, count, before, self._resident())
 
     def connect(self, what: str, port: str, first: bytes, hello: bytes, count: int) -> Growth:
