@@ -60,7 +60,8 @@ RULES = [
         r"resolver\.(front|node|commands)",
         "what is served knows no front",
     ),
-    (r"", "tests", "nothing rests on tests"),
+    # The peers run from a checkout only, and borrow its PostgreSQL.
+    (r"(?!bench/peers/)", "tests", "nothing rests on tests"),
     (r"(?!bench/|resolver/__main__$)", "bench", "only the root attaches the bench's commands"),
     (
         r"bench/(?!peers/|registry_limits$)",
