@@ -104,6 +104,7 @@ class Connection(asyncio.Protocol):
         if lane is not None and (self._express or self._at_rest()):
             start, _, block = data.partition(b" HTTP/1.1\r\n")
             profile = lane.profiles.get(block)
+            known = profile is not None
             if profile is None:
                 profile = lane.profile(block)
             if profile is not None:
@@ -112,6 +113,8 @@ class Connection(asyncio.Protocol):
                 reply = lane.reply(key, now)
                 if reply is not None:
                     self.used = now
+                    if not known and lane.request_id is not None:
+                        reply = lane.renamed(reply)
                     self._write(reply)
                     return
                 if not lane.is_start(start):

@@ -46,14 +46,14 @@ _BLOCK: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e]*+\r
 _START: Final = re.compile(rb"(?:GET|HEAD) /[!-~]*+")
 _PROFILED: Final = frozenset({b"accept", b"if-none-match"})
 _ABSENT: Final = (
-    "authorization|proxy-authorization|x-request-id|idempotency-key|expect|te|trailer|upgrade"
+    "authorization|proxy-authorization|idempotency-key|expect|te|trailer|upgrade"
     "|http2-settings|transfer-encoding|proxy-connection|range|if-match|if-range"
     "|if-modified-since|if-unmodified-since|content-type|content-length|content-encoding"
 )
 """Headers that make a request not plain. The first letters of some others do too, below."""
 _NAMES: Final = (
     rb"^(" + _ABSENT.encode() + rb"|content-[a-z-]*|sec-websocket-[a-z0-9-]*"
-    rb"|host|connection|accept|if-none-match|user-agent|server|etag|max-forwards"
+    rb"|x-request-id|host|connection|accept|if-none-match|user-agent|server|etag|max-forwards"
     rb"):[ \t]*([^\r]*)"
 )
 _TELLING: Final = re.compile(_NAMES, re.IGNORECASE | re.MULTILINE)
@@ -66,6 +66,8 @@ _AGES: Final = re.compile(
     rb"(\r\n.*)",
     re.DOTALL,
 )
+_ID: Final = b"X-Request-Id: "
+REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _NUMBERS: Final = tuple(b"%d" % number for number in range(_NUMBERS_MAX))
 _join = b"".join
 _monotonic = time.monotonic
@@ -151,6 +153,7 @@ class HttpLane(Lane[HttpReady]):
         self.enabled = bytes_max > 0
         self.octets_max = min(REQUEST_OCTETS_MAX, header_bytes_max)
         self.profiles: dict[bytes, bytes] = {}
+        self.request_id: bytes | None = None
         self._observer = observer
         self._styles: dict[Style, Style] = {}
         self._date = b""
@@ -163,7 +166,8 @@ class HttpLane(Lane[HttpReady]):
 
     def profile(self, block: bytes) -> bytes | None:
         """What of a header block (all after the request line) decides the reply; None
-        where the request is not plain. Asked for blocks that are not in `profiles`."""
+        where the request is not plain. Asked for blocks that are not in `profiles`: those with a
+        request id of their own, which is in `request_id` then, never are."""
         if len(block) > self.octets_max or _BLOCK.fullmatch(block) is None:
             return None
         if block.count(b"\r\n") > HEADERS_MAX + 2:
@@ -179,7 +183,10 @@ class HttpLane(Lane[HttpReady]):
         if given.pop(b"connection", b"keep-alive").lower() != b"keep-alive":
             return None
         accept, tag = given.pop(b"accept", b""), given.pop(b"if-none-match", None)
+        request_id = given.pop(b"x-request-id", None)
         if not given.keys() <= _ONCE:
+            return None
+        if request_id is not None and REQUEST_ID.fullmatch(request_id) is None:
             return None
         profile = b"json" if wants_json(accept.decode()) else b""
         if tag is not None:
@@ -188,9 +195,11 @@ class HttpLane(Lane[HttpReady]):
             profile += b" " + tag
         if profile:
             profile += b"\n"
-        while len(self.profiles) >= PROFILES_MAX:
-            del self.profiles[next(iter(self.profiles))]
-        self.profiles[block] = profile
+        self.request_id = request_id
+        if request_id is None:
+            while len(self.profiles) >= PROFILES_MAX:
+                del self.profiles[next(iter(self.profiles))]
+            self.profiles[block] = profile
         return profile
 
     def is_start(self, octets: bytes) -> bool:
@@ -245,6 +254,12 @@ class HttpLane(Lane[HttpReady]):
         else:
             tally.add(seconds)
         return reply
+
+    def renamed(self, reply: bytes) -> bytes:
+        """A reply with the request's own id instead of ours."""
+        assert self.request_id is not None
+        at = reply.index(_ID) + len(_ID)
+        return reply[:at] + self.request_id + reply[at + 16 :]
 
     def _renew(self, now: float) -> int:
         """The next second or the next request ids; returns the serial of the next of them."""

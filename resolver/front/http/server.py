@@ -36,12 +36,11 @@ from ...observe import Observer
 from ...service import Service
 from .connection import ConnectionServer, Handler, HttpLimits, response_of
 from .endpoint import Asked, Endpoint, Reply, problem_reply
-from .lane import HttpLane, Noted
+from .lane import REQUEST_ID, HttpLane, Noted
 from .models import NoQuery
 from .tls import TlsContext, client_certificate
 
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _ALWAYS_SERVED = frozenset({"healthz", "readyz", "metrics"})
 _BATCHES = frozenset({"batch", "resolve-many", "list", "search", "search-handles", "handle-list"})
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?#]*", re.IGNORECASE)  # the form that proxies send
@@ -205,7 +204,11 @@ class HttpFront:
         assert isinstance(request.protocol, Handler)
         lane_key, request.protocol.key = request.protocol.key, None
         given = request.headers.get("X-Request-Id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id()
+        request_id = (
+            given
+            if REQUEST_ID.fullmatch(given.encode(errors="surrogateescape"))
+            else new_request_id()
+        )
         if request.method == "POST" and is_tunnel(request.headers.get("Content-Type", "")):
             response = response_of(await self._tunnelled(request, request_id), request_id)
             await self._send(request, response)
