@@ -207,7 +207,7 @@ class Node:
             self.observer.watch(self.native.all_counts, counters=True)
         self.http_lane = HttpLane(
             self.health,
-            settings.lane_bytes_max // 3,
+            settings.lane_bytes_max // LANES,
             self.observer,
             header_bytes_max=settings.header_bytes_max,
         )

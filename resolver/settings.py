@@ -129,7 +129,7 @@ class Settings(BaseModel):
         3600.0, ge=0, le=172_800, description="Longest time a record is cached without asking."
     )
     lane_bytes_max: int = Field(
-        96 * 2**20,
+        192 * 2**20,
         ge=0,
         le=2**40,
         description="Size of the ready replies of the express lane, all fronts together, in bytes;"

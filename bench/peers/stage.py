@@ -42,6 +42,7 @@ _USUAL_OCTETS: Final = 250
 # One client asks for everybody, answers are four times the question: limits are raised, not off.
 _NODE: Final[dict[str, object]] = {
     "cache_bytes_max": 2**30,
+    "lane_bytes_max": 2**30,
     "handle_udp_rate_max": 1_000_000,
     "handle_udp_amplification_max": 10,
 }
