@@ -238,6 +238,15 @@ def test_prefix_and_suffix_in_any_spelling(world: LaneWorld) -> None:
         assert world.check([request(API + spelling)]) == 1
 
 
+@pytest.mark.parametrize("before", ["", "j", "p", "J", "P", 'P"x"\n', 'J"x"\n', "json\n", ' "x"\n'])
+def test_nobody_writes_a_profile_into_a_request(world: LaneWorld, before: str) -> None:
+    for headers in ([], [JSON], ['If-None-Match: "x"'], [JSON, 'If-None-Match: "x"']):
+        assert world.check([request(API + "SN1", *headers)]) == 1
+    hits = 0 if before else 1
+    assert world.check([before.encode() + request(API + "SN1")]) == hits
+    assert world.check([request(API + "SN1", method=before + "GET")]) == hits
+
+
 # More than one request, less than one -----------------------------------------------------------
 
 
@@ -509,7 +518,7 @@ def test_it_is_bounded_by_its_ttl(world: LaneWorld) -> None:
     whole = request(API + "soon")
     assert world.check([whole]) == 1
     entry = world.node.cache.cached.entries[Identifier(PREFIX, "soon").key()]
-    ready = world.lane._entries[whole.partition(b" HTTP/")[0]]
+    ready = world.lane._entries[b"p" + whole.partition(b" HTTP/")[0]]
     for ended in (entry, ready):
         ended.fetched -= 1
     entry.expires -= 1

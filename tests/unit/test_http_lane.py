@@ -80,7 +80,7 @@ def test_date_and_request_id_are_those_of_now(world: LaneWorld) -> None:
 
 def test_the_ages_go_on(world: LaneWorld) -> None:
     entry = world.node.cache.cached.entries[Identifier(PREFIX, "SN1").key()]
-    ready = world.lane._entries[WHOLE.partition(b" HTTP/")[0]]
+    ready = world.lane._entries[b"p" + WHOLE.partition(b" HTTP/")[0]]
 
     async def work(passed: float) -> bytes:
         for of in (entry, ready):

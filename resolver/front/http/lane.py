@@ -188,13 +188,12 @@ class HttpLane(Lane[HttpReady]):
             return None
         if request_id is not None and REQUEST_ID.fullmatch(request_id) is None:
             return None
-        profile = b"json" if wants_json(accept.decode()) else b""
+        # None begins as another does, so that no start of a request can be taken for a profile.
+        profile = b"j" if wants_json(accept.decode()) else b"p"
         if tag is not None:
             if len(tag) > IF_NONE_MATCH_OCTETS_MAX:
                 return None
-            profile += b" " + tag
-        if profile:
-            profile += b"\n"
+            profile = profile.upper() + tag + b"\n"
         self.request_id = request_id
         if request_id is None:
             while len(self.profiles) >= PROFILES_MAX:
