@@ -60,6 +60,11 @@ class Lane(Generic[R]):
         self.hits += 1
         return ready
 
+    @property
+    def everything(self) -> dict[bytes, R]:
+        """As `table`, for who looks himself whether the registry is down."""
+        return self._entries
+
     def table(self) -> dict[bytes, R]:
         """What is ready by its key, for who asks for many at a time: none while the registry is
         down. Before one is sent its entry must be alive and not expired; who sends it marks it as
@@ -69,6 +74,10 @@ class Lane(Generic[R]):
     def keep(self, key: bytes, ready: R) -> None:
         if ready.entry.alive:
             self._kept.put(key, ready)
+
+    @property
+    def health(self) -> Health:
+        return self._health
 
     def drop(self, key: bytes) -> None:
         self._kept.drop(key)

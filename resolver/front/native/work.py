@@ -24,7 +24,7 @@ _KIND: Final = {kind: bytes((kind,)) for kind in Kind}
 _HEAD: Final = Struct(">BBBIBIB")
 assert _HEAD.size == RESOLUTION.size + 1
 _LENGTHS: Final[dict[int, bytes]] = {}
-"""As many as there are lengths of records."""
+"""At most as many as frames have lengths, and in truth the few that records have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +74,25 @@ def error_frame(id_: bytes, error: BiaojieError) -> bytes:
     return frame(id_, Kind.ERROR, encode_error(error))
 
 
+def _length(length: int) -> bytes:
+    """The length field, one object for all of a length: in a large lane each object that a hit
+    touches costs a cache miss."""
+    return _LENGTHS.setdefault(length, LENGTH.pack(length))
+
+
 class ReadyResolution(Ready):
     """A resolution but for the id: a reply is `length`, the id, `rest`. Until the monotonic time
-    `turns` that is right, age and ttl included; then `turn` decides."""
+    `turns` that is right, age and ttl included; then `turn` decides. `asked` is the length field
+    of the request."""
 
-    __slots__ = ("length", "octets", "rest", "turns")
+    __slots__ = ("asked", "length", "octets", "rest", "turns")
 
     def __init__(self, entry: Cached, key_octets: int, record: bytes) -> None:
         """`record` is packed, `key_octets` what it is kept under takes up."""
         self.octets = 9 + RESOLUTION_OCTETS + len(record)
         super().__init__(entry, key_octets + self.octets + 120)
-        # One object for all of a length: in a large lane every object touched costs a cache miss.
-        self.length = _LENGTHS.setdefault(self.octets, LENGTH.pack(self.octets - 4))
+        self.length = _length(self.octets - 4)
+        self.asked = _length(key_octets + 4)
         self.rest = bytes(_HEAD.size) + record
         self.turns = 0.0
 
