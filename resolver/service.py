@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
+from itertools import islice
 
 from biaojie.account import ApiKey, Prefix, Role
 from biaojie.change import Action, Entry
@@ -53,6 +54,8 @@ REPLY_BYTES_MAX = 4 * 2**20
 PAGE_CHANGES_MAX = 5_000
 NAMES_MAX = 1_000
 """Names asked for in one query."""
+RESOLVING_MAX = 256
+"""Identifiers of one multi-answer that are looked up at a time: each takes a task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,19 +252,20 @@ class Service:
         self, identifiers: Sequence[Identifier], caller: Caller, *, authoritative: bool = False
     ) -> list[Resolution | BiaojieError]:
         """One resolution or error each, in order."""
-        answers = await asyncio.gather(
-            *(
-                self.resolve(Query(identifier, authoritative=authoritative), caller)
-                for identifier in identifiers
-            ),
-            return_exceptions=True,
-        )
-        checked: list[Resolution | BiaojieError] = []
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, BiaojieError):
-                raise answer
-            checked.append(answer)
-        return checked
+        queries = [Query(identifier, authoritative=authoritative) for identifier in identifiers]
+        found: list[Resolution | BiaojieError | None] = [None] * len(queries)
+        if caller.is_public:
+            found = [self.at_hand(query) for query in queries]
+        missing = (n for n, answer in enumerate(found) if answer is None)
+        while wanted := list(islice(missing, RESOLVING_MAX)):
+            answers = await asyncio.gather(
+                *(self.resolve(queries[n], caller) for n in wanted), return_exceptions=True
+            )
+            for n, answer in zip(wanted, answers, strict=True):
+                if isinstance(answer, BaseException) and not isinstance(answer, BiaojieError):
+                    raise answer
+                found[n] = answer
+        return [answer for answer in found if answer is not None]
 
     async def list_records(
         self, caller: Caller, prefix: str, after: bytes | None, limit: int

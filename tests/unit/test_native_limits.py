@@ -191,6 +191,59 @@ async def test_beyond_the_pipeline_the_connection_is_not_read() -> None:
         assert sorted(frame.id for frame in await peer.frames(40)) == list(range(1, 41))
 
 
+async def test_requests_for_many_take_more_of_the_pipeline() -> None:
+    store = GatedStore()
+    async with world(store=store, native_pipeline_max=40) as node, node.peer() as peer:
+        store.close_gate("look_up")
+        asked = [
+            request(n, requests.ResolveMany(tuple(f"88.118.8/no{n}/{m:03}" for m in range(400))))
+            for n in range(1, 31)
+        ]
+        peer.send(*asked)
+        await asyncio.sleep(0.2)
+        # Each takes more than 20 places; the second begins while there is room for any.
+        assert 2 * len(asked[0]) // 256 > 40
+        assert node.front.running == 2
+        async with node.peer() as other:
+            other.send(*(request(n, Resolve(f"88.118.8/no{n}")) for n in range(1, 61)))
+            await asyncio.sleep(0.1)
+            assert node.front.running == 42
+            store.open_gate("look_up")
+            assert len(await other.frames(60)) == 60
+        assert sorted(frame.id for frame in await peer.frames(30)) == list(range(1, 31))
+        assert node.front.running == 0
+
+
+async def test_one_answer_that_nobody_takes_is_counted_and_let_go() -> None:
+    async with world(reply_timeout_s=0.5) as node:
+        await node.write(*(create(f"BIG{n}", "x" * 60_000) for n in range(60)))
+        asked = requests.ResolveMany(tuple(f"88.118.8/BIG{n}" for n in range(60)) * 3)
+        made = unread(node, request(1, asked))
+        async with asyncio.timeout(5):
+            while node.front.held_octets == 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        await gone(node)
+        assert (node.front.counts["native_cut"], node.front.held_octets) == (1, 0)
+        made.close()
+
+
+async def test_answers_that_nobody_takes_are_held_up_to_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "HELD_OCTETS_MAX", 2**20)
+    async with world() as node, node.peer() as other:
+        await node.write(*(create(f"BIG{n}", "x" * 60_000) for n in range(60)))
+        asked = requests.ResolveMany(tuple(f"88.118.8/BIG{n}" for n in range(60)) * 3)
+        made = unread(node, request(1, asked))
+        async with asyncio.timeout(5):
+            while node.front.counts["native_cut"] == 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        await gone(node, 1)
+        assert node.front.held_octets == 0
+        await other.answer(requests.Ping())
+        made.close()
+
+
 async def test_beyond_the_requests_of_all_there_is_no_room_but_for_what_is_cached() -> None:
     store = GatedStore()
     async with world(store=store, native_requests_max=3) as node, node.peer() as peer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,7 @@ from registry.admission import PUBLIC, SYSTEM, Caller
 from registry.operations import ChangePrefix, HomePrefix, Retire
 from resolver import service as service_module
 from resolver.core import Source
-from resolver.service import Query, select
+from resolver.service import Query, Resolution, select
 from tests.core_parts import (
     ACME,
     ACME_READER,
@@ -201,6 +202,29 @@ async def test_resolve_many(parts: Parts) -> None:
         PrefixNotHere,
     ]
     assert await parts.service.resolve_many([], ACME) == []
+
+
+async def test_resolve_many_looks_up_a_part_at_a_time() -> None:
+    store = GatedStore()
+    parts = Parts(store)
+    async with parts:
+        await home(parts.registrar)
+        await write(parts.registrar, *(create(f"A{n:03}") for n in range(600)))
+        names = [identifier(f"A{n:03}" if n % 3 else f"NO{n}") for n in range(600)]
+        await parts.service.resolve_many(names[:10], PUBLIC)
+        store.close_gate("look_up")
+        before = len(asyncio.all_tasks())
+        asked = asyncio.create_task(parts.service.resolve_many(names, PUBLIC))
+        await store.reached("look_up")
+        # A task for each, and one for each flight to the registry.
+        assert 256 < len(asyncio.all_tasks()) - before < 2 * 256 + 10
+        store.open_gate("look_up")
+        found = await asked
+        assert [f.record.identifier if isinstance(f, Resolution) else type(f) for f in found] == [
+            name if n % 3 else IdentifierNotFound for n, name in enumerate(names)
+        ]
+        again = await parts.service.resolve_many(names, PUBLIC)
+        assert {f.source for f in again if isinstance(f, Resolution)} == {Source.CACHE}
 
 
 async def test_resolve_many_hides_no_mistake_of_ours(parts: Parts) -> None:

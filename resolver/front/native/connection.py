@@ -335,6 +335,7 @@ class Connection(asyncio.Protocol):
         self._writable = asyncio.Event()
         if not self._deaf:
             self._hold(True)
+        self._account()
 
     def resume_writing(self) -> None:
         self._stuck_since = None

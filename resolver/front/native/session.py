@@ -41,8 +41,12 @@ if TYPE_CHECKING:
 
 BODY_OCTETS_FREE: Final = 65_536
 """A request up to this size is decoded on the loop and not counted as held."""
+PLACE_OCTETS: Final = 256
+"""A request for many identifiers takes one more place of its connection's pipeline for each so
+many octets: a thousand of them would else hold a million look-ups and their answers."""
 STREAMS_MAX: Final = 16
 """Streams of one connection at a time."""
+MANY: Final = (Kind.RESOLVE_MANY, Kind.WRITE_MANY)
 NOTHING_READY: Final[dict[bytes, ReadyResolution]] = {}
 """The lane of those who may not use it."""
 
@@ -84,8 +88,9 @@ def _hello(asked: Asked) -> Hello:
 
 
 class Session:
-    """`running` are the requests that take a task, by their ids; `in_lane`: the express lane is
-    for it; `octets` is what large requests and pages of streams take up."""
+    """`running` are the requests that take a task, by their ids, `places` what they take of the
+    pipeline; `in_lane`: the express lane is for it; `octets` is what large requests and pages of
+    streams take up."""
 
     __slots__ = (
         "_connection",
@@ -98,6 +103,7 @@ class Session:
         "in_lane",
         "octets",
         "peer",
+        "places",
         "running",
     )
 
@@ -110,7 +116,7 @@ class Session:
         self.crowded = False
         self.greeted = False
         self.peer = ""
-        self.octets = 0
+        self.octets = self.places = 0
         self.running: dict[bytes, asyncio.Task[None]] = {}
         self.in_lane = False
 
@@ -123,12 +129,12 @@ class Session:
         """Whether what comes next has to wait: for a request to end, or for the hello's answer."""
         if not self.greeted:
             return bool(self.running)
-        return len(self.running) >= self._front.limits.native_pipeline_max
+        return self.places >= self._front.limits.native_pipeline_max
 
     @property
     def roomy(self) -> bool:
         """Whether it is worth while to read on: not for one request at a time."""
-        return len(self.running) <= self._front.limits.native_pipeline_max // 2
+        return self.places <= self._front.limits.native_pipeline_max // 2
 
     def lost(self) -> None:
         """The connection is gone."""
@@ -188,15 +194,20 @@ class Session:
         held = len(asked.body) if len(asked.body) > BODY_OCTETS_FREE else 0
         self.octets += held
         self._front.running += slot
-        task.add_done_callback(partial(self._done, asked.id, held, slot))
+        places = 1 + (len(asked.body) // PLACE_OCTETS if asked.kind in MANY else 0)
+        self.places += places
+        task.add_done_callback(partial(self._done, asked.id, held, slot, places))
 
-    def _done(self, id_: bytes, held: int, slot: int, task: asyncio.Task[None]) -> None:
+    def _done(
+        self, id_: bytes, held: int, slot: int, places: int, task: asyncio.Task[None]
+    ) -> None:
         if self.running.get(id_) is task:
             del self.running[id_]
             stream = self._streams.pop(id_, None)
             if stream is not None and task.cancelled():
                 self._connection.send(end(id_, stream))
         self.octets -= held
+        self.places -= places
         self._front.running -= slot
         if self._unwelcome:
             self._unwelcome = False
