@@ -178,6 +178,31 @@ def test_without_memory_there_is_no_lane(world: LaneWorld, given: dict[str, int]
     assert counted(world)["biaojie_http_lane_bytes"] == 0
 
 
+def test_a_client_that_asks_on_at_once_is_answered_by_the_lane(world: LaneWorld) -> None:
+    """Its next request may be there before aiohttp's task waits for it."""
+
+    class Eager(Pipe):
+        left = 20
+
+        def write(self, data: bytes) -> None:
+            super().write(data)
+            if self.left:
+                self.left -= 1
+                asyncio.get_running_loop().call_soon(self.feed, WHOLE)
+
+    async def work() -> None:
+        hits = world.lane.hits
+        pipe = Eager(world.server)
+        pipe.feed(request("/healthz"))
+        await turns(100)
+        assert world.lane.hits == hits + 20
+        assert pipe.out.count(b"HTTP/1.1 200 OK\r\n") == 21
+        pipe.close()
+        await turns()
+
+    world.run(work())
+
+
 # Connections ----------------------------------------------------------------------------
 
 

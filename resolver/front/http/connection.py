@@ -183,9 +183,19 @@ class Connection(asyncio.Protocol):
 
 class Handler(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
     """aiohttp's side of a connection, with one more limit: on slow headers. `key` is what the
-    reply to the request just handed over may be kept by, None where it may not."""
+    reply to the request just handed over may be kept by, None where it may not; `answered` is
+    how many requests were, to the end of the reply and with the connection kept open."""
 
-    __slots__ = ("_connection", "_ended", "_head_timer", "_limits", "_payload", "_strange", "key")
+    __slots__ = (
+        "_connection",
+        "_ended",
+        "_head_timer",
+        "_limits",
+        "_payload",
+        "_strange",
+        "answered",
+        "key",
+    )
 
     def __init__(self, manager: ConnectionServer, connection: Connection, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
@@ -193,6 +203,7 @@ class Handler(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
         self._limits = manager.limits
         self._head_timer: asyncio.TimerHandle | None = None
         self.key: bytes | None = None
+        self.answered = 0
         self._ended = True  # what came last was the end of a head
         self._strange = False
         self._payload: StreamReader = EMPTY_PAYLOAD
@@ -219,9 +230,10 @@ class Handler(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
     def at_rest(self) -> bool:
         """Whether all that was handed over is parsed, to the end of a message, and answered.
 
-        Nothing is being answered or waits for it; the parser has put nothing aside, and the last
-        it got was an empty line while no body was to come. After that line it can be nowhere but
-        before a new message: within a head it would have ended that head.
+        Answered is enough: aiohttp's task may still be on its way back to waiting, but has
+        nothing more to say. The parser has put nothing aside, and the last it got was an empty
+        line while no body was to come. After that line it can be nowhere but before a new
+        message: within a head it would have ended that head.
         """
         if not self._quiet():
             return False
@@ -229,14 +241,11 @@ class Handler(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
         return self._quiet()
 
     def _quiet(self) -> bool:
-        waiter = self._waiter
         return (
             self._ended
             and not self._strange
             and self._payload.is_eof()
-            and waiter is not None
-            and not waiter.done()
-            and not self._messages
+            and self.answered == self._request_count
             and not (self._reading_paused or self._buffer_paused)
             and not (self._close or self._force_close)
         )

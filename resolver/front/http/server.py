@@ -201,8 +201,15 @@ class HttpFront:
     # One request ------------------------------------------------------------------------
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        assert isinstance(request.protocol, Handler)
-        lane_key, request.protocol.key = request.protocol.key, None
+        handler = request.protocol
+        assert isinstance(handler, Handler)
+        lane_key, handler.key = handler.key, None
+        response = await self._answer(request, lane_key)
+        if response.keep_alive:
+            handler.answered += 1
+        return response
+
+    async def _answer(self, request: web.BaseRequest, lane_key: bytes | None) -> web.Response:
         given = request.headers.get("X-Request-Id", "")
         request_id = (
             given
