@@ -6,47 +6,109 @@ quickest of the recent requests took too long, which is what a standing queue lo
 any load the accepted are answered in time and the rest are told at once.
 
 `Quotas` are token buckets by tenant. What is refused costs next to nothing, and whoever goes on
-asking is read from less often (`PENALTY_S`), so that a loud one costs the others nothing.
+asking is read from less often (`Penalties`), so that a loud one costs the others nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
+
+from biaojie.errors import OverCapacity, TooManyRequests
 
 TARGET_S: Final = 0.05
-"""A quickest request slower than this means that requests wait for each other."""
+"""A quickest request slower than this, and than a look-up in the registry takes besides, means
+that requests wait for each other."""
+LOOK_UP_S: Final = 0.1
+"""A registry slower than this is no excuse."""
 WINDOW_S: Final = 0.1
 SAMPLES_MIN: Final = 8
 LIMIT_MIN: Final = 16
 PENALTY_S: Final = 0.03
 """A connection whose request was refused is read from again after this long: refusing is cheap,
 but without end it is not. Less than the 50 ms within which the refused are answered."""
+SWEEP_S: Final = 0.004
+"""How far apart, at the least, the moments are at which penalties are looked at."""
+RETRY_S: Final = 1
+"""When those who were refused are asked to come again."""
 TENANTS_MAX: Final = 10_000
 
 
+class Held(Protocol):
+    """A connection that is not read from for now."""
+
+    def read_again(self) -> None: ...
+
+
+class Penalties:
+    """Connections whose requests were refused, in the order in which they are read from again.
+    One timer serves them all. A connection is in it once, until it is told `read_again`."""
+
+    def __init__(self, pause_s: float = PENALTY_S) -> None:
+        self._pause_s = pause_s
+        self._held: deque[tuple[float, Held]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, connection: Held) -> None:
+        loop = asyncio.get_running_loop()
+        self._held.append((loop.time() + self._pause_s, connection))
+        if self._timer is None:
+            self._timer = loop.call_later(self._pause_s, self._sweep, loop)
+
+    def release_one(self) -> None:
+        """There is room: who has waited longest need not wait on."""
+        if self._held:
+            self._held.popleft()[1].read_again()
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        while self._held and self._held[0][0] <= now:
+            self._held.popleft()[1].read_again()
+        self._timer = None
+        if self._held:
+            wait_s = max(self._held[0][0] - now, SWEEP_S)
+            self._timer = loop.call_later(wait_s, self._sweep, loop)
+
+
 class Gate:
-    """`enter` before work, `leave` after it. `limit` is how many may be within just now."""
+    """`enter` before work, `leave` after it. `limit` is how many may be within just now.
+    `penalties`: connections that were refused here; they are read from again as room is made.
+    `look_up_s` says how long the registry took to answer lately."""
 
     __slots__ = (
         "_clock",
         "_crowded",
+        "_look_up_s",
         "_quickest",
         "_samples",
         "_since",
         "limit",
         "most",
+        "penalties",
         "refused",
         "running",
     )
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        most: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        look_up_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.most = most
         self.limit = most
         self.running = 0
         self.refused = 0
+        self.penalties = Penalties()
+        self._look_up_s = look_up_s
         self._clock = clock
         self._since = clock()
         self._quickest = float("inf")
@@ -61,15 +123,22 @@ class Gate:
     def enter(self) -> bool:
         """Whether there is room; if so it is taken."""
         if self.running >= self.limit:
-            self._crowded = True
-            self.refused += 1
+            self.refuse()
             return False
         self.running += 1
         return True
 
+    def refuse(self) -> OverCapacity:
+        """Count one that found no room, and what it is told."""
+        self._crowded = True
+        self.refused += 1
+        return OverCapacity(retry_after_s=RETRY_S)
+
     def leave(self, seconds: float | None = None) -> None:
         """`seconds` it took, of requests that should be quick; None for others."""
         self.running -= 1
+        if self.penalties and self.running < self.limit:
+            self.penalties.release_one()
         if seconds is None:
             return
         self._samples += 1
@@ -80,8 +149,10 @@ class Gate:
                 self._judge(now)
 
     def _judge(self, now: float) -> None:
-        if self._quickest > TARGET_S:
-            self.limit = max(LIMIT_MIN, min(self.limit, self.running + 1) * 3 // 4)
+        if self._quickest > TARGET_S + min(self._look_up_s(), LOOK_UP_S):
+            self.limit = max(
+                min(LIMIT_MIN, self.most), min(self.limit, self.running + 1) * 3 // 4
+            )
         elif self._crowded or self.limit < self.most:
             self.limit = min(self.most, self.limit + max(1, self.limit // 16))
         self._since = now
@@ -92,30 +163,69 @@ class Gate:
 
 class Quotas:
     """`rate_max` requests a second for each tenant, with a second's worth of them at once; 0: any
-    number. The least lately seen are forgotten beyond TENANTS_MAX: a full bucket says nothing."""
+    number. The least lately seen are forgotten beyond TENANTS_MAX: a full bucket says nothing.
+
+    A costly request is let in like any other and what it costs beyond one is owed: the tenant
+    waits the longer afterwards. `until`: the latest moment (of the clock) at which somebody who
+    was refused may ask again; before it others are not worth a look.
+    """
 
     def __init__(self, rate_max: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate = rate_max
+        self.rate_max = rate_max
+        self.penalties = Penalties()
+        self.refused = 0
+        self.until = 0.0
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        self.refused = 0
 
     def __len__(self) -> int:
         return len(self._buckets)
 
     def take(self, tenant: str) -> float:
         """Take one request's worth: 0, or after how many seconds to ask again."""
-        if not self._rate:
+        if not self.rate_max:
             return 0.0
-        now = self._clock()
-        left, then = self._buckets.get(tenant, (float(self._rate), now))
-        left = min(self._rate, left + (now - then) * self._rate)
+        left, now = self._left(tenant)
         if left < 1:
-            self._buckets[tenant] = (left, now)
-            self.refused += 1
-            return (1 - left) / self._rate
-        self._buckets[tenant] = (left - 1, now)
+            return self._refuse(left, now)
+        self._keep(tenant, left - 1, now)
+        return 0.0
+
+    def wait(self, tenant: str) -> float:
+        """As `take`, for who takes nothing: whoever is let in does so later."""
+        if not self.rate_max:
+            return 0.0
+        left, now = self._left(tenant)
+        return self._refuse(left, now) if left < 1 else 0.0
+
+    def owe(self, tenant: str, cost: float) -> None:
+        """What a request that was let in costs beyond one."""
+        if self.rate_max and cost:
+            left, now = self._left(tenant)
+            self._keep(tenant, left - cost, now)
+
+    def refusal(self, wait_s: float) -> TooManyRequests:
+        """What is told a tenant that may ask again after `wait_s`."""
+        return TooManyRequests(
+            f"Your tenant may ask {self.rate_max} times a second.",
+            f"贵租户每秒最多可请求 {self.rate_max} 次。",
+            retry_after_s=max(1, math.ceil(wait_s)),
+            rate_max=self.rate_max,
+        )
+
+    def _left(self, tenant: str) -> tuple[float, float]:
+        now = self._clock()
+        left, then = self._buckets.get(tenant, (float(self.rate_max), now))
+        return min(float(self.rate_max), left + (now - then) * self.rate_max), now
+
+    def _refuse(self, left: float, now: float) -> float:
+        self.refused += 1
+        wait_s = (1 - left) / self.rate_max
+        self.until = max(self.until, now + wait_s)
+        return wait_s
+
+    def _keep(self, tenant: str, left: float, now: float) -> None:
+        self._buckets[tenant] = (left, now)
         self._buckets.move_to_end(tenant)
         while len(self._buckets) > TENANTS_MAX:
             self._buckets.popitem(last=False)
-        return 0.0
