@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import pytest
 
@@ -184,7 +185,7 @@ def test_a_client_that_asks_on_at_once_is_answered_by_the_lane(world: LaneWorld)
     class Eager(Pipe):
         left = 20
 
-        def write(self, data: bytes) -> None:
+        def write(self, data: Any) -> None:
             super().write(data)
             if self.left:
                 self.left -= 1
