@@ -40,7 +40,8 @@ ANSWER_S = 10.0
 @pytest.fixture
 def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
     """Imported by tests of the front: they run on the loop that a node runs on."""
-    return uvloop.EventLoopPolicy()
+    policy: asyncio.AbstractEventLoopPolicy = uvloop.EventLoopPolicy()
+    return policy
 
 
 class HungUp(Exception):

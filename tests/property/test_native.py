@@ -15,8 +15,8 @@ from biaojie.change import Action, BatchResult, Change, Entry, Receipt, RowResul
 from biaojie.errors import BiaojieError, InvalidRecord, InvalidRequest, MalformedAnswer
 from biaojie.identifier import Identifier
 from biaojie.record import Permissions, Record, Reference, Status, Value
-from biaojie.wire.native import Kind, answers, decode_request, encode_request, requests
-from biaojie.wire.native.request_bodies import ACTIONS
+from biaojie.wire.native import Kind, answers, decode_request, encode_request, requests, shapes
+from biaojie.wire.native.requests import ACTIONS
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 NAME = TEXT.filter(bool)
@@ -145,7 +145,7 @@ NESTED = st.recursive(
 @given(st.sampled_from(list(Kind)), NESTED)
 def test_any_value_is_a_request_or_refused(kind: Kind, value: Any) -> None:
     with suppress(InvalidRequest, InvalidRecord):
-        decode_request(kind, answers.pack(value))
+        decode_request(kind, shapes.pack(value))
 
 
 # Answers --------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def test_other_answers_are_read_as_they_were_meant(
 @given(value=NESTED | st.lists(NESTED, max_size=12))
 def test_any_value_is_an_answer_or_malformed(decode: Callable[[bytes], Any], value: Any) -> None:
     with suppress(MalformedAnswer):
-        decode(answers.pack(value))
+        decode(shapes.pack(value))
 
 
 @pytest.mark.parametrize("decode", DECODERS, ids=lambda decode: decode.__name__)

@@ -13,11 +13,11 @@ from biaojie.wire.native import (
     Frame,
     Framing,
     Kind,
-    answers,
     decode_error,
     encode_error,
     encode_frame,
     encode_resolve,
+    shapes,
 )
 
 FRAMES = [
@@ -94,7 +94,7 @@ def test_the_fast_encoder_takes_any_text() -> None:
     for identifier in ("", "a/b", "x" * 40, "泵" * 300, "y" * 70_000):
         (frame,) = Framing().feed(encode_resolve(3, identifier))
         assert (frame.id, frame.kind) == (3, Kind.RESOLVE)
-        assert answers.unpack_answer(frame.body) == (identifier,)
+        assert shapes.unpack_answer(frame.body) == (identifier,)
 
 
 # Errors ---------------------------------------------------------------------------------
@@ -146,12 +146,12 @@ def test_plain_fields_come_back_as_they_were() -> None:
         b"",
         b"\xc0",
         b"\x90",
-        answers.pack(["internal"]),
-        answers.pack(["no-such-code", "a", "b", {}, "r"]),
-        answers.pack([1, "a", "b", {}, "r"]),
-        answers.pack(["internal", "a", "b", [], "r"]),
-        answers.pack(["internal", "a", "b", {1: 2}, "r"]),
-        answers.pack(["internal", "a", "b", {"en": 1, "self": 2}, "r"]) + b"\x00",
+        shapes.pack(["internal"]),
+        shapes.pack(["no-such-code", "a", "b", {}, "r"]),
+        shapes.pack([1, "a", "b", {}, "r"]),
+        shapes.pack(["internal", "a", "b", [], "r"]),
+        shapes.pack(["internal", "a", "b", {1: 2}, "r"]),
+        shapes.pack(["internal", "a", "b", {"en": 1, "self": 2}, "r"]) + b"\x00",
         b"\x91" * 5000,
         b"\xc1",
     ],
@@ -161,7 +161,7 @@ def test_what_is_no_error_is_a_malformed_answer(body: bytes) -> None:
 
 
 def test_a_field_may_have_any_name() -> None:
-    body = answers.pack(["internal", "a", "b", {"self": 1, "en": 2, "zh": 3, "request_id": 4}, "r"])
+    body = shapes.pack(["internal", "a", "b", {"self": 1, "en": 2, "zh": 3, "request_id": 4}, "r"])
     error = decode_error(body)
     assert isinstance(error, BiaojieError)
     assert error.code == "internal"

@@ -21,11 +21,11 @@ from biaojie.wire.native import (
     Kind,
     Resolve,
     ResolveMany,
-    answers,
     decode_error,
     decode_resolution,
     encode_frame,
     requests,
+    shapes,
 )
 from registry.operations import ChangePrefix, Retire
 from resolver.front.native import connection, server
@@ -53,7 +53,7 @@ async def two(monkeypatch: pytest.MonkeyPatch, **options: Any) -> AsyncIterator[
     clock = Clock()
     for module in (connection, server):
         monkeypatch.setattr(module, "monotonic", clock)
-    patient = {"native_idle_timeout_s": 1e6, "native_message_timeout_s": 1e6}
+    patient: dict[str, Any] = {"native_idle_timeout_s": 1e6, "native_message_timeout_s": 1e6}
     cache = {"clock": clock, **options.pop("cache", {})}
     async with world(cache=cache, **patient, **options) as node:
         await node.write(
@@ -122,8 +122,8 @@ def mixture(chance: random.Random, size: int) -> tuple[bytes, int]:
                     encode_frame(n, 2, b"\xc1"),
                     encode_frame(n, 2, b""),
                     encode_frame(n, 0x55, b"\xc0"),
-                    encode_frame(n, 2, answers.pack([name, [], [], False, "later"])),
-                    encode_frame(n, 2, answers.pack([name]) + b"\xc0"),
+                    encode_frame(n, 2, shapes.pack([name, [], [], False, "later"])),
+                    encode_frame(n, 2, shapes.pack([name]) + b"\xc0"),
                 ]
             )
         )

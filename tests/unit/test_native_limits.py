@@ -150,7 +150,7 @@ async def test_a_list_that_nobody_reads_holds_one_page() -> None:
             held = [each._session.octets for each in node.front.connections]
             assert 0 < max(held) < 5 * 2**20
             peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
-            frames = []
+            frames: list[Frame] = []
             while not frames or frames[-1].kind == Kind.PART:
                 frames.append(await peer.frame())
             assert frames[-1].kind == Kind.END
