@@ -273,8 +273,7 @@ class Registrar:
             answer = failure or answers[number]
             if isinstance(answer, BiaojieError):
                 # One exception object per caller: tracebacks and request ids are not shared.
-                copy = type(answer)(*answer.detail, **answer.fields)
-                submission.future.set_exception(copy)
+                submission.future.set_exception(answer.again())
             else:
                 submission.future.set_result(answer)
 

@@ -1,6 +1,7 @@
 """What a resolution is, and the chain of steps that makes one.
 
-`Resolver.resolve(key)` asks the first step; each step answers or asks the one after it. What
+`Resolver.resolve_many(keys)` asks the first step; each step answers what it knows and asks the one
+after it for the rest, so that names asked for together stay together down to the registry. What
 travels here is public: values without the public-read bit are taken off before an answer
 enters the chain, so no cache can ever leak one.
 """
@@ -22,6 +23,7 @@ from biaojie.errors import (
     PrefixSuspended,
 )
 from biaojie.identifier import Key
+from biaojie.making import maker
 from biaojie.record import Record, Status
 
 
@@ -73,38 +75,49 @@ class Answer:
         return self.record
 
 
+make_answer = maker(Answer)
+Outcome = Answer | BiaojieError
+"""What becomes of one name: an answer, or the error to raise. Each error is nobody else's: its
+traceback and request id are not shared."""
+
+
+_ACTIVE, _SUSPENDED, _UNHOMED = PrefixStatus.ACTIVE, PrefixStatus.SUSPENDED, PrefixStatus.UNHOMED
+_DRAFT, _RETIRED = Status.DRAFT, Status.RETIRED
+
+
 def public_view(
     prefix: Prefix | None, record: Record | None
 ) -> tuple[Record | None, type[BiaojieError] | None]:
     """What the public sees of what the registry holds: a record, or why there is none."""
-    if prefix is None or prefix.status is PrefixStatus.UNHOMED:
+    if prefix is None or prefix.status is _UNHOMED:
         return None, PrefixNotHere
-    if prefix.status.elsewhere:
-        return None, Elsewhere
-    if prefix.status is PrefixStatus.SUSPENDED:
-        return None, PrefixSuspended
-    if record is None or record.status is Status.DRAFT:
+    if prefix.status is not _ACTIVE:
+        if prefix.status.elsewhere:
+            return None, Elsewhere
+        if prefix.status is _SUSPENDED:
+            return None, PrefixSuspended
+    if record is None or record.status is _DRAFT:
         return None, IdentifierNotFound
-    if record.status is Status.RETIRED:
+    if record.status is _RETIRED:
         return None, IdentifierRetired
     return record.public(), None
 
 
-Onward = Callable[[Key], Awaitable[Answer]]
+Onward = Callable[[Sequence[Key]], Awaitable[Sequence[Outcome]]]
 
 
 class Step(Protocol):
-    async def resolve(self, key: Key, onward: Onward) -> Answer:
-        """Answer for `key`, or return `await onward(key)`."""
+    async def resolve(self, keys: Sequence[Key], onward: Onward) -> Sequence[Outcome]:
+        """An outcome for each of `keys`, in order; `await onward(some)` gives those of others."""
         ...
 
 
-async def _nobody(key: Key) -> Answer:
-    return Answer(None, PrefixNotHere, Source.STORE, 0, 0)
+async def _nobody(keys: Sequence[Key]) -> list[Outcome]:
+    return [Answer(None, PrefixNotHere, Source.STORE, 0, 0) for _ in keys]
 
 
 class Resolver:
-    """`resolve` asks the steps in order. `at_hand` is what the first of them knows without
+    """`resolve_many` asks the steps in order. `at_hand` is what the first of them knows without
     waiting, None where it has to ask."""
 
     def __init__(
@@ -116,11 +129,18 @@ class Resolver:
         onward: Onward = _nobody
         for step in reversed(steps):
             onward = _link(step, onward)
-        self.resolve = onward
+        self.resolve_many = onward
+
+    async def resolve(self, key: Key) -> Answer:
+        """The answer for one name; raises its error."""
+        (outcome,) = await self.resolve_many((key,))
+        if isinstance(outcome, BiaojieError):
+            raise outcome
+        return outcome
 
 
 def _link(step: Step, onward: Onward) -> Onward:
-    async def resolve(key: Key) -> Answer:
-        return await step.resolve(key, onward)
+    async def resolve(keys: Sequence[Key]) -> Sequence[Outcome]:
+        return await step.resolve(keys, onward)
 
     return resolve

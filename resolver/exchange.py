@@ -10,7 +10,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from .observe import Observer
 D_contra = TypeVar("D_contra", contravariant=True)
 Q = TypeVar("Q")
 Q_co = TypeVar("Q_co", covariant=True)
+A = TypeVar("A")
 A_contra = TypeVar("A_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
@@ -103,6 +104,88 @@ def serve_at_hand(
         fault=fault,
     )
     return reply
+
+
+class Named(Protocol):
+    """A request that says itself what `serve` is told of it."""
+
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def peer(self) -> str: ...
+
+
+N_contra = TypeVar("N_contra", bound=Named, contravariant=True)
+
+
+async def serve_many(
+    codec: Codec[N_contra, Q, A, R_co],
+    service: Callable[[Sequence[Q]], Awaitable[Sequence[A | BiaojieError]]],
+    batch: Sequence[N_contra],
+    *,
+    deadline_s: float,
+    observer: Observer,
+) -> list[R_co]:
+    """`serve` for requests that came together: `service` is asked once for all of them and gives
+    an answer or an error to each, within one deadline. A reply to each, in order."""
+    started = time.perf_counter()
+    outcomes: list[A | Exception | None] = []
+    questions: list[Q] = []
+    for data in batch:
+        try:
+            questions.append(codec.decode(data))
+            outcomes.append(None)
+        except Exception as error:
+            outcomes.append(error)
+    try:
+        async with asyncio.timeout(deadline_s):
+            answers: Sequence[A | Exception] = await service(questions) if questions else ()
+    except BiaojieError as error:
+        answers = [error.again() for _ in questions]
+    except Exception as error:
+        answers = [error] * len(questions)
+    given = iter(answers)
+    replies: list[R_co] = []
+    faults: list[tuple[N_contra, str, BaseException | None]] = []
+    for data, outcome in zip(batch, outcomes, strict=True):
+        answer = next(given) if outcome is None else outcome
+        try:
+            if isinstance(answer, Exception):
+                raise answer
+            replies.append(codec.encode(data, answer))
+        except Exception as error:
+            reply, code, fault = _failed(codec, data, error, data.request_id)
+            replies.append(reply)
+            faults.append((data, code, fault))
+    _count(codec, observer, batch, faults, time.perf_counter() - started)
+    return replies
+
+
+def _count(
+    codec: Codec[N_contra, Q, A, R_co],
+    observer: Observer,
+    batch: Sequence[N_contra],
+    faults: Sequence[tuple[N_contra, str, BaseException | None]],
+    seconds: float,
+) -> None:
+    good = len(batch) - len(faults)
+    if good and seconds < observer.slow_s:
+        # They took that long each, not together.
+        observer.tally(codec.front, codec.operation).add(seconds * good, good)
+    elif good:
+        failed = {data.request_id for data, _, _ in faults}
+        faults = [*((d, "ok", None) for d in batch if d.request_id not in failed), *faults]
+    for data, outcome, fault in faults:
+        observer.answered(
+            codec.front,
+            codec.operation,
+            outcome,
+            seconds,
+            request_id=data.request_id,
+            peer=data.peer,
+            fault=fault,
+        )
 
 
 def _failed(

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
-from itertools import islice
 
 from biaojie.account import ApiKey, Prefix, Role
 from biaojie.change import Action, Entry
@@ -30,6 +29,7 @@ from biaojie.errors import (
     Unauthenticated,
 )
 from biaojie.identifier import Identifier, Key, fold_prefix
+from biaojie.making import maker
 from biaojie.record import Record, Status, fold_type
 from biaojie.wire.handle.typed import AdminRight
 from registry.accounts import KEY_PATTERN, digest, new_key
@@ -104,11 +104,16 @@ def select(record: Record, query: Query) -> Record:
     return replace(record, values=tuple(v for v in record.values if wanted(v.index, v.type)))
 
 
+make_resolution = maker(Resolution)
+
+
 def _shown(answer: Answer, query: Query) -> Resolution:
     """Raises the absence."""
     view = select(answer.found(), query)
     entry = answer.entry if answer.whole else None
-    return Resolution(view, answer.source, answer.age_s, answer.ttl_s, False, answer.whole, entry)
+    return make_resolution(
+        view, answer.source, answer.age_s, answer.ttl_s, False, answer.whole, entry
+    )
 
 
 class Service:
@@ -253,19 +258,51 @@ class Service:
     ) -> list[Resolution | BiaojieError]:
         """One resolution or error each, in order."""
         queries = [Query(identifier, authoritative=authoritative) for identifier in identifiers]
-        found: list[Resolution | BiaojieError | None] = [None] * len(queries)
-        if caller.is_public:
-            found = [self.at_hand(query) for query in queries]
-        missing = (n for n, answer in enumerate(found) if answer is None)
-        while wanted := list(islice(missing, RESOLVING_MAX)):
+        if caller.is_public and not authoritative:
+            return await self.resolve_public(queries)
+        found: list[Resolution | BiaojieError] = []
+        for at in range(0, len(queries), RESOLVING_MAX):
             answers = await asyncio.gather(
-                *(self.resolve(queries[n], caller) for n in wanted), return_exceptions=True
+                *(self.resolve(query, caller) for query in queries[at : at + RESOLVING_MAX]),
+                return_exceptions=True,
             )
-            for n, answer in zip(wanted, answers, strict=True):
+            for answer in answers:
                 if isinstance(answer, BaseException) and not isinstance(answer, BiaojieError):
                     raise answer
-                found[n] = answer
-        return [answer for answer in found if answer is not None]
+                found.append(answer)
+        return found
+
+    async def resolve_public(self, queries: Sequence[Query]) -> list[Resolution | BiaojieError]:
+        """What `resolve` gives the public or raises, for each, asked for together. None of them
+        may be authoritative."""
+        sensitive = self._case_sensitive
+        keys = [query.identifier.key(case_sensitive=sensitive) for query in queries]
+        outcomes = await self._resolver.resolve_many(keys)
+        away = {
+            key.prefix
+            for key, outcome in zip(keys, outcomes, strict=True)
+            if isinstance(outcome, Answer) and outcome.absence is Elsewhere
+        }
+        nodes: dict[str, Prefix | None] = {}
+        gone: BiaojieError | None = None
+        if away:
+            try:
+                nodes = await self._referral.responsible_for(away)
+            except BiaojieError as error:
+                gone = error
+        found: list[Resolution | BiaojieError] = []
+        for query, key, outcome in zip(queries, keys, outcomes, strict=True):
+            if isinstance(outcome, BiaojieError):
+                found.append(outcome)
+            elif outcome.absence is None:
+                found.append(_shown(outcome, query))
+            elif outcome.absence is Elsewhere and gone is not None:
+                found.append(gone.again())
+            elif outcome.absence is Elsewhere and (node := nodes[key.prefix]) is not None:
+                found.append(elsewhere(node))
+            else:
+                found.append(outcome.absence())
+        return found
 
     async def list_records(
         self, caller: Caller, prefix: str, after: bytes | None, limit: int

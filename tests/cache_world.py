@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from biaojie.change import Action, Change, Entry
@@ -12,7 +13,7 @@ from biaojie.errors import (
 from biaojie.identifier import Identifier, Key
 from biaojie.record import Record
 from registry.changelog import ZERO, next_entry
-from resolver.core import Answer, Source
+from resolver.core import Answer, Outcome, Source
 from resolver.health import Health
 from resolver.steps.cache import CacheStep
 from tests.core_parts import (
@@ -30,26 +31,42 @@ class World:
         self.health = Health()
         self.cache = CacheStep(self.health, clock=lambda: self.now, **options)
         self.asked: list[Key] = []
+        self.together: list[int] = []
+        """How many were asked for each time."""
+        self.errors: dict[Key, BiaojieError] = {}
         self.gate: asyncio.Event | None = None
         self.error: Exception | None = None
         self.absence: type[BiaojieError] | None = None
         self.ttl_s = 100
         self.version = 1
 
-    async def onward(self, at: Key) -> Answer:
-        self.asked.append(at)
+    async def onward(self, keys: Sequence[Key]) -> list[Outcome]:
+        self.asked += keys
+        self.together.append(len(keys))
         error, absence, version = self.error, self.absence, self.version
         if self.gate is not None:
             await self.gate.wait()
         if error is not None:
             raise error
         if absence is not None:
-            return Answer(None, absence, Source.STORE, 0, 0)
+            return [Answer(None, absence, Source.STORE, 0, 0) for _ in keys]
+        return [self._answer(at, version) for at in keys]
+
+    def _answer(self, at: Key, version: int) -> Outcome:
+        error = self.errors.get(at)
+        if error is not None:
+            return error
         record = Record(Identifier(at.prefix, at.suffix.decode()), (value(),), version=version)
         return Answer(record, None, Source.STORE, 0, self.ttl_s)
 
     async def ask(self, suffix: str = "SN1", prefix: str = PREFIX) -> Answer:
-        return await self.cache.resolve(key(suffix, prefix), self.onward)
+        (outcome,) = await self.cache.resolve([key(suffix, prefix)], self.onward)
+        if isinstance(outcome, BiaojieError):
+            raise outcome
+        return outcome
+
+    async def ask_many(self, *suffixes: str) -> list[Outcome]:
+        return await self.cache.resolve([key(suffix) for suffix in suffixes], self.onward)
 
     def later(self, suffix: str = "SN1") -> asyncio.Task[Answer]:
         return asyncio.create_task(self.ask(suffix))

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from sys import getsizeof
 
 from biaojie.change import Action, Entry
@@ -28,13 +28,15 @@ from biaojie.record import Record
 from registry.changelog import subject_key
 from registry.handle_rights import ancestors
 
-from ..core import Answer, Cached, Onward, Source
+from ..core import Answer, Cached, Onward, Outcome, Source
 from ..health import Health
 from .s3fifo import S3Fifo
 
 _RECORD_BYTES = 540  # objects around an empty record, measured with tracemalloc
 _VALUE_BYTES = 135
 _REFERENCE_BYTES = 60
+_FAILURES = (TemporarilyUnavailable, DeadlineExceeded, OverCapacity, Internal)
+_LATER = Answer(None, None, Source.STORE, 0, 0)
 STALE_TTL_S = 30  # RFC 8767 §4: how long others may keep a stale answer
 
 
@@ -55,8 +57,21 @@ class _Absent:
 
 @dataclass(eq=False, slots=True)
 class _Flight:
-    task: asyncio.Task[Answer]
-    current: bool = True  # cleared when the identifier changed after the flight began
+    """Names on their way together. Whoever asks for one of them joins, unless it changed after
+    the flight began: it is no longer in `_flights` then, and its answer is not kept."""
+
+    task: asyncio.Task[None] | None = None
+    outcomes: dict[Key, Outcome] = field(default_factory=dict)
+    told: set[Key] = field(default_factory=set)
+    """Whose error has been given to somebody."""
+
+    def outcome(self, key: Key) -> Outcome:
+        outcome = self.outcomes[key]
+        if isinstance(outcome, BiaojieError):
+            if key in self.told:
+                return outcome.again()
+            self.told.add(key)
+        return outcome
 
 
 class CacheStep:
@@ -86,8 +101,40 @@ class CacheStep:
         self._flights: dict[Key, _Flight] = {}
         self.counts = {"hit": 0, "stale": 0, "absent-hit": 0, "miss": 0, "joined": 0}
 
-    async def resolve(self, key: Key, onward: Onward) -> Answer:
+    async def resolve(self, keys: Sequence[Key], onward: Onward) -> list[Outcome]:
         now = self._clock()
+        outcomes: list[Outcome] = []
+        flights: dict[_Flight, list[int]] = {}  # which of `keys` each will bring
+        ours, missing = _Flight(), []
+        for n, key in enumerate(keys):
+            kept = self._kept(key, now)
+            if kept is not None:
+                outcomes.append(kept)
+                continue
+            outcomes.append(_LATER)
+            flight = self._flights.get(key)
+            if flight is None:
+                flight = self._flights[key] = ours
+                missing.append(key)
+            flights.setdefault(flight, []).append(n)
+        asked = sum(map(len, flights.values()))
+        self.counts["miss"] += len(missing)
+        self.counts["joined"] += asked - len(missing)
+        if missing:
+            ours.task = asyncio.ensure_future(self._fly(ours, missing, onward))
+        for flight, numbers in flights.items():
+            assert flight.task is not None
+            # Shielded: one caller running out of time must not end the flight for the others.
+            await asyncio.shield(flight.task)
+            for n in numbers:
+                outcome = flight.outcome(keys[n])
+                if isinstance(outcome, _FAILURES):
+                    outcome = self._instead(keys[n], outcome)
+                outcomes[n] = outcome
+        return outcomes
+
+    def _kept(self, key: Key, now: float) -> Answer | None:
+        """What there is to say without asking anybody."""
         entry = self.cached.entries.get(key)
         if entry is not None:
             if self._health.down:
@@ -100,15 +147,16 @@ class CacheStep:
             if absent is not None and now < absent.fetched + self._absent_ttl_s:
                 self.counts["absent-hit"] += 1
                 return Answer(None, absent.absence, Source.CACHE, int(now - absent.fetched), 0)
-        try:
-            return await self._fly(key, onward)
-        except (TemporarilyUnavailable, DeadlineExceeded, OverCapacity, Internal):
-            # Looked up again: the entry may have been changed or dropped while we waited.
-            entry = self.cached.entries.get(key)
-            now = self._clock()
-            if entry is None or now >= entry.fetched + self._stale_s:
-                raise
-            return self._stale(entry, now)
+        return None
+
+    def _instead(self, key: Key, error: BiaojieError) -> Outcome:
+        """The stale answer, if there is one. Looked up again: the entry may have been changed
+        or dropped while we waited."""
+        entry = self.cached.entries.get(key)
+        now = self._clock()
+        if entry is None or now >= entry.fetched + self._stale_s:
+            return error
+        return self._stale(entry, now)
 
     def at_hand(self, key: Key) -> Answer | None:
         """A fresh answer, without waiting for anything."""
@@ -132,38 +180,37 @@ class CacheStep:
         age, ttl_s = int(now - entry.fetched), min(left, STALE_TTL_S)
         return Answer(entry.record, None, Source.STALE, age, ttl_s, entry.whole)
 
-    async def _fly(self, key: Key, onward: Onward) -> Answer:
-        flight = self._flights.get(key)
-        if flight is None:
-            self.counts["miss"] += 1
-            flight = _Flight(asyncio.ensure_future(onward(key)))
-            self._flights[key] = flight
-            flight.task.add_done_callback(lambda task: self._landed(key, flight, task))
-        else:
-            self.counts["joined"] += 1
-        # Shielded: one caller running out of time must not end the flight for the others.
-        return await asyncio.shield(flight.task)
-
-    def _landed(self, key: Key, flight: _Flight, task: asyncio.Task[Answer]) -> None:
-        if self._flights.get(key) is flight:
-            del self._flights[key]
-        if task.cancelled() or task.exception() is not None or not flight.current:
-            return
-        answer = task.result()
+    async def _fly(self, flight: _Flight, keys: Sequence[Key], onward: Onward) -> None:
+        current: list[Key] = []
+        try:
+            outcomes = await onward(keys)
+        except BiaojieError as error:
+            outcomes = [error.again() for _ in keys]
+        finally:
+            for key in keys:
+                if self._flights.get(key) is flight:
+                    del self._flights[key]
+                    current.append(key)
+        flight.outcomes = dict(zip(keys, outcomes, strict=True))
         now = self._clock()
-        if answer.record is None:
+        for key in current:
+            outcome = flight.outcomes[key]
+            if isinstance(outcome, Answer):
+                self._keep(key, outcome, now)
+
+    def _keep(self, key: Key, answer: Answer, now: float) -> None:
+        self._drop(key)
+        record = answer.record
+        if record is None:
             assert answer.absence is not None
-            self._drop(key)
             self.absent[key] = _Absent(answer.absence, now)
             self.absent.move_to_end(key)
             while len(self.absent) > self._absent_max:
                 self.absent.popitem(last=False)
             return
         self.absent.pop(key, None)
-        self._drop(key)
-        record = answer.record
-        size = size_of(key, record)
         kept = min(answer.ttl_s, self._ttl_max_s)
+        size = size_of(key, record)
         entry = Cached(record, now, now + kept, size, answer.ttl_s, answer.whole)
         entry.alive = self.cached.put(key, entry)
 
@@ -190,9 +237,7 @@ class CacheStep:
     def _forget_key(self, key: Key) -> None:
         self._drop(key)
         self.absent.pop(key, None)
-        flight = self._flights.pop(key, None)
-        if flight is not None:
-            flight.current = False
+        self._flights.pop(key, None)
 
     def _forget_prefixes(self, prefixes: set[str]) -> None:
         # Rare, and the caches are bounded: a scan is cheaper than an index kept on every write.
@@ -207,8 +252,6 @@ class CacheStep:
         for key in list(self.cached):
             self._drop(key)
         self.absent.clear()
-        for flight in self._flights.values():
-            flight.current = False
         self._flights.clear()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
@@ -20,11 +21,11 @@ from biaojie.identifier import Key
 from biaojie.record import Record
 from registry.store import Found, ReadStore
 
-from ..core import Answer, Onward, Source, public_view
+from ..core import Answer, Onward, Outcome, Source, make_answer, public_view
 from ..health import Health
 
 BATCH_KEYS_MAX = 512
-Batch = dict[Key, list[asyncio.Future[Found]]]
+_STORE = Source.STORE
 log = structlog.get_logger("biaojie.local")
 
 
@@ -32,8 +33,22 @@ class Watcher(Protocol):
     def looked_up(self, keys: int, seconds: float, ok: bool) -> None: ...
 
 
+@dataclass(eq=False, slots=True)
+class _Wanted:
+    """What one caller waits for: `found` fills up, and when nothing is `left` he is told."""
+
+    found: list[Found | BiaojieError]
+    left: int
+    told: asyncio.Future[None]
+
+
+Batch = dict[Key, list[tuple[_Wanted, int]]]
+"""Who wants each name, and which of his it is."""
+
+
 class LocalStep:
-    """`lanes` look-ups run at a time; `pending_max` callers may wait (beyond: OverCapacity)."""
+    """`lanes` look-ups run at a time; `pending_max` names may wait, counted for each caller
+    (beyond: OverCapacity)."""
 
     def __init__(
         self,
@@ -53,38 +68,66 @@ class LocalStep:
         self._pending_max = pending_max
         self._timeout_s = timeout_s
         self._clock = clock
-        self._pending: dict[Key, list[asyncio.Future[Found]]] = {}
-        self._waiting = 0  # callers in `_pending`
+        self._pending: Batch = {}
+        self._waiting = 0  # entries in its lists
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def resolve(self, key: Key, onward: Onward) -> Answer:
-        prefix, record = await self.fetch(key)
-        if prefix is None:
-            return await onward(key)  # not ours: whoever comes next may know it
-        return self.answer(prefix, record)
+    async def resolve(self, keys: Sequence[Key], onward: Onward) -> Sequence[Outcome]:
+        outcomes: list[Outcome] = []
+        elsewhere: list[int] = []
+        now = self._clock()
+        for n, found in enumerate(await self.fetch_many(keys)):
+            if isinstance(found, BiaojieError):
+                outcomes.append(found)
+                continue
+            prefix, record = found
+            if prefix is None:
+                elsewhere.append(n)
+            outcomes.append(_answer(prefix, record, now))
+        if elsewhere:  # not ours: whoever comes next may know them
+            others = await onward([keys[n] for n in elsewhere])
+            for n, outcome in zip(elsewhere, others, strict=True):
+                outcomes[n] = outcome
+        return outcomes
 
     def answer(self, prefix: Prefix | None, record: Record | None) -> Answer:
         """The public answer made of what `fetch` found just now."""
-        view, absence = public_view(prefix, record)
-        if view is None:
-            return Answer(None, absence, Source.STORE, 0, 0)
-        return Answer(view, None, Source.STORE, 0, view.ttl_s(self._clock()), view is record)
+        return _answer(prefix, record, self._clock())
 
     async def fetch(self, key: Key) -> Found:
         """What the registry holds, private values and all.
 
         Raises TemporarilyUnavailable, OverCapacity, and Internal for what cannot be read.
         """
+        (found,) = await self.fetch_many((key,))
+        if isinstance(found, BiaojieError):
+            raise found
+        return found
+
+    async def fetch_many(self, keys: Sequence[Key]) -> list[Found | BiaojieError]:
+        """For each key what `fetch` gives or raises, in order."""
         if self._health.down:
-            raise TemporarilyUnavailable()
-        if self._waiting >= self._pending_max:
-            raise OverCapacity()
-        future: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
-        self._pending.setdefault(key, []).append(future)
-        self._waiting += 1
+            return [TemporarilyUnavailable() for _ in keys]
+        room = self._pending_max - self._waiting
+        if room < len(keys):
+            refused: list[Found | BiaojieError] = [OverCapacity() for _ in keys[max(room, 0) :]]
+            return await self.fetch_many(keys[:room]) + refused if room > 0 else refused
+        if not keys:
+            return []
+        told = asyncio.get_running_loop().create_future()
+        wanted = _Wanted([_NOTHING] * len(keys), len(keys), told)
+        pending = self._pending
+        for n, key in enumerate(keys):
+            waiting = pending.get(key)
+            if waiting is None:
+                pending[key] = [(wanted, n)]
+            else:
+                waiting.append((wanted, n))
+        self._waiting += len(keys)
         if len(self._tasks) < self._lanes:
             self._tasks.add(asyncio.create_task(self._drain(), name="look-up"))
-        return await future
+        await told
+        return wanted.found
 
     async def find_key(self, digest: bytes) -> ApiKey | None:
         """The key whose secret has this SHA-256. Raises TemporarilyUnavailable."""
@@ -117,9 +160,10 @@ class LocalStep:
         for key in list(islice(self._pending, BATCH_KEYS_MAX)):
             waiting = self._pending.pop(key)
             self._waiting -= len(waiting)
-            wanted = [future for future in waiting if not future.done()]
-            if wanted:  # else all who asked have given up
-                batch[key] = wanted
+            for wanted, _ in waiting:
+                if not wanted.told.done():  # else he has given up
+                    batch[key] = waiting
+                    break
         return batch
 
     async def _look_up(self, batch: Batch) -> None:
@@ -159,12 +203,19 @@ class LocalStep:
 
 
 def _settle(batch: Batch, answers: Sequence[Found], failure: BiaojieError | None) -> None:
-    for number, futures in enumerate(batch.values()):
-        for future in futures:
-            if future.done():
-                continue
-            if failure is None:
-                future.set_result(answers[number])
-            else:
-                # One object each: tracebacks and request ids are not shared.
-                future.set_exception(type(failure)(*failure.detail, **failure.fields))
+    for number, waiting in enumerate(batch.values()):
+        for wanted, n in waiting:
+            wanted.found[n] = answers[number] if failure is None else failure.again()
+            wanted.left -= 1
+            if not wanted.left and not wanted.told.done():
+                wanted.told.set_result(None)
+
+
+_NOTHING = Found(None, None)
+
+
+def _answer(prefix: Prefix | None, record: Record | None, now: float) -> Answer:
+    view, absence = public_view(prefix, record)
+    if view is None:
+        return make_answer(None, absence, _STORE, 0, 0, False, None)
+    return make_answer(view, None, _STORE, 0, view.ttl_s(now), view is record, None)

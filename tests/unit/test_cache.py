@@ -198,24 +198,7 @@ def test_bytes_are_counted_as_memory_has_them(shape: str, suffix: str) -> None:
 
 def _land(world: World, at: Key, record: Record) -> None:
     """Put into the cache without the tasks of a flight, which would be measured too."""
-    task = _Done(Answer(record, None, Source.STORE, 0, 100))
-    world.cache._landed(at, _Done, task)  # type: ignore[arg-type]
-
-
-class _Done:
-    current = True
-
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
-
-    def cancelled(self) -> bool:
-        return False
-
-    def exception(self) -> None:
-        return None
-
-    def result(self) -> Answer:
-        return self._answer
+    world.cache._keep(at, Answer(record, None, Source.STORE, 0, 100), world.now)
 
 
 # Flights --------------------------------------------------------------------------------

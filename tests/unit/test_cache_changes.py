@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -71,7 +72,7 @@ async def test_a_change_drops_only_what_it_names(world: World) -> None:
 async def test_case_counts_where_the_node_says_so() -> None:
     world = World(case_sensitive=True)
     at = Identifier(PREFIX, "sn1").key(case_sensitive=True)
-    await world.cache.resolve(at, world.onward)
+    await world.cache.resolve([at], world.onward)
     world.commit(f"{PREFIX}/SN1")
     assert len(world.cache.cached) == 1
     world.commit(f"{PREFIX}/sn1")
@@ -183,10 +184,10 @@ async def test_the_log_may_name_what_would_not_parse_today(world: World) -> None
     odd = Key(PREFIX, "A\u0001B".encode())
     answer = Answer(Record(identifier(), ()), None, Source.STORE, 0, 100)
 
-    async def onward(at: Key) -> Answer:
-        return answer
+    async def onward(keys: Sequence[Key]) -> list[Answer]:
+        return [answer for _ in keys]
 
-    await world.cache.resolve(odd, onward)
+    await world.cache.resolve([odd], onward)
     world.commit(f"{PREFIX}/a\u0001b")
     assert odd not in world.cache.cached.entries
 

@@ -197,9 +197,9 @@ async def test_what_is_not_homed_here_is_asked_onward() -> None:
     asked = []
 
     class Elsewhere:
-        async def resolve(self, at: Any, onward: Any) -> Answer:
-            asked.append(at)
-            return elsewhere
+        async def resolve(self, keys: Any, onward: Any) -> list[Answer]:
+            asked.extend(keys)
+            return [elsewhere for _ in keys]
 
     resolver = Resolver([step(await filled()), Elsewhere()])
     assert await resolver.resolve(key("X", "88.118.9")) is elsewhere

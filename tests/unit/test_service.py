@@ -12,6 +12,7 @@ import pytest
 from biaojie.account import PrefixStatus, Role
 from biaojie.errors import (
     BiaojieError,
+    Elsewhere,
     Forbidden,
     IdentifierNotFound,
     IdentifierRetired,
@@ -204,34 +205,58 @@ async def test_resolve_many(parts: Parts) -> None:
     assert await parts.service.resolve_many([], ACME) == []
 
 
-async def test_resolve_many_looks_up_a_part_at_a_time() -> None:
+@pytest.mark.parametrize(("caller", "tasks_max"), [(PUBLIC, 5), (ACME, 256 + 5)])
+async def test_resolve_many_looks_up_a_part_at_a_time(caller: Caller, tasks_max: int) -> None:
     store = GatedStore()
     parts = Parts(store)
     async with parts:
         await home(parts.registrar)
         await write(parts.registrar, *(create(f"A{n:03}") for n in range(600)))
         names = [identifier(f"A{n:03}" if n % 3 else f"NO{n}") for n in range(600)]
-        await parts.service.resolve_many(names[:10], PUBLIC)
+        await parts.service.resolve_many(names[:10], caller)
         store.close_gate("look_up")
+        store.calls.clear()
         before = len(asyncio.all_tasks())
-        asked = asyncio.create_task(parts.service.resolve_many(names, PUBLIC))
+        asked = asyncio.create_task(parts.service.resolve_many(names, caller))
         await store.reached("look_up")
-        # A task for each, and one for each flight to the registry.
-        assert 256 < len(asyncio.all_tasks()) - before < 2 * 256 + 10
+        # A task for each of a part, where rights have to be looked at; else all go together.
+        assert len(asyncio.all_tasks()) - before <= tasks_max
         store.open_gate("look_up")
         found = await asked
+        assert store.calls["look_up"] <= 3
         assert [f.record.identifier if isinstance(f, Resolution) else type(f) for f in found] == [
             name if n % 3 else IdentifierNotFound for n, name in enumerate(names)
         ]
-        again = await parts.service.resolve_many(names, PUBLIC)
-        assert {f.source for f in again if isinstance(f, Resolution)} == {Source.CACHE}
+        again = await parts.service.resolve_many(names, caller)
+        sources = {f.source for f in again if isinstance(f, Resolution)}
+        assert sources == {Source.CACHE if caller is PUBLIC else Source.STORE}
+
+
+async def test_resolve_many_of_names_that_are_elsewhere_asks_once_where() -> None:
+    async with Parts(GatedStore()) as parts:
+        await home(parts.registrar)
+        await write(parts.registrar, create("A"))
+        await write(parts.registrar, HomePrefix("88.119", "acme", PrefixStatus.DELEGATED))
+        names = [identifier(f"N{n}", f"88.119.{n}") for n in range(50)]
+        names += [identifier("A"), identifier("NONE"), identifier("X", "88.120")]
+        parts.store.calls.clear()
+        found = await parts.service.resolve_many(names, PUBLIC)
+        assert [type(f) for f in found] == [Elsewhere] * 50 + [
+            Resolution,
+            IdentifierNotFound,
+            PrefixNotHere,
+        ]
+        assert len({id(f) for f in found}) == len(found), "errors are nobody else's"
+        assert isinstance(found[49], Elsewhere)
+        assert found[49].fields == {"referral": "0.NA/88.119", "kind": "delegated"}
+        assert parts.store.calls["find_prefixes"] <= 2
 
 
 async def test_resolve_many_hides_no_mistake_of_ours(parts: Parts) -> None:
     async def broken(*arguments: Any) -> Any:
         raise RuntimeError("a mistake")
 
-    parts.service._resolver.resolve = broken
+    parts.service._resolver.resolve_many = broken
     with pytest.raises(RuntimeError):
         await parts.service.resolve_many([identifier("A"), identifier("B")], PUBLIC)
 

@@ -8,7 +8,7 @@ Which protocol number a code becomes is written beside that protocol's codec, ne
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 
 class Text(NamedTuple):
@@ -38,6 +38,10 @@ class BiaojieError(Exception):
         self.request_id = request_id
         self.fields: Mapping[str, Any] = fields
         super().__init__(self.detail.en)
+
+    def again(self) -> Self:
+        """The same for somebody else: tracebacks and request ids are not shared."""
+        return type(self)(*self.detail, **self.fields)
 
     def __str__(self) -> str:
         tail = f" [request {self.request_id}]" if self.request_id else ""

@@ -16,10 +16,13 @@ from urllib.parse import quote
 
 from .errors import InvalidIdentifier
 from .limits import IDENTIFIER_CHARS_MAX, PREFIX_CHARS_MAX
+from .making import maker
 
 FULL_WIDTH_SLASH = "／"
 _LABEL = re.compile(r"[A-Za-z0-9_-]+")
 _SLASH = re.compile(f"[/{FULL_WIDTH_SLASH}]")
+# What is nearly always asked for: read at once, since nothing in it can be meant otherwise.
+_PLAIN = re.compile(r"([A-Za-z0-9_.-]+)/([!-~](?:[ -~]*[!-~])?)")
 _SCHEME = re.compile("(?:hdl[:：]|(https?[:：]//))", re.IGNORECASE)
 _PERCENT_PIECE = re.compile("%[0-9A-Fa-f]{2}|.", re.DOTALL)
 # Input methods for Chinese often leave full-width digits, letters and dots in what people paste.
@@ -57,6 +60,10 @@ class _Fault(NamedTuple):
 def fold_prefix(prefix: str) -> str:
     """The form prefixes are compared by: ASCII letters in upper case."""
     return prefix.encode().upper().decode()
+
+
+_folded = lru_cache(maxsize=1_024)(fold_prefix)
+"""For those that are known to be well-formed, and so no longer than they may be."""
 
 
 def check_prefix(prefix: str) -> str:
@@ -230,6 +237,11 @@ class Identifier:
         the prefix, count as their ASCII forms. Space around the text is ignored. The position
         in an error counts in `text` as given.
         """
+        plain = _PLAIN.fullmatch(text)
+        if plain is not None and len(text) <= IDENTIFIER_CHARS_MAX:
+            prefix, suffix = plain.groups()
+            if _prefix_fault(prefix) is None:
+                return _make_identifier(prefix, suffix)
         body = text.strip()
         start = text.find(body)
         scheme = _SCHEME.match(body)
@@ -269,7 +281,7 @@ class Identifier:
     def key(self, *, case_sensitive: bool = False) -> Key:
         """The look-up key. `case_sensitive` concerns the suffix only; prefixes always fold."""
         suffix = self.suffix.encode()
-        return Key(fold_prefix(self.prefix), suffix if case_sensitive else suffix.upper())
+        return Key(_folded(self.prefix), suffix if case_sensitive else suffix.upper())
 
     def url_path(self) -> str:
         """Percent-encoded path without a leading slash.
@@ -282,3 +294,6 @@ class Identifier:
             return f"{self.prefix}%2F{self.suffix}"
         literal = not any(segment in {"", ".", ".."} for segment in segments)
         return f"{self.prefix}/{quote(self.suffix, safe='/:' if literal else '')}"
+
+
+_make_identifier = maker(Identifier)

@@ -13,15 +13,19 @@ from biaojie.wire.native import VERSION
 from biaojie.wire.native.answers import Welcome
 from registry.admission import Caller
 
+from ...exchange import serve_many
 from ...lane import Lane
 from ...observe import Observer
 from ...service import Service
 from .connection import FAREWELL_S, Connection
 from .operations import PublicResolve
-from .work import NativeLimits, ReadyResolution
+from .session import Session
+from .work import Asked, NativeLimits, ReadyResolution
 
 SWEEP_S: Final = 0.5
 BACKLOG: Final = 1024
+GATHERED_MAX: Final = 512
+"""Resolutions asked for in one go: as many as one look-up takes."""
 
 
 class NativeFront:
@@ -60,6 +64,8 @@ class NativeFront:
             ),
             0,
         )
+        self._gathered: list[tuple[Session, Asked]] = []
+        self._gatherings: set[asyncio.Task[None]] = set()
         self._node_name = node_name
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
@@ -75,6 +81,38 @@ class NativeFront:
         }
         role = None if caller.role is None else caller.role.value
         return Welcome(VERSION, self._node_name, limits, role, caller.tenant if role else None)
+
+    # Resolutions that have to be waited for ---------------------------------------------
+
+    def gather(self, session: Session, asked: Asked) -> None:
+        """Ask for it together with all that come in the same turn of the loop, of any connection:
+        a task, a deadline and a write for many cost each of them little."""
+        if not self._gathered:
+            self.loop.call_soon(self._ask_gathered)
+        self._gathered.append((session, asked))
+
+    def _ask_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        for at in range(0, len(gathered), GATHERED_MAX):
+            task = self.loop.create_task(self._answer_gathered(gathered[at : at + GATHERED_MAX]))
+            self._gatherings.add(task)
+            task.add_done_callback(self._gatherings.discard)
+
+    async def _answer_gathered(self, gathered: Sequence[tuple[Session, Asked]]) -> None:
+        replies: Sequence[bytes] = ()
+        try:
+            replies = await serve_many(
+                self.resolve,
+                self.service.resolve_public,
+                [asked for _, asked in gathered],
+                deadline_s=self.limits.deadline_s,
+                observer=self.observer,
+            )
+        finally:
+            for n, (session, asked) in enumerate(gathered):
+                session.gathered(asked, replies[n] if replies else b"")
+            for session in dict.fromkeys(session for session, _ in gathered):
+                session.answered()
 
     async def start(self, sockets: Sequence[socket.socket]) -> int:
         """Serve sockets that are bound already and listen; returns the TCP port."""

@@ -88,9 +88,9 @@ def _hello(asked: Asked) -> Hello:
 
 
 class Session:
-    """`running` are the requests that take a task, by their ids, `places` what they take of the
-    pipeline; `in_lane`: the express lane is for it; `octets` is what large requests and pages of
-    streams take up."""
+    """`running` are the requests that have to wait, by their ids, with the tasks of those that
+    have one to themselves; `places` is what they take of the pipeline; `in_lane`: the express lane
+    is for it; `octets` is what large requests and pages of streams take up."""
 
     __slots__ = (
         "_connection",
@@ -117,7 +117,7 @@ class Session:
         self.greeted = False
         self.peer = ""
         self.octets = self.places = 0
-        self.running: dict[bytes, asyncio.Task[None]] = {}
+        self.running: dict[bytes, asyncio.Task[None] | None] = {}
         self.in_lane = False
 
     @property
@@ -140,7 +140,8 @@ class Session:
         """The connection is gone."""
         self._streams.clear()
         for task in tuple(self.running.values()):
-            task.cancel()
+            if task is not None:
+                task.cancel()
 
     def end_following(self) -> None:
         """End the streams that have no end of their own."""
@@ -160,7 +161,7 @@ class Session:
             # The service gives what the cache holds; else the request has to wait for it.
             resolve = self._front.resolve
             if not self._answer_at_hand(asked, resolve, self._front.service.at_hand):
-                self._ask(asked, resolve)
+                self._gather(asked, resolve)
         elif kind == Kind.CANCEL:
             self._cancel_asked(asked)
         elif kind == Kind.PING:
@@ -305,6 +306,32 @@ class Session:
             self._unwelcome = True
             raise
 
+    # Answers together -------------------------------------------------------------------
+
+    def _gather(self, asked: Asked, resolve: PublicResolve) -> None:
+        front = self._front
+        if asked.question.authoritative:
+            self._ask(asked, resolve)
+        elif front.running >= front.limits.native_requests_max:
+            front.counts["native_too_busy"] += 1
+            self._refuse(asked, _over_capacity(resolve.operation))
+        else:
+            self.running[asked.id] = None
+            self.places += 1
+            front.running += 1
+            front.gather(self, asked)
+
+    def gathered(self, asked: Asked, reply: bytes) -> None:
+        """The reply to one of those; empty where there is none for once."""
+        del self.running[asked.id]
+        self.places -= 1
+        self._front.running -= 1
+        self._connection.send(reply)
+
+    def answered(self) -> None:
+        """So much for those that were answered together."""
+        self._connection.answered()
+
     # Streams ----------------------------------------------------------------------------
 
     def _start_stream(self, asked: Asked) -> None:
@@ -377,8 +404,9 @@ class Session:
 
     def _cancel(self, id_: bytes) -> None:
         """End a stream where it is. What is no stream, or ended already, is answered anyway."""
-        if id_ in self._streams:
-            self.running[id_].cancel()
+        task = self.running[id_] if id_ in self._streams else None
+        if task is not None:
+            task.cancel()
 
 
 class _Whole:
