@@ -53,6 +53,7 @@ from .lane import Lane
 from .large_pages import LargePages
 from .neighbours import Neighbours
 from .observe import Observer
+from .overload import Gate
 from .service import Service
 from .settings import Settings
 from .steps.cache import CacheStep
@@ -133,6 +134,7 @@ class Node:
             referral=referral,
             case_sensitive=case_sensitive,
             watchers_max=settings.watchers_max,
+            tenant_rate_max=settings.tenant_rate_max,
         )
         self.indexer = Indexer(store, case_sensitive=case_sensitive)
         self.tail.listeners += [self.cache, self.service, self.indexer]
@@ -189,6 +191,7 @@ class Node:
                 self._answerer(self.operations),
                 _chosen(HandleLimits, settings),
                 lane if settings.lane_bytes_max else None,
+                gate=self._gate(settings.handle_requests_max),
             )
             self.observer.watch(lane.readings)
             self.observer.watch(self.operations.readings)
@@ -219,8 +222,10 @@ class Node:
             public_url=settings.public_url,
             tunnel=self.handle.tunnel.answer if self.handle is not None else None,
             lane=self.http_lane,
+            gate=self._gate(settings.requests_max),
         )
         self.observer.watch(self.front.readings)
+        self.observer.watch(self.front.counts, counters=True)
         self.observer.watch(self._gauges)
         self.observer.watch(self._counts, counters=True)
         if self.neighbours is not None:
@@ -229,6 +234,9 @@ class Node:
         self._witness_task: asyncio.Task[None] | None = None
         self._pages = LargePages()
         self._pages_task: asyncio.Task[None] | None = None
+
+    def _gate(self, requests_max: int) -> Gate:
+        return Gate(requests_max, look_up_s=lambda: self.observer.look_up_s)
 
     def _answerer(self, operations: Operations) -> Answerer:
         if self.neighbours is None:

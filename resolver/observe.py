@@ -7,6 +7,7 @@ never mix. Nothing here ever sees a key: log events name key ids only.
 from __future__ import annotations
 
 import ipaddress
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
@@ -29,6 +30,9 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 FAST_S = _SECONDS[0]
 """A request that took less is in the first bucket of its `Tally`."""
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+_CROWDED = frozenset({"over-capacity", "too-many-requests"})
+CROWDED_LINE_S = 0.1
+"""Between two log lines of one kind of them: writing more would cost more than refusing does."""
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 log = structlog.get_logger("biaojie.request")
 
@@ -59,6 +63,9 @@ class Observer:
     def __init__(self, *, slow_s: float = 1.0, truncate_addresses: bool = True) -> None:
         self.slow_s = slow_s
         self.truncate_addresses = truncate_addresses
+        self.look_up_s = 0.0
+        """How long the last look-up in the registry took."""
+        self._said: dict[tuple[str, str, str], tuple[float, int]] = {}
         self.registry = CollectorRegistry()
         self._tallies: dict[tuple[str, str, str], Tally] = {}
         self.registry.register(_Requests(self._tallies))
@@ -104,6 +111,7 @@ class Observer:
         return tally
 
     def looked_up(self, keys: int, seconds: float, ok: bool) -> None:
+        self.look_up_s = seconds
         self._look_up_keys.observe(keys)
         self._store_seconds.labels("look-up", "ok" if ok else "failed").observe(seconds)
 
@@ -127,6 +135,9 @@ class Observer:
         slow = seconds >= self.slow_s
         if outcome == "ok" and not slow:
             return
+        unsaid = 0
+        if outcome in _CROWDED and (unsaid := self._unsaid((front, operation, outcome))) < 0:
+            return
         event: dict[str, Any] = {
             "front": front,
             "operation": operation,
@@ -135,12 +146,25 @@ class Observer:
             "request_id": request_id,
             "peer": self.address(peer),
         }
+        if unsaid:
+            event["others"] = unsaid
         if fault is not None:
             log.error("request failed", **event, exc_info=fault)
         elif outcome == "ok":
             log.warning("request slow", **event)
         else:
             log.info("request refused", **event)
+
+    def _unsaid(self, named: tuple[str, str, str]) -> int:
+        """Of those that are refused because there are too many, one in a while gets a line; how
+        many others there were before it. Below 0: it is one of those others."""
+        then, count = self._said.get(named, (0.0, 0))
+        now = time.monotonic()
+        if now - then < CROWDED_LINE_S:
+            self._said[named] = (then, count + 1)
+            return -1
+        self._said[named] = (now, 0)
+        return count
 
     def address(self, peer: str) -> str:
         """The address as it may be logged: cut to /24 or /48 unless the operator wants all."""

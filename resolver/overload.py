@@ -148,17 +148,49 @@ class Gate:
             if now - self._since >= WINDOW_S:
                 self._judge(now)
 
+    def come_back(self) -> None:
+        """Into a place that was left for a moment, whether there is room or not."""
+        self.running += 1
+
     def _judge(self, now: float) -> None:
         if self._quickest > TARGET_S + min(self._look_up_s(), LOOK_UP_S):
-            self.limit = max(
-                min(LIMIT_MIN, self.most), min(self.limit, self.running + 1) * 3 // 4
-            )
+            self.limit = max(min(LIMIT_MIN, self.most), min(self.limit, self.running + 1) * 3 // 4)
         elif self._crowded or self.limit < self.most:
             self.limit = min(self.most, self.limit + max(1, self.limit // 16))
         self._since = now
         self._quickest = float("inf")
         self._samples = 0
         self._crowded = False
+
+
+class Place:
+    """The place of one request, from when it came, if it `began` with one. Where the request is
+    refused, its connection has to wait among the `penalties` then."""
+
+    __slots__ = ("_gate", "_since", "_within", "penalties")
+
+    def __init__(self, gate: Gate, began: float | None = None) -> None:
+        self._gate = gate
+        self._within = began is not None
+        self._since = time.monotonic() if began is None else began
+        self.penalties: Penalties | None = None
+
+    def expect(self) -> None:
+        """Raises OverCapacity if there is no room now."""
+        if not self._within and self._gate.full:
+            self.penalties = self._gate.penalties
+            raise self._gate.refuse()
+
+    def enter(self) -> None:
+        """Raises OverCapacity."""
+        self.expect()
+        self._within = self._within or self._gate.enter()
+
+    def leave(self, *, quick: bool = False) -> None:
+        """`quick`: it was a request whose time tells how much others wait."""
+        if self._within:
+            self._within = False
+            self._gate.leave(time.monotonic() - self._since if quick else None)
 
 
 class Quotas:
@@ -203,6 +235,10 @@ class Quotas:
         if self.rate_max and cost:
             left, now = self._left(tenant)
             self._keep(tenant, left - cost, now)
+
+    def left(self, tenant: str) -> int:
+        """Whole requests that it may ask at once."""
+        return max(0, int(self._left(tenant)[0]))
 
     def refusal(self, wait_s: float) -> TooManyRequests:
         """What is told a tenant that may ask again after `wait_s`."""

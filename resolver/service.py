@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from ipaddress import ip_address, ip_network
 
 from biaojie.account import ApiKey, Prefix, Role
 from biaojie.change import Action, Entry
@@ -25,7 +24,6 @@ from biaojie.errors import (
     OverCapacity,
     PrefixNotHere,
     TemporarilyUnavailable,
-    TooManyRequests,
     Unauthenticated,
 )
 from biaojie.identifier import Identifier, Key, fold_prefix
@@ -41,11 +39,15 @@ from registry.registrar import Idempotency, Mode, Outcome, Registrar
 from registry.store import Found, Store
 
 from .core import Answer, Cached, Resolver, Source
+from .guesses import Guesses
+from .overload import Quotas
 from .search import Findings, Question, Search
 from .steps.local import LocalStep
 from .steps.referral import ReferralStep
 from .tail import Tail
 
+ROWS_CHARGED = 100
+"""A batch costs its tenant one request more for so many rows."""
 KEY_TRUSTED_S = 2.0
 """How long a key is taken as valid without asking the registry again (promised: ≤ 5 s)."""
 
@@ -128,6 +130,7 @@ class Service:
         referral: ReferralStep | None = None,
         case_sensitive: bool = False,
         watchers_max: int = 256,
+        tenant_rate_max: int = 0,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -145,6 +148,7 @@ class Service:
         self._monotonic = monotonic
         self._keys: OrderedDict[bytes, tuple[ApiKey, float]] = OrderedDict()
         self.guesses = Guesses()
+        self.quotas = Quotas(tenant_rate_max, monotonic)
 
     # Who asks ---------------------------------------------------------------------------
 
@@ -176,6 +180,27 @@ class Service:
         while len(self._keys) > 10_000:
             self._keys.popitem(last=False)
         return _caller(known)
+
+    def admit(self, caller: Caller) -> None:
+        """Every front says so once for each request, when it knows who asks. Raises
+        TooManyRequests when the caller's tenant has used up its rate."""
+        if self.quotas.rate_max and (tenant := _charged(caller)):
+            wait_s = self.quotas.take(tenant)
+            if wait_s:
+                raise self.quotas.refusal(wait_s)
+
+    def tenant_of(self, key: str | None) -> str:
+        """Who is charged for what is asked with this key, as far as that is known without asking
+        the registry; "" if nobody is. It need not be valid any more: nothing is granted by it."""
+        if not key or KEY_PATTERN.fullmatch(key) is None:
+            return ""
+        kept = self._keys.get(digest(key))
+        return _charged(_caller(kept[0])) if kept is not None else ""
+
+    def left(self, caller: Caller) -> int | None:
+        """How much of its rate the caller's tenant has left; None where there is no limit."""
+        tenant = _charged(caller) if self.quotas.rate_max else ""
+        return self.quotas.left(tenant) if tenant else None
 
     def forget(self, entry: Entry) -> None:
         """A commit: forget the keys it revoked."""
@@ -257,6 +282,7 @@ class Service:
         self, identifiers: Sequence[Identifier], caller: Caller, *, authoritative: bool = False
     ) -> list[Resolution | BiaojieError]:
         """One resolution or error each, in order."""
+        self._charge_rows(caller, len(identifiers))
         queries = [Query(identifier, authoritative=authoritative) for identifier in identifiers]
         if caller.is_public and not authoritative:
             return await self.resolve_public(queries)
@@ -360,9 +386,14 @@ class Service:
         """See `Registrar.submit`. The public is refused before anything is queued."""
         if caller.is_public:
             raise Unauthenticated()
+        self._charge_rows(caller, len(operations))
         return await self._registrar.submit(
             caller, operations, mode=mode, dry_run=dry_run, idempotency=idempotency
         )
+
+    def _charge_rows(self, caller: Caller, rows: int) -> None:
+        if self.quotas.rate_max and (tenant := _charged(caller)):
+            self.quotas.owe(tenant, rows // ROWS_CHARGED)
 
     async def issue_key(
         self, caller: Caller, tenant: str, role: Role, label: str
@@ -483,56 +514,16 @@ class Service:
         return visible
 
 
+def _charged(caller: Caller) -> str:
+    """On whose quota a request counts; "" where on nobody's: the public has none, and operators
+    must get through whatever happens. Users of the Handle protocol count by the prefix that they
+    have proved to be somebody of."""
+    if caller.role is Role.ADMIN:
+        return ""
+    if caller.handle is not None:
+        return f"prefix {fold_prefix(caller.handle.identifier.prefix)}"
+    return caller.tenant
+
+
 def _caller(key: ApiKey) -> Caller:
     return Caller(key.id, key.tenant, key.role)
-
-
-def _network(peer: str) -> str:
-    """Who is slowed down: an IPv4 address, or the /64 in which one IPv6 host may be anyone."""
-    if ":" not in peer:
-        return peer
-    try:
-        address = ip_address(peer.partition("%")[0])
-    except ValueError:
-        return peer
-    return str(ip_network(f"{address}/64", strict=False))
-
-
-class Guesses:
-    """Slows down those who try keys: after 5 misses a peer waits, twice as long each time."""
-
-    FREE = 5
-    WAIT_MAX_S = 300.0
-    DOUBLINGS_MAX = 9
-
-    def __init__(self, peers_max: int = 10_000) -> None:
-        self.tell: Callable[[str], None] | None = None
-        """Told the network of each miss here: other workers of this node are to `heed` it."""
-        self._peers: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        self._peers_max = peers_max
-
-    def check(self, peer: str, now: float) -> None:
-        until = self._peers.get(_network(peer), (0, 0.0))[1]
-        if now < until:
-            raise TooManyRequests(
-                "Too many invalid keys from this address.",
-                "该地址多次使用无效密钥。",
-                retry_after_s=int(until - now) + 1,
-            )
-
-    def missed(self, peer: str, now: float) -> None:
-        network = _network(peer)
-        self.heed(network, now)
-        if self.tell is not None:
-            self.tell(network)
-
-    def heed(self, network: str, now: float) -> None:
-        """A miss of a network, here or elsewhere."""
-        misses, until = self._peers.pop(network, (0, 0.0))
-        if now > until + self.WAIT_MAX_S:
-            misses = 0  # long quiet: start again
-        misses = min(misses + 1, self.FREE + self.DOUBLINGS_MAX)
-        wait = min(2.0 ** (misses - self.FREE), self.WAIT_MAX_S) if misses > self.FREE else 0.0
-        self._peers[network] = (misses, now + wait)
-        while len(self._peers) > self._peers_max:
-            self._peers.popitem(last=False)

@@ -116,6 +116,14 @@ class Settings(BaseModel):
     requests_max: int = Field(
         512, ge=1, le=100_000, description="Requests worked on at a time; beyond: 503."
     )
+    tenant_rate_max: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Requests a second of one tenant, over all fronts of one worker, with as many"
+        " at once; beyond: 429. A batch counts one more for each 100 rows. Administrators and the"
+        " public have no such limit. 0: any number.",
+    )
     watchers_max: int = Field(
         256, ge=1, le=100_000, description="Callers waiting for changes at a time."
     )

@@ -31,7 +31,7 @@ from biaojie.wire.handle import (
 from registry.admission import Caller
 from registry.handle_rights import HandleIdentity
 
-from ..service import Guesses
+from ..guesses import Guesses
 from ..steps.local import LocalStep
 
 CHALLENGE_S = 60.0

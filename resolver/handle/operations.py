@@ -248,6 +248,7 @@ class Operations:
             asked = exchange.answer_instead(await self._proving.answered(asked))
             if asked.request.opcode == OpCode.LOGIN:
                 return await self._proving.logged_in(asked)
+        self._service.admit(asked.caller)
         try:
             return await self._operate(asked)
         except Elsewhere as error:

@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from resolver.front.handle import HandleFront, HandleLimits
 from resolver.front.http.connection import HttpLimits
 from resolver.front.http.server import HttpFront
 from resolver.observe import Observer
+from resolver.overload import Quotas
 from tests.system.handle_desk import Desk, ask
 from tests.system.handle_peers import (
     LAST_S,
@@ -33,7 +35,8 @@ from tests.system.handle_peers import (
 @asynccontextmanager
 async def tunnelling(desk: Desk, **limits: Any) -> AsyncIterator[int]:
     tunnel = HandleFront(desk, HandleLimits(**limits)).tunnel.answer
-    front = HttpFront(None, (), Observer(), HttpLimits(), tunnel=tunnel)  # type: ignore[arg-type]
+    service: Any = SimpleNamespace(quotas=Quotas(0))  # nothing else of it is asked
+    front = HttpFront(service, (), Observer(), HttpLimits(), tunnel=tunnel)
     port = await front.start("127.0.0.1", 0)
     try:
         yield port

@@ -15,7 +15,8 @@ from biaojie.errors import TemporarilyUnavailable, TooManyRequests, Unauthentica
 from registry.accounts import KEY_PATTERN, digest, new_key
 from registry.admission import PUBLIC, Caller
 from registry.operations import RevokeKey
-from resolver.service import KEY_TRUSTED_S, Guesses
+from resolver.guesses import Guesses
+from resolver.service import KEY_TRUSTED_S
 from tests.core_parts import GatedStore, Parts, home, issue, opened, write
 
 PEER = "192.0.2.1"

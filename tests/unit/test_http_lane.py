@@ -14,7 +14,7 @@ import pytest
 from biaojie.identifier import Identifier
 from biaojie.record import Record
 from resolver.core import Cached
-from resolver.front.http.connection import response_of
+from resolver.front.http.replies import response_of
 from resolver.front.http.endpoint import Reply
 from resolver.front.http.lane import PROFILES_MAX, STYLES_MAX, HttpLane, Noted
 from resolver.health import Health

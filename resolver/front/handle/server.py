@@ -7,6 +7,7 @@ import socket
 
 from ...handle.lane import HandleLane
 from ...handle.peer import Answerer
+from ...overload import Gate
 from ..listening import listen
 from .tcp import TcpFront
 from .tunnel import Tunnel
@@ -19,9 +20,15 @@ class HandleFront:
     the others. `lane` has the answers that need no answerer; none without it."""
 
     def __init__(
-        self, answerer: Answerer, limits: HandleLimits, lane: HandleLane | None = None
+        self,
+        answerer: Answerer,
+        limits: HandleLimits,
+        lane: HandleLane | None = None,
+        *,
+        gate: Gate | None = None,
     ) -> None:
-        self._work = Work(answerer, limits.handle_requests_max)
+        self.gate = gate or Gate(limits.handle_requests_max)
+        self._work = Work(answerer, self.gate)
         self.tcp = TcpFront(self._work, limits, lane)
         self.udp = UdpFront(self._work, limits, lane)
         self.tunnel = Tunnel(self._work)
@@ -42,11 +49,12 @@ class HandleFront:
 
     def readings(self) -> dict[str, float]:
         return {
-            "handle_requests_running": self._work.running,
+            "handle_requests_running": self.gate.running,
+            "handle_requests_limit": self.gate.limit,
             "handle_tcp_connections": len(self.tcp.connections),
             "handle_tcp_held_bytes": self.tcp.held_octets,
             **self.udp.readings(),
         }
 
     def counts(self) -> dict[str, float]:
-        return {"handle_too_busy": self._work.refused, **self.tcp.counts, **self.udp.counts}
+        return {"handle_too_busy": self.gate.refused, **self.tcp.counts, **self.udp.counts}

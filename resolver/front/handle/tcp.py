@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import aclosing
+from functools import partial
 from time import monotonic
 from typing import Final, cast
 
@@ -41,7 +42,8 @@ HELD_OCTETS_MAX: Final = 64 * 2**20
 
 class Connection(asyncio.Protocol):
     """One peer. `_deaf`: nothing more is begun, what comes is thrown away. `_last`: hang up as
-    soon as all that came has been answered."""
+    soon as all that came has been answered. `_penalized`: something was refused; for a moment
+    nothing is read."""
 
     __slots__ = (
         "_crowded",
@@ -59,6 +61,7 @@ class Connection(asyncio.Protocol):
         "_partial",
         "_partial_since",
         "_peer",
+        "_penalized",
         "_stuck_since",
         "_tasks",
         "_transport",
@@ -78,7 +81,7 @@ class Connection(asyncio.Protocol):
         self._held = 0
         self._lane = front.lane
         self._flushing = self._holding = self._partial = False
-        self._crowded = self._deaf = self._last = self._ended = False
+        self._crowded = self._deaf = self._last = self._ended = self._penalized = False
         self._heard = monotonic()
         # A new connection counts as one that has begun a message: the first must come in time.
         self._partial_since: float | None = self._heard
@@ -194,7 +197,7 @@ class Connection(asyncio.Protocol):
 
     def _read_on(self) -> None:
         """Begin the requests that have come whole, as far as the limits allow."""
-        if self._deaf:
+        if self._deaf or self._penalized:
             return
         began = False
         try:
@@ -211,7 +214,7 @@ class Connection(asyncio.Protocol):
         if self._deaf:
             return
         self._partial = self._framing.buffered > 0
-        self._hold(self._full or self._last)
+        self._hold(self._full or self._last or self._penalized)
         if self._full or not self._framing.buffered:
             self._partial_since = None
         elif began or self._partial_since is None:
@@ -226,14 +229,26 @@ class Connection(asyncio.Protocol):
             self._dismiss(front.work.refuse(frame))
         elif self._ready(frame):
             pass
-        elif front.work.full:
+        elif front.work.gate.full:
             busy = front.work.refuse(frame)
             if busy is not None:
                 self._send(busy)
+            self._penalize()
         else:
+            began = front.work.enter()
             task = front.loop.create_task(self._answer(frame))
             self._tasks.add(task)
-            task.add_done_callback(self._answered)
+            task.add_done_callback(partial(self._answered, frame, began))
+
+    def _penalize(self) -> None:
+        """What has come is still answered; after it nothing is read for a moment."""
+        if not self._penalized:
+            self._penalized = True
+            self._front.work.gate.penalties.add(self)
+
+    def read_again(self) -> None:
+        self._penalized = False
+        self._read_on()
 
     def _ready(self, frame: bytes) -> bool:
         """Whether the lane had the answer; it is sent then."""
@@ -266,7 +281,8 @@ class Connection(asyncio.Protocol):
                 if self._writable is not None:
                     await self._writable.wait()
 
-    def _answered(self, task: asyncio.Task[None]) -> None:
+    def _answered(self, frame: bytes, began: float, task: asyncio.Task[None]) -> None:
+        self._front.work.leave(frame, began)
         self._tasks.discard(task)
         self._heard = monotonic()
         if self._deaf:

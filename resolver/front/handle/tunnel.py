@@ -36,13 +36,17 @@ class Tunnel:
                 raise
             return words
         frame = frames[0]
-        if self._work.full:
+        if self._work.gate.full:
             return self._work.refuse(frame) or b""
         reply = bytearray()
         peer = Peer(address, "http", verified=True)
-        async with aclosing(self._work.answer(frame, peer)) as messages:
-            async for message in messages:
-                reply += message
-                if len(reply) > ANSWER_OCTETS_MAX:
-                    return refusal(frame, ResponseCode.ERROR, TOO_LONG) or b""
+        began = self._work.enter()
+        try:
+            async with aclosing(self._work.answer(frame, peer)) as messages:
+                async for message in messages:
+                    reply += message
+                    if len(reply) > ANSWER_OCTETS_MAX:
+                        return refusal(frame, ResponseCode.ERROR, TOO_LONG) or b""
+        finally:
+            self._work.leave(frame, began)
         return bytes(reply)

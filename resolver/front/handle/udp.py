@@ -13,6 +13,7 @@ import asyncio
 import socket
 import time
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final
 
 from biaojie.wire.handle import Malformed, Reassembly, ResponseCode, split
@@ -24,6 +25,7 @@ from .guard import (
     ENDLESS,
     IPV4_OCTETS,
     IPV6_OCTETS,
+    Bucket,
     RateLimit,
     Verdict,
     cut_form,
@@ -32,6 +34,8 @@ from .guard import (
 )
 from .work import HandleLimits, Work
 
+BUSY_PER_S: Final = 500.0
+"""Who finds no room is told so; more than this many in a second are not even looked at."""
 RECEIVE_OCTETS: Final = 4 * 2**20
 _PACKET_OCTETS: Final = 65_536
 _CODE: Final = slice(24, 28)
@@ -49,6 +53,7 @@ class UdpFront:
         self._factor = limits.handle_udp_amplification_max
         self._rates = RateLimit(limits.handle_udp_rate_max)
         self._reassembly = Reassembly()
+        self._busy = Bucket(BUSY_PER_S, 0.0)
         self._buffer = bytearray(_PACKET_OCTETS)
         self._view = memoryview(self._buffer)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -190,6 +195,9 @@ class UdpFront:
             self.counts["handle_udp_dropped"] += batch.send(start, end)
 
     def _take(self, bound: socket.socket, packet: bytes, source: _Source, now: float) -> None:
+        if self._work.gate.full and not self._may_say_busy(now):
+            self.counts["handle_udp_dropped"] += 1  # the client asks again by itself
+            return
         try:
             frame = self._reassembly.take(source, packet, now)
         except Malformed as error:
@@ -210,12 +218,24 @@ class UdpFront:
             self.counts["handle_udp_limited"] += 1
             if verdict is Verdict.CUT:
                 self._send_cut(bound, source, frame)
-        elif self._work.full:
+        elif self._work.gate.full:
+            self._busy.tokens -= 1
             self._send(bound, source, self._work.refuse(frame))
         else:
+            began = self._work.enter()
             task = self._loop.create_task(self._answer(bound, source, frame))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._answered, frame, began))
+
+    def _may_say_busy(self, now: float) -> bool:
+        busy = self._busy
+        busy.tokens = min(BUSY_PER_S, busy.tokens + (now - busy.since) * BUSY_PER_S)
+        busy.since = now
+        return busy.tokens >= 1
+
+    def _answered(self, frame: bytes, began: float, task: asyncio.Task[None]) -> None:
+        self._work.leave(frame, began)
+        self._tasks.discard(task)
 
     # Sending ----------------------------------------------------------------------------
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from time import monotonic
 from typing import Final
 
 import structlog
 
-from biaojie.wire.handle import ResponseCode, refusal
+from biaojie.wire.handle import ENVELOPE_OCTETS, OpCode, ResponseCode, refusal
 
 from ...handle.peer import Answerer, Peer
+from ...overload import Gate
 
 TOO_BUSY: Final = "over capacity, try again in a second 超出处理能力，请稍后重试"
 FAILED: Final = "internal error 内部错误"
+_OPCODE: Final = slice(ENVELOPE_OCTETS, ENVELOPE_OCTETS + 4)
+_RESOLUTION: Final = OpCode.RESOLUTION.to_bytes(4, "big")
+_ENCRYPTED: Final = 0x40
 log = structlog.get_logger("biaojie.handle")
 
 
@@ -32,42 +37,45 @@ class HandleLimits:
 
 
 class Work:
-    """Hands frames to the answerer, at most `requests_max` at a time over all transports."""
+    """Hands frames to the answerer; `gate` bounds how many at a time over all transports."""
 
-    def __init__(self, answerer: Answerer, requests_max: int) -> None:
-        self.running = 0
-        self.refused = 0
-        self.requests_max = requests_max
+    def __init__(self, answerer: Answerer, gate: Gate) -> None:
+        self.gate = gate
         self._answerer = answerer
-
-    @property
-    def full(self) -> bool:
-        return self.running >= self.requests_max
 
     def refuse(self, frame: bytes) -> bytes | None:
         """The answer to a frame that there is no room for."""
-        self.refused += 1
+        self.gate.refuse()
         return refusal(frame, ResponseCode.SERVER_BUSY, TOO_BUSY)
 
+    def enter(self) -> float:
+        """Take a place, which there must be, for one frame. Whoever does calls `leave`."""
+        entered = self.gate.enter()
+        assert entered
+        return monotonic()
+
+    def leave(self, frame: bytes, began: float) -> None:
+        """`began` is what `enter` said."""
+        quick = frame[_OPCODE] == _RESOLUTION and not frame[2] & _ENCRYPTED
+        self.gate.leave(monotonic() - began if quick else None)
+
     async def answer(self, frame: bytes, peer: Peer) -> AsyncGenerator[bytes, None]:
-        """The messages that answer `frame`. While the caller is busy with one of them (its peer
-        may read slowly) the request takes up no room."""
+        """The messages that answer `frame`, which has a place. While the caller is busy with one
+        of them (its peer may read slowly) the request takes up no room."""
         messages = self._answerer.answer(frame, peer)
-        self.running += 1
         try:
             async for message in messages:
-                self.running -= 1
+                self.gate.leave()
                 try:
                     yield message
                 finally:
-                    self.running += 1
+                    self.gate.come_back()
         except Exception as error:
             log.error("an answer failed", transport=peer.transport, exc_info=error)
             failure = refusal(frame, ResponseCode.ERROR, FAILED)
             if failure is not None:
                 yield failure
         finally:
-            self.running -= 1
             close = getattr(messages, "aclose", None)
             if close is not None:
                 await close()

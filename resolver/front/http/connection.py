@@ -23,8 +23,11 @@ from aiohttp.web_protocol import RequestHandler
 from biaojie.errors import BiaojieError, Internal, InvalidRequest, OverCapacity, RequestTimeout
 
 from ...exchange import new_request_id
-from .endpoint import Reply, problem_reply
-from .lane import HttpLane, http_date
+from ...overload import Gate, Penalties
+from .door import Door
+from .endpoint import problem_reply
+from .lane import HttpLane
+from .replies import response_of
 from .tls import client_certificate
 
 DISMISSED_S = 1.0
@@ -52,11 +55,13 @@ class HttpLimits:
 
 
 class Connection(asyncio.Protocol):
-    """`used` is when it was last opened or answered by the lane (monotonic)."""
+    """`used` is when it was last opened or answered by the lane (monotonic). `_held`: it is not
+    read from for now, as a penalty."""
 
     __slots__ = (
         "_express",
         "_handler",
+        "_held",
         "_lane",
         "_paused",
         "_server",
@@ -74,6 +79,7 @@ class Connection(asyncio.Protocol):
         self._lane: HttpLane | None = None
         self._express = False  # at rest, and the lane may answer
         self._paused = False
+        self._held = False
         self.used = _monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -119,10 +125,36 @@ class Connection(asyncio.Protocol):
                     return
                 if not lane.is_start(start):
                     key = None
+            door = self._server.door
+            if door.closed:
+                refusal = door.refusal(data, self.transport)
+                if refusal is not None:
+                    self.used = _monotonic()
+                    self._write(refusal[0])
+                    self.hold(refusal[1])
+                    return
         self._express = False
         handler = self._handler or self._begin()
         handler.key = key
+        if key is not None:
+            handler.enter(now)
         handler.data_received(data)
+
+    def hold(self, penalties: Penalties) -> None:
+        """A request was refused: do not read on at once."""
+        if not self._held and not self.transport.is_closing():
+            self._held = True
+            self.transport.pause_reading()
+            penalties.add(self)
+
+    def read_again(self) -> None:
+        self._held = False
+        if not self.transport.is_closing() and (self._handler is None or self._handler.reads):
+            self.transport.resume_reading()
+
+    @property
+    def gate(self) -> Gate:
+        return self._server.door.gate
 
     def _begin(self) -> Handler:
         """From here on with aiohttp."""
@@ -184,7 +216,8 @@ class Connection(asyncio.Protocol):
 class Handler(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
     """aiohttp's side of a connection, with one more limit: on slow headers. `key` is what the
     reply to the request just handed over may be kept by, None where it may not; `answered` is
-    how many requests were, to the end of the reply and with the connection kept open."""
+    how many requests were, to the end of the reply and with the connection kept open. `began`:
+    when the request just handed over came, if it has a place at the gate and is not begun."""
 
     __slots__ = (
         "_connection",
@@ -194,6 +227,7 @@ class Handler(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
         "_payload",
         "_strange",
         "answered",
+        "began",
         "key",
     )
 
@@ -203,10 +237,33 @@ class Handler(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
         self._limits = manager.limits
         self._head_timer: asyncio.TimerHandle | None = None
         self.key: bytes | None = None
+        self.began: float | None = None
         self.answered = 0
         self._ended = True  # what came last was the end of a head
         self._strange = False
         self._payload: StreamReader = EMPTY_PAYLOAD
+
+    def enter(self, now: float) -> None:
+        """What came at `now` is one request to work on: it takes its place before it is looked
+        at, for many come in one turn of the loop."""
+        self.give_back()
+        if self._connection.gate.enter():
+            self.began = now
+
+    def give_back(self) -> None:
+        """The place of a request that was never begun."""
+        if self.began is not None:
+            self.began = None
+            self._connection.gate.leave()
+
+    def hold(self, penalties: Penalties) -> None:
+        """What is being answered is refused: read less often from here."""
+        self._connection.hold(penalties)
+
+    @property
+    def reads(self) -> bool:
+        """Whether aiohttp wants to be given what comes."""
+        return not self._reading_paused
 
     def data_received(self, data: bytes) -> None:
         """aiohttp calls this itself as well, without data, to have parsed what it has put aside."""
@@ -257,6 +314,7 @@ class Handler(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
         super()._process_keepalive()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self.give_back()
         self._stop_head_timer()
         super().connection_lost(exc)
 
@@ -304,6 +362,7 @@ class Handler(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
         message: str | None = None,
     ) -> web.StreamResponse:
         """What the parser refused, or our own mistake: the same problem document as ever."""
+        self.give_back()
         error: BiaojieError = Internal()
         if status == 400:
             error = InvalidRequest(
@@ -326,6 +385,7 @@ class ConnectionServer(web.Server):
     each answer is the last on its connection and says so (Connection: close)."""
 
     limits: HttpLimits
+    door: Door
     lane: HttpLane | None = None
     draining = False
     refused: Callable[..., None]
@@ -367,28 +427,3 @@ class ConnectionServer(web.Server):
 def _announces_body(message: Any) -> bool:
     headers = getattr(message, "headers", None)
     return headers is None or "Content-Length" in headers or "Transfer-Encoding" in headers
-
-
-def response_of(reply: Reply, request_id: str, *, for_all: bool = False) -> web.Response:
-    """What moves on with time stands first and what differs between names last: between them is
-    what the express lane keeps once for many. `for_all`: scripts of any page may read it."""
-    response = web.Response(status=reply.status, body=reply.body or None)
-    headers = response.headers
-    headers["Date"] = http_date()
-    headers["X-Request-Id"] = request_id
-    headers.update(reply.headers)
-    if reply.body:
-        headers["Content-Type"] = reply.content_type
-    headers["Server"] = "biaojie"
-    headers["X-Content-Type-Options"] = "nosniff"
-    headers["Referrer-Policy"] = "no-referrer"
-    if for_all:
-        headers["Access-Control-Allow-Origin"] = "*"
-        headers["Access-Control-Expose-Headers"] = (
-            "ETag, Biaojie-Source, Biaojie-Age, Retry-After, X-Request-Id"
-        )
-    if "ETag" in reply.headers:
-        headers["ETag"] = headers.pop("ETag")
-    if reply.headers.get("Connection") == "close":
-        response.force_close()
-    return response

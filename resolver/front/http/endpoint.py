@@ -215,10 +215,21 @@ def write_headers(replayed: bool) -> dict[str, str]:
     return {"Cache-Control": "no-store"} | replay
 
 
+def rate_limit(rate_max: int, left: int, reset_s: int) -> dict[str, str]:
+    """What a tenant may ask (IETF draft-ietf-httpapi-ratelimit-headers): `left` of `rate_max` a
+    second, more in `reset_s`."""
+    return {
+        "RateLimit-Policy": f'"tenant";q={rate_max};w=1',
+        "RateLimit": f'"tenant";r={left};t={reset_s}',
+    }
+
+
 def error_headers(error: BiaojieError) -> dict[str, str]:
     headers = {"Cache-Control": "no-store"}
     if isinstance(error, TooManyRequests | OverCapacity | TemporarilyUnavailable):
         headers["Retry-After"] = str(error.fields.get("retry_after_s", 1))
+    if "rate_max" in error.fields:
+        headers |= rate_limit(error.fields["rate_max"], 0, error.fields["retry_after_s"])
     if document.HTTP_STATUS[error.code] == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="biaojie"'
     if document.HTTP_STATUS[error.code] in (408, 413) or isinstance(error, TooLarge):

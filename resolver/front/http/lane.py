@@ -42,7 +42,7 @@ _NUMBERS_MAX: Final = 4_096
 _HITS: Final = 3
 """More are not told apart by S3-FIFO; not counting them leaves the memory of a hot name alone."""
 
-_BLOCK: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e]*+\r\n)++\r\n")
+BLOCK: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e]*+\r\n)++\r\n")
 _START: Final = re.compile(rb"(?:GET|HEAD) /[!-~]*+")
 _PROFILED: Final = frozenset({b"accept", b"if-none-match"})
 _ABSENT: Final = (
@@ -168,7 +168,7 @@ class HttpLane(Lane[HttpReady]):
         """What of a header block (all after the request line) decides the reply; None
         where the request is not plain. Asked for blocks that are not in `profiles`: those with a
         request id of their own, which is in `request_id` then, never are."""
-        if len(block) > self.octets_max or _BLOCK.fullmatch(block) is None:
+        if len(block) > self.octets_max or BLOCK.fullmatch(block) is None:
             return None
         if block.count(b"\r\n") > HEADERS_MAX + 2:
             return None

@@ -26,25 +26,32 @@ from biaojie.errors import (
     RequestTimeout,
     TemporarilyUnavailable,
     TooLarge,
+    TooManyRequests,
     Unauthenticated,
 )
-from biaojie.wire.handle import MEDIA_TYPE, Malformed, is_tunnel
+from biaojie.wire.handle import ENVELOPE_OCTETS, MEDIA_TYPE, Malformed, ResponseCode, is_tunnel
 from registry.admission import PUBLIC, Caller
 
 from ...exchange import new_request_id, serve
 from ...observe import Observer
+from ...overload import Gate, Place
 from ...service import Service
-from .connection import ConnectionServer, Handler, HttpLimits, response_of
-from .endpoint import Asked, Endpoint, Reply, problem_reply
+from .connection import ConnectionServer, Handler, HttpLimits
+from .door import ALWAYS_SERVED, Door
+from .endpoint import Asked, Endpoint, Reply, problem_reply, rate_limit
 from .lane import REQUEST_ID, HttpLane, Noted
 from .models import NoQuery
+from .replies import response_of
 from .tls import TlsContext, client_certificate
 
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
-_ALWAYS_SERVED = frozenset({"healthz", "readyz", "metrics"})
 _BATCHES = frozenset({"batch", "resolve-many", "list", "search", "search-handles", "handle-list"})
+_QUICK = frozenset({"resolve", "handle-get", "page"})
+"""Whose time says whether requests wait for each other."""
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?#]*", re.IGNORECASE)  # the form that proxies send
 
+_RESPONSE_CODE = slice(ENVELOPE_OCTETS + 4, ENVELOPE_OCTETS + 8)
+_SERVER_BUSY = ResponseCode.SERVER_BUSY.to_bytes(4, "big")
 BACKLOG = 1024
 ACCEPTED_S = 0.05
 BODY_BYTES_FREE = 65_536
@@ -97,6 +104,7 @@ class HttpFront:
         public_url: str = "",
         tunnel: Callable[[bytes, str], Awaitable[bytes]] | None = None,
         lane: HttpLane | None = None,
+        gate: Gate | None = None,
     ) -> None:
         """`tunnel` answers Handle messages, given the body and the peer's address."""
         self._service = service
@@ -106,11 +114,19 @@ class HttpFront:
         self._observer = observer
         self._limits = limits
         self._public_url = public_url.rstrip("/")
-        self._requests = 0
+        self.gate = gate or Gate(limits.requests_max)
         self._body_bytes = 0
         self._runner: web.ServerRunner | None = None
         self._server: ConnectionServer | None = None
         self._over_tls: list[asyncio.Server] = []
+        self.door = Door(
+            service,
+            observer,
+            self.gate,
+            find=self._routes.find,
+            origin=self._origin,
+            header_bytes_max=limits.header_bytes_max,
+        )
 
     async def start(
         self, host: str, port: int, *, drain_s: float = 10.0, sockets: Sequence[socket.socket] = ()
@@ -130,6 +146,7 @@ class HttpFront:
         server.limits = self._limits
         server.refused = self._refused
         server.lane = self._lane
+        server.door = self.door
         self._server = server
         self._runner = web.ServerRunner(server, shutdown_timeout=drain_s)
         await self._runner.setup()
@@ -193,10 +210,15 @@ class HttpFront:
         connections = len(self._server.open) if self._server is not None else 0
         return {
             "http_connections": connections,
-            "http_requests_running": self._requests,
+            "http_requests_running": self.gate.running,
+            "http_requests_limit": self.gate.limit,
+            "http_connections_held": len(self.gate.penalties) + len(self._service.quotas.penalties),
             "http_lane_entries": len(self._lane) if self._lane is not None else 0,
             "http_lane_bytes": self._lane.bytes if self._lane is not None else 0,
         }
+
+    def counts(self) -> dict[str, float]:
+        return {"http_refused_at_the_door": self.door.refused}
 
     # One request ------------------------------------------------------------------------
 
@@ -204,12 +226,21 @@ class HttpFront:
         handler = request.protocol
         assert isinstance(handler, Handler)
         lane_key, handler.key = handler.key, None
-        response = await self._answer(request, lane_key)
+        place = Place(self.gate, handler.began)
+        handler.began = None
+        try:
+            response = await self._answer(request, lane_key, place)
+        finally:
+            place.leave()
+        if place.penalties is not None:
+            handler.hold(place.penalties)
         if response.keep_alive:
             handler.answered += 1
         return response
 
-    async def _answer(self, request: web.BaseRequest, lane_key: bytes | None) -> web.Response:
+    async def _answer(
+        self, request: web.BaseRequest, lane_key: bytes | None, place: Place
+    ) -> web.Response:
         given = request.headers.get("X-Request-Id", "")
         request_id = (
             given
@@ -217,21 +248,22 @@ class HttpFront:
             else new_request_id()
         )
         if request.method == "POST" and is_tunnel(request.headers.get("Content-Type", "")):
-            response = response_of(await self._tunnelled(request, request_id), request_id)
+            reply = await self._tunnelled(request, request_id)
+            if reply.body[_RESPONSE_CODE] == _SERVER_BUSY:
+                place.penalties = self.gate.penalties
+            response = response_of(reply, request_id)
             await self._send(request, response)
             return response
-        asked, endpoint, refusal = await self._receive(request, request_id)
+        asked, endpoint, refusal = await self._receive(request, request_id, place)
         if endpoint is None:
             assert refusal is not None
             reply = self._unrouted(asked, refusal)
         else:
-            slot = not (endpoint.operation == "changes" and "wait=" in asked.query)
-            self._requests += slot  # those who wait for news have a bound of their own
             try:
-                reply = await self._serve(endpoint, asked, refusal)
+                reply = await self._serve(endpoint, asked, refusal, place)
             finally:
-                self._requests -= slot
                 self._body_bytes -= _beyond(len(asked.body))
+            place.leave(quick=endpoint.operation in _QUICK and reply.status < 500)
         for_all = asked.method in ("GET", "HEAD", "OPTIONS")
         response = response_of(reply, request_id, for_all=for_all)
         await self._send(request, response)
@@ -268,7 +300,7 @@ class HttpFront:
         return problem_reply(refusal, chinese=False)
 
     async def _receive(
-        self, request: web.BaseRequest, request_id: str
+        self, request: web.BaseRequest, request_id: str, place: Place
     ) -> tuple[Asked, Endpoint[Any, Any] | None, BiaojieError | None]:
         """The request as a value, the endpoint it is for, and why it is refused if it is."""
         path, _, query = _printable(_ABSOLUTE.sub("", request.raw_path)).partition("?")
@@ -285,11 +317,14 @@ class HttpFront:
                     f"此处不支持 {request.method}。",
                     allow=allow,
                 )
-            crowded = self._requests >= self._limits.requests_max
-            if crowded and endpoint.operation not in _ALWAYS_SERVED:
-                raise OverCapacity()
-            if endpoint.body is not None:
+            if endpoint.operation == "changes" and "wait=" in request.raw_path:
+                place.leave()  # those who wait for news have a bound of their own
+            elif endpoint.body is not None:
+                place.expect()  # it takes up none while its body is on the way
                 body = await self._read(request)
+                place.enter()
+            elif endpoint.operation not in ALWAYS_SERVED:
+                place.enter()
         except BiaojieError as error:
             refusal = error
         asked = Asked(
@@ -300,7 +335,7 @@ class HttpFront:
             body=body,
             peer=request.remote or "",
             request_id=request_id,
-            origin=self._origin(request),
+            origin=self._origin(request.secure, request.headers.get("Host", "")),
             tail=tail,
             tls=request.secure,
             certificate=client_certificate(request.transport),
@@ -349,17 +384,30 @@ class HttpFront:
                 )
         return error
 
-    def _origin(self, request: web.BaseRequest) -> str:
+    def _origin(self, secure: bool, host: str) -> str:
         if self._public_url:
             return self._public_url
-        host = request.headers.get("Host", "")
-        return f"{request.scheme}://{host}" if _HOST.fullmatch(host) else ""
+        return f"http{'s' * secure}://{host}" if _HOST.fullmatch(host) else ""
 
     async def _serve(
-        self, endpoint: Endpoint[Any, Any], asked: Asked, refusal: BiaojieError | None
+        self,
+        endpoint: Endpoint[Any, Any],
+        asked: Asked,
+        refusal: BiaojieError | None,
+        place: Place,
     ) -> Reply:
+        caller = PUBLIC
+
         async def answer(decode: Callable[[Asked], Any]) -> Any:
+            nonlocal caller
+            if isinstance(refusal, OverCapacity):
+                raise refusal  # whoever it is: nobody is asked
             caller = await self._authenticate(endpoint, asked)
+            try:
+                self._service.admit(caller)
+            except TooManyRequests:
+                place.penalties = self._service.quotas.penalties
+                raise
             if len(asked.body) > BODY_BYTES_FREE:
                 # Long enough to keep others waiting: beside the loop, not on it.
                 question = await asyncio.to_thread(decode, asked)
@@ -376,7 +424,7 @@ class HttpFront:
             deadline_s += 31.0  # it may have been asked to wait; the wait itself is bounded
         # Callers are known before what they say is looked at.
         decode = endpoint.decode if refusal is None else _refusing(refusal)
-        return await serve(
+        reply = await serve(
             replace(endpoint, decode=lambda asked: decode),
             answer,
             asked,
@@ -385,6 +433,11 @@ class HttpFront:
             request_id=asked.request_id,
             peer=asked.peer,
         )
+        left = self._service.left(caller)
+        if left is not None and "RateLimit" not in reply.headers:
+            headers = {**reply.headers, **rate_limit(self._service.quotas.rate_max, left, 1)}
+            return replace(reply, headers=headers)
+        return reply
 
     async def _authenticate(self, endpoint: Endpoint[Any, Any], asked: Asked) -> Caller:
         if endpoint.keyless:
