@@ -189,12 +189,20 @@ class LaneWorld:
     # Talking ----------------------------------------------------------------------------
 
     async def say(
-        self, server: ConnectionServer, chunks: Sequence[bytes], *, at_once: bool = False
+        self,
+        server: ConnectionServer,
+        chunks: Sequence[bytes],
+        *,
+        at_once: bool = False,
+        shed: bool = False,
     ) -> tuple[bytes, bool]:
         """What is answered on one connection, and whether it was closed. Each chunk is sent when
-        all that follows from the ones before has happened, unless `at_once`."""
+        all that follows from the ones before has happened, unless `at_once`. `shed`: as if the
+        connection were idle before each chunk."""
         pipe = Pipe(server)
         for piece in [chunks] if at_once else [[chunk] for chunk in chunks]:
+            if shed:
+                pipe.connection.shed()
             pipe.feed(*piece)
             said = -1
             while len(pipe.out) != said:
@@ -205,11 +213,13 @@ class LaneWorld:
         await turns(5)
         return answer
 
-    async def both(self, chunks: Sequence[bytes], *, at_once: bool = False) -> int:
+    async def both(
+        self, chunks: Sequence[bytes], *, at_once: bool = False, shed: bool = False
+    ) -> int:
         """Say it to both fronts and compare; returns how much of it the lane answered."""
         expected = await self.say(self.plain, chunks, at_once=at_once)
         before = self.lane.hits
-        found = await self.say(self.server, chunks, at_once=at_once)
+        found = await self.say(self.server, chunks, at_once=at_once, shed=shed)
         assert found == expected
         return self.lane.hits - before
 

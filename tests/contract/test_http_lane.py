@@ -257,6 +257,7 @@ def test_split_at_every_octet(world: LaneWorld) -> None:
         assert world.run(world.both([whole[:at], whole[at:]])) == 0
         # After the split request was answered the next one is in the lane again, unless the
         # split was within the empty line, where nobody can be sure.
+        assert world.run(world.both([whole[:at], whole[at:]], shed=True)) == 0
         parts = [whole[:at], whole[at:], whole, whole]
         assert world.run(world.both(parts)) == (2 if at <= len(whole) - 4 else 1)
 
@@ -359,6 +360,7 @@ SMUGGLED = [
 def test_nothing_is_smuggled(world: LaneWorld, chunks: list[bytes]) -> None:
     world.check([INNER])
     world.run(world.both(chunks))
+    world.run(world.both(chunks, shed=True))
     world.run(world.both(chunks, at_once=True))
     world.run(world.both([b"".join(chunks)]))
     world.run(world.both([INNER, *chunks]))
@@ -456,14 +458,15 @@ PIECES = st.sampled_from(
     st.lists(PIECES, min_size=1, max_size=8),
     st.lists(st.integers(0, 600), max_size=6),
     st.booleans(),
+    st.booleans(),
 )
 def test_any_stream_cut_anywhere(
-    world: LaneWorld, pieces: list[bytes], cuts: list[int], at_once: bool
+    world: LaneWorld, pieces: list[bytes], cuts: list[int], at_once: bool, shed: bool
 ) -> None:
     stream = b"".join(pieces)
     at = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
     for chunks in (pieces, [stream[a:b] for a, b in pairwise(at)]):
-        world.run(world.both(chunks, at_once=at_once))
+        world.run(world.both(chunks, at_once=at_once, shed=shed))
 
 
 # What changes -------------------------------------------------------------------------------------

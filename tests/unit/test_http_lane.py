@@ -14,15 +14,15 @@ import pytest
 from biaojie.identifier import Identifier
 from biaojie.record import Record
 from resolver.core import Cached
-from resolver.front.http.replies import response_of
 from resolver.front.http.endpoint import Reply
 from resolver.front.http.lane import PROFILES_MAX, STYLES_MAX, HttpLane, Noted
+from resolver.front.http.replies import response_of
 from resolver.health import Health
 from resolver.observe import Observer
 from tests.lane_world import API, PAGE, PREFIX, REST, LaneWorld, Pipe, request, turns
 
 WHOLE = request(API + "SN1")
-WHO = b" HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = request(API + "SN1", "Content-Length: 10", method="POST", body=b"0123456789")
 
 
 @pytest.fixture
@@ -227,6 +227,40 @@ def test_idle_connections_are_closed_and_used_ones_are_not(
         assert used.closed
         assert mixed.closed
         assert not world.server.open
+
+    world.run(work())
+
+
+@pytest.mark.parametrize("given", [{"keepalive_timeout_s": 1.6}])
+def test_an_idle_connection_does_without_aiohttp(world: LaneWorld, given: dict[str, float]) -> None:
+    async def work() -> None:
+        unknown = request(API + "unknown")
+        idle, waiting, half = (Pipe(world.server) for _ in range(3))
+        for _ in range(2):
+            for pipe in (idle, waiting, half):
+                pipe.feed(unknown)
+                await turns()
+            assert idle.connection._handler is not None
+            assert len(world.server.connections) == 3
+            waiting.feed(POST[:-5])
+            half.feed(unknown[:20])
+            await asyncio.sleep(1)
+            assert idle.connection._handler is None
+            assert waiting.connection._handler is not None
+            assert half.connection._handler is not None
+            assert len(world.server.connections) == 2
+            waiting.feed(POST[-5:], unknown)
+            half.feed(unknown[20:], unknown)
+            await fast(world, idle)
+        await turns()
+        assert [pipe.closed for pipe in (idle, waiting, half)] == [False] * 3
+        assert idle.out.count(b"HTTP/1.1 404 ") == 2
+        assert waiting.out.count(b"HTTP/1.1 404 ") == 4
+        assert half.out.count(b"HTTP/1.1 404 ") == 6
+        await asyncio.sleep(2.5)
+        assert [pipe.closed for pipe in (idle, waiting, half)] == [True] * 3
+        assert not world.server.open
+        assert not world.server.connections
 
     world.run(work())
 
