@@ -165,7 +165,7 @@ def _serve_here(settings: Settings, duty: Duty) -> None:
 
     from biaojie.errors import BiaojieError
 
-    from .front.http.tls import CannotServeTls
+    from .front.http.tls_client import CannotServeTls
     from .front.listening import CannotListen
     from .logs import configure_logging
 

@@ -13,7 +13,7 @@ import socket
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import structlog
@@ -32,7 +32,7 @@ from registry.witness import Witness
 
 from .core import Resolver
 from .front.handle import HandleFront, HandleLimits
-from .front.http import accounts, batches, identifiers, search, tls
+from .front.http import accounts, batches, identifiers, search
 from .front.http.connection import HttpLimits
 from .front.http.handle_auth import RestAuthentication
 from .front.http.handles import HandleRest
@@ -65,6 +65,9 @@ from .worker_metrics import SharedMetrics
 from .worker_sockets import HANDLE_TCP, HANDLE_UDP, HTTP, HTTPS, NATIVE
 
 L = TypeVar("L", HttpLimits, HandleLimits, HandleRules, NativeLimits)
+if TYPE_CHECKING:
+    from .front.http.tls import TlsContext
+
 WITNESS_S = 30.0
 LARGE_PAGES_S = 5.0
 NOTE_COMMIT, NOTE_GUESS = b"c", b"g"
@@ -423,13 +426,15 @@ def _chosen(limits: type[L], settings: Settings) -> L:
     return limits(**{field.name: getattr(settings, field.name) for field in fields(limits)})
 
 
-def _tls_context(settings: Settings) -> tls.TlsContext:
+def _tls_context(settings: Settings) -> TlsContext:
     """Raises CannotServeTls."""
     certificate, key = settings.tls_certificate_file, settings.tls_key_file
     if certificate is None or key is None:
         named = urlsplit(settings.public_url).hostname
         hosts = ("localhost", "127.0.0.1", *((named,) if named else ()))
         certificate, key = tls.self_signed(settings.data_dir, settings.node_name, hosts)
+    from .front.http import tls
+
     return tls.tls_context(certificate, key)
 
 

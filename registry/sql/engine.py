@@ -17,9 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from biaojie.errors import StorageFull, TemporarilyUnavailable
 
-from . import postgresql, sqlite
 from .direct import Direct, direct
-from .faults import DRIVERS, FULL, SLOW, UNDECIDED, Fault, fault_of, translated
+from .faults import FULL, SLOW, UNDECIDED, Fault, drivers, fault_of, translated
 
 T = TypeVar("T")
 
@@ -64,7 +63,7 @@ async def attempts(attempt: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await attempt()
-        except DRIVERS as error:
+        except drivers() as error:
             fault = fault_of(error)
             if fault is not Fault.BUSY:  # for which the deadline is limit enough
                 left -= 1
@@ -166,7 +165,11 @@ class Pools:
 
         def engine(writes: bool) -> AsyncEngine:
             if url.get_backend_name() == "sqlite":
+                from . import sqlite
+
                 return sqlite.make_engine(url, writes=writes)
+            from . import postgresql
+
             statement_s = limits.write_s if writes else limits.read_s
             return postgresql.make_engine(
                 url, writes=writes, connect_s=limits.connect_s, statement_s=statement_s
@@ -215,7 +218,7 @@ class Pools:
                 try:
                     yield connection
                 except Exception:
-                    with suppress(*DRIVERS):
+                    with suppress(*drivers()):
                         await driver.rollback()
                         settled = True
                     raise

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
 
-import asyncpg
 from sqlalchemy import exc
 
 from biaojie.errors import StorageFull, TemporarilyUnavailable, Text
@@ -43,18 +43,22 @@ _SQLSTATE_CLASS = {
     "42": Fault.OURS,
     "08": Fault.BROKEN,
 }
-_OUTSIDE = (OSError, exc.DBAPIError, sqlite3.Error, asyncpg.PostgresError)
+Errors = tuple[type[BaseException], ...]
 
 
-DRIVERS = (
-    exc.SQLAlchemyError,
-    sqlite3.Error,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    OSError,
-)
-"""What a statement may raise, through SQLAlchemy or beneath it."""
+def drivers() -> Errors:
+    """What a statement may raise, through SQLAlchemy or beneath it."""
+    said, refused = _asyncpg()
+    return (exc.SQLAlchemyError, sqlite3.Error, OSError, *said, *refused)
+
+
+def _asyncpg() -> tuple[Errors, Errors]:
+    """What PostgreSQL says, and what its driver does. Where nobody has asked for PostgreSQL, its
+    driver is not there to raise them, nor worth the time of its import."""
+    asyncpg = sys.modules.get("asyncpg")
+    if asyncpg is None:
+        return (), ()
+    return (asyncpg.PostgresError,), (asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 def fault_of(error: BaseException) -> Fault:
@@ -68,12 +72,14 @@ def fault_of(error: BaseException) -> Fault:
     fault = _SQLSTATE.get(sqlstate) or _SQLSTATE_CLASS.get(sqlstate[:2])
     if fault is not None:
         return fault
-    if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
+    from_postgresql, from_its_driver = _asyncpg()
+    if isinstance(error, from_its_driver):
         # What cannot be encoded is a ValueError as well; the others say that it is closed, or
         # has met a last word from the server before anything was asked.
         return Fault.OURS if isinstance(error, ValueError) else Fault.BROKEN
     # PendingRollbackError: the connection broke earlier in this transaction.
-    outside = (*_OUTSIDE, exc.TimeoutError, exc.PendingRollbackError)
+    ended = (exc.DBAPIError, exc.TimeoutError, exc.PendingRollbackError)
+    outside = (OSError, sqlite3.Error, *ended, *from_postgresql)
     return Fault.OTHER if isinstance(error, outside) else Fault.OURS
 
 
@@ -97,7 +103,7 @@ def translated() -> Iterator[None]:
     """
     try:
         yield
-    except DRIVERS as error:
+    except drivers() as error:
         fault = fault_of(error)
         if fault is Fault.OURS:
             raise

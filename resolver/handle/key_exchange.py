@@ -10,18 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, ParamSpec, TypeVar
 
+from biaojie import keys
 from biaojie.errors import OverCapacity
-from biaojie.keys import (
-    DiffieHellman,
-    InvalidKey,
-    PublicKey,
-    Sm2PublicKey,
-    decode_dh_key,
-    decode_public_key,
-    new_session_key,
-    unwrap,
-    wrap,
-)
 from biaojie.record import Reference, fold_type
 from biaojie.wire.handle import (
     Cipher,
@@ -66,7 +56,7 @@ class KeyExchanges:
         version = answer_version(request.suggested)
         try:
             key, data = await self._agree(body, version, node_key)
-        except InvalidKey as error:
+        except keys.InvalidKey as error:
             raise refused(ResponseCode.SESSION_FAILED, *error.detail) from None
         scope, number = None, 0
         if asked.peer.scope is not None and request.session_id and not _ours(asked):
@@ -88,11 +78,11 @@ class KeyExchanges:
             )
         encrypted, private, version = body.encrypted_key, node_key.private, session.version
         try:
-            session.key = await self._compute(unwrap, private, encrypted, version)
-        except InvalidKey:
+            session.key = await self._compute(keys.unwrap, private, encrypted, version)
+        except keys.InvalidKey:
             # Not told: who sends octets of their own making would learn of our key from it. A
             # client that made a mistake finds that its MACs are not right.
-            session.key = new_session_key()
+            session.key = keys.new_session_key()
         return Answered(Done())
 
     async def _agree(
@@ -101,7 +91,7 @@ class KeyExchanges:
         """The session key, None if it is yet to come, and what the client is told of it."""
         match body.mode:
             case KeyExchange.CLIENT_KEY:
-                return await self._wrapped(decode_public_key(body.public_key), version)
+                return await self._wrapped(keys.decode_public_key(body.public_key), version)
             case KeyExchange.SERVER_KEY:
                 return None, node_key.octets
             case KeyExchange.HANDLE_KEY:
@@ -109,23 +99,23 @@ class KeyExchanges:
                 return await self._wrapped(await self._key_at(body.key), version)
             case KeyExchange.DIFFIE_HELLMAN:
                 return await self._compute(_diffie_hellman, body.public_key, version)
-        raise InvalidKey(
+        raise keys.InvalidKey(
             f"There is no key exchange mode {body.mode}.", f"没有密钥交换模式 {body.mode}。"
         )
 
-    async def _wrapped(self, public: PublicKey, version: Version) -> tuple[SessionKey, bytes]:
-        key = new_session_key(_cipher(public, version))
-        return key, await self._compute(wrap, public, key, version)
+    async def _wrapped(self, public: keys.PublicKey, version: Version) -> tuple[SessionKey, bytes]:
+        key = keys.new_session_key(_cipher(public, version))
+        return key, await self._compute(keys.wrap, public, key, version)
 
-    async def _key_at(self, reference: Reference) -> PublicKey:
+    async def _key_at(self, reference: Reference) -> keys.PublicKey:
         identity = identity_of(reference, case_sensitive=self._case_sensitive)
         value = await self._authenticator.key_value(identity) if identity else None
         if value is None or fold_type(value.type) != "HS_PUBKEY":
-            raise InvalidKey(
+            raise keys.InvalidKey(
                 "There is no public key at the handle for the key exchange.",
                 "用于密钥交换的标识处没有公钥。",
             )
-        return decode_public_key(value.data)
+        return keys.decode_public_key(value.data)
 
     async def _compute(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """In a thread, few at a time. Raises OverCapacity."""
@@ -144,14 +134,14 @@ def _ours(asked: Asked) -> bool:
     return asked.session is not None and asked.session.scope is None
 
 
-def _cipher(public: PublicKey, version: Version) -> Cipher:
-    if isinstance(public, Sm2PublicKey):
+def _cipher(public: keys.PublicKey, version: Version) -> Cipher:
+    if isinstance(public, keys.Sm2PublicKey):
         return Cipher.SM4
     return Cipher.AES if version.reaches((2, 2)) else Cipher.DES
 
 
 def _diffie_hellman(offer: bytes, version: Version) -> tuple[SessionKey, bytes]:
-    peer = decode_dh_key(offer)
-    own = DiffieHellman(peer)
+    peer = keys.decode_dh_key(offer)
+    own = keys.DiffieHellman(peer)
     cipher = Cipher.AES if version.reaches((2, 4)) else Cipher.DES
     return own.agree(peer, cipher), own.reply(cipher, version)

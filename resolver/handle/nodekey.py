@@ -13,12 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-
 from biaojie.errors import OverCapacity
-from biaojie.keys import InvalidKey, RsaPrivateKey, encode_public_key, generate, pem, signing
+from biaojie.keys import InvalidKey, RsaPrivateKey, encode_public_key, generate, pem
 from biaojie.wire.handle import SIGNED, Credential, Message, Version, covered
 
 FILE: Final = "handle-key.pem"
@@ -32,11 +28,8 @@ class NodeKey:
     """An RSA key pair; `octets` is its public half as HS_PUBKEY and HS_SITE have it."""
 
     def __init__(self, private: RsaPrivateKey) -> None:
-        library = signing.library_private_key(private)
-        assert isinstance(library, rsa.RSAPrivateKey)
         self.private = private
         self.octets = encode_public_key(private.public)
-        self._library = library
         self._slots = asyncio.Semaphore(SIGNING_AT_ONCE)
         self._waiting = 0
 
@@ -44,22 +37,25 @@ class NodeKey:
         """`message` with a credential of this key. Raises OverCapacity."""
         if self._waiting >= SIGNING_WAITING_MAX:
             raise OverCapacity()
+        # Loaded at the first signature: a start is quicker without.
+        from biaojie.keys import sign
+
         name, algorithm = _hash(message.version)
         data = covered(replace(message, received=b""))
         self._waiting += 1
         try:
             async with self._slots:
-                signature = await asyncio.to_thread(self._library.sign, data, PKCS1v15(), algorithm)
+                signature = await asyncio.to_thread(sign, self.private, algorithm, data)
         finally:
             self._waiting -= 1
         return replace(message, received=b"", credential=Credential(SIGNED, name, signature))
 
 
-def _hash(version: Version) -> tuple[str, hashes.HashAlgorithm]:
+def _hash(version: Version) -> tuple[str, str]:
+    """As the credential names it, and what it is: one that clients of that age can check."""
     if version.reaches((2, 7)):
-        return "SHA-256", hashes.SHA256()
-    name = "SHA1" if version.reaches((2, 6)) else "\x02"
-    return name, hashes.SHA1()  # noqa: S303 - what clients of that age can check
+        return "SHA-256", "SHA-256"
+    return ("SHA1" if version.reaches((2, 6)) else "\x02"), "SHA1"
 
 
 async def load(data_dir: Path) -> NodeKey:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
+from biaojie import keys
 from biaojie.errors import TooManyRequests
-from biaojie.keys import decrypt_message, encrypt_message
 from biaojie.wire.handle import SessionKey, Version
 from registry.admission import Caller
 from registry.handle_rights import HandleIdentity
@@ -99,12 +99,12 @@ class Session:
 
     def seal(self, data: bytes) -> bytes:
         assert self.key is not None
-        return encrypt_message(self.key, self.version, data)
+        return keys.encrypt_message(self.key, self.version, data)
 
     def unseal(self, data: bytes) -> bytes:
         """Raises Undecryptable."""
         assert self.key is not None
-        return decrypt_message(self.key, self.version, data)
+        return keys.decrypt_message(self.key, self.version, data)
 
 
 _Name = tuple[object, int]

@@ -15,7 +15,7 @@ import uvloop
 
 from biaojie.keys import decode_certificate, generate, pem
 from biaojie.keys import self_signed as client_certificate
-from resolver.front.http import tls
+from resolver.front.http import tls, tls_client
 
 BODY = b"x" * 300_000
 
@@ -25,7 +25,7 @@ class Echo(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        found = tls.client_certificate(transport)
+        found = tls_client.client_certificate(transport)
         transport.write((decode_certificate(found).identity or "").encode() if found else b"-")
         transport.write(b"\n")
 
@@ -136,7 +136,7 @@ def test_the_own_certificate_is_made_once_and_its_key_is_private(files: Path) ->
 
 
 def test_files_that_are_none_are_named(files: Path, tmp_path: Path) -> None:
-    with pytest.raises(tls.CannotServeTls, match=r"absent\.pem"):
+    with pytest.raises(tls_client.CannotServeTls, match=r"absent\.pem"):
         tls.tls_context(tmp_path / "absent.pem", files / tls.KEY_FILE)
-    with pytest.raises(tls.CannotServeTls, match=r"client\.key"):
+    with pytest.raises(tls_client.CannotServeTls, match=r"client\.key"):
         tls.tls_context(files / tls.CERTIFICATE_FILE, files / "client.key")

@@ -21,8 +21,8 @@ from ipaddress import ip_address
 from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
 
+from biaojie import keys
 from biaojie.errors import BiaojieError, InvalidRequest, Unauthenticated
-from biaojie.keys import InvalidKey, decode_certificate
 from registry.admission import PUBLIC, Caller
 
 from ...handle.identity import Authenticator
@@ -211,8 +211,8 @@ class RestAuthentication:
                 "The TLS connection has no client certificate.", "TLS 连接未提供客户端证书。"
             )
         try:
-            certificate = decode_certificate(asked.certificate)
-        except InvalidKey as error:
+            certificate = keys.decode_certificate(asked.certificate)
+        except keys.InvalidKey as error:
             raise Unauthenticated(error.detail.en, error.detail.zh) from None
         if certificate.identity is None:
             raise Unauthenticated(

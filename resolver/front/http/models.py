@@ -64,7 +64,12 @@ UNKNOWN_FIELDS_MAX = 16
 
 
 class Shape(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, regex_engine="python-re")
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        regex_engine="python-re",
+        defer_build=True,  # to when it is first used: most nodes are asked for few of them
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -431,6 +436,8 @@ class ChangesPage(Shape):
 
 class Problem(BaseModel):
     """RFC 9457 problem details. `code` is permanent; see /api for all of them."""
+
+    model_config = ConfigDict(defer_build=True)
 
     type: str
     title: str

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import segno
-from markupsafe import Markup
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 QR_TEXT_CHARS_MAX = 600
 """Beyond this (version 20) a telephone hardly reads the code, and making it holds the loop."""
@@ -21,6 +22,9 @@ def qr_svg(text: str) -> Markup | None:
     """
     if not text or len(text) > QR_TEXT_CHARS_MAX or not text.isascii():
         return None
+    import segno
+    from markupsafe import Markup
+
     code = segno.make_qr(text, error="m")
     # dark on light whatever the page's colours are: many readers do not take inverted codes
     drawn = code.svg_inline(

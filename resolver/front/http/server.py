@@ -11,7 +11,7 @@ import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
@@ -42,7 +42,10 @@ from .endpoint import Asked, Endpoint, Reply, problem_reply, rate_limit
 from .lane import REQUEST_ID, HttpLane, Noted
 from .models import NoQuery
 from .replies import response_of
-from .tls import TlsContext, client_certificate
+from .tls_client import client_certificate
+
+if TYPE_CHECKING:
+    from .tls import TlsContext
 
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 _BATCHES = frozenset({"batch", "resolve-many", "list", "search", "search-handles", "handle-list"})

@@ -7,7 +7,6 @@ what is here looks like `ssl` to the event loop.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import ssl
 from collections.abc import Callable
@@ -24,6 +23,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
 
+from .tls_client import CannotServeTls
+
 CERTIFICATE_FILE: Final = "tls-certificate.pem"
 KEY_FILE: Final = "tls-key.pem"
 SELF_SIGNED_DAYS: Final = 825
@@ -31,10 +32,6 @@ HANDSHAKES_MAX: Final = 1_000
 """Connections that have begun a handshake and not ended it; beyond, new ones are cut."""
 _OUT_OCTETS: Final = 65_536
 T = TypeVar("T")
-
-
-class CannotServeTls(Exception):
-    """The certificate or its key cannot be used; in English and Chinese."""
 
 
 class TlsContext(ssl.SSLContext):
@@ -175,12 +172,6 @@ class TlsObject:
                 self._outgoing.write(self._connection.bio_read(_OUT_OCTETS))
         except SSL.Error:  # nothing left
             return
-
-
-def client_certificate(transport: asyncio.BaseTransport | None) -> bytes:
-    """DER; empty where there is none, or no TLS."""
-    found = transport.get_extra_info("ssl_object") if transport is not None else None
-    return found.certificate if isinstance(found, TlsObject) else b""
 
 
 def self_signed(data_dir: Path, name: str, hosts: tuple[str, ...]) -> tuple[Path, Path]:
