@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import math
 import os
 import socket
 import time
@@ -64,10 +65,10 @@ from .worker import Post
 from .worker_metrics import SharedMetrics
 from .worker_sockets import HANDLE_TCP, HANDLE_UDP, HTTP, HTTPS, NATIVE
 
-L = TypeVar("L", HttpLimits, HandleLimits, HandleRules, NativeLimits)
 if TYPE_CHECKING:
     from .front.http.tls import TlsContext
 
+L = TypeVar("L", HttpLimits, HandleLimits, HandleRules, NativeLimits)
 WITNESS_S = 30.0
 LARGE_PAGES_S = 5.0
 NOTE_COMMIT, NOTE_GUESS = b"c", b"g"
@@ -208,6 +209,7 @@ class Node:
                 _chosen(NativeLimits, settings),
                 Lane(self.health, settings.lane_bytes_max // LANES),
                 node_name=settings.node_name,
+                gate=self._gate(settings.native_requests_max),
             )
             self.observer.watch(self.native.readings)
             self.observer.watch(self.native.all_counts, counters=True)
@@ -239,7 +241,10 @@ class Node:
         self._pages_task: asyncio.Task[None] | None = None
 
     def _gate(self, requests_max: int) -> Gate:
-        return Gate(requests_max, look_up_s=lambda: self.observer.look_up_s)
+        def look_up_s() -> float:
+            return math.inf if self.health.down else self.observer.look_up_s
+
+        return Gate(requests_max, look_up_s=look_up_s)
 
     def _answerer(self, operations: Operations) -> Answerer:
         if self.neighbours is None:
@@ -428,13 +433,13 @@ def _chosen(limits: type[L], settings: Settings) -> L:
 
 def _tls_context(settings: Settings) -> TlsContext:
     """Raises CannotServeTls."""
+    from .front.http import tls
+
     certificate, key = settings.tls_certificate_file, settings.tls_key_file
     if certificate is None or key is None:
         named = urlsplit(settings.public_url).hostname
         hosts = ("localhost", "127.0.0.1", *((named,) if named else ()))
         certificate, key = tls.self_signed(settings.data_dir, settings.node_name, hosts)
-    from .front.http import tls
-
     return tls.tls_context(certificate, key)
 
 

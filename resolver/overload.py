@@ -80,7 +80,8 @@ class Penalties:
 class Gate:
     """`enter` before work, `leave` after it. `limit` is how many may be within just now.
     `penalties`: connections that were refused here; they are read from again as room is made.
-    `look_up_s` says how long the registry took to answer lately."""
+    `look_up_s` says how long the registry took to answer lately; without end while it is
+    down, for then time says nothing."""
 
     __slots__ = (
         "_clock",
@@ -153,10 +154,12 @@ class Gate:
         self.running += 1
 
     def _judge(self, now: float) -> None:
-        if self._quickest > TARGET_S + min(self._look_up_s(), LOOK_UP_S):
+        look_up_s = self._look_up_s()
+        allowed_s = TARGET_S + min(look_up_s, LOOK_UP_S)
+        if self._quickest > allowed_s and not math.isinf(look_up_s):
             self.limit = max(min(LIMIT_MIN, self.most), min(self.limit, self.running + 1) * 3 // 4)
         elif self._crowded or self.limit < self.most:
-            self.limit = min(self.most, self.limit + max(1, self.limit // 16))
+            self.limit = min(self.most, self.limit + max(2, self.limit // 8))
         self._since = now
         self._quickest = float("inf")
         self._samples = 0

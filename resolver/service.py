@@ -184,10 +184,14 @@ class Service:
     def admit(self, caller: Caller) -> None:
         """Every front says so once for each request, when it knows who asks. Raises
         TooManyRequests when the caller's tenant has used up its rate."""
-        if self.quotas.rate_max and (tenant := _charged(caller)):
+        if tenant := self.charged(caller):
             wait_s = self.quotas.take(tenant)
             if wait_s:
                 raise self.quotas.refusal(wait_s)
+
+    def charged(self, caller: Caller) -> str:
+        """On whose quota a request of this caller counts; "" where on nobody's."""
+        return _charged(caller) if self.quotas.rate_max else ""
 
     def tenant_of(self, key: str | None) -> str:
         """Who is charged for what is asked with this key, as far as that is known without asking
@@ -199,7 +203,7 @@ class Service:
 
     def left(self, caller: Caller) -> int | None:
         """How much of its rate the caller's tenant has left; None where there is no limit."""
-        tenant = _charged(caller) if self.quotas.rate_max else ""
+        tenant = self.charged(caller)
         return self.quotas.left(tenant) if tenant else None
 
     def forget(self, entry: Entry) -> None:
@@ -392,7 +396,7 @@ class Service:
         )
 
     def _charge_rows(self, caller: Caller, rows: int) -> None:
-        if self.quotas.rate_max and (tenant := _charged(caller)):
+        if tenant := self.charged(caller):
             self.quotas.owe(tenant, rows // ROWS_CHARGED)
 
     async def issue_key(

@@ -114,7 +114,7 @@ async def test_spoilt_frames_harm_nobody() -> None:
         async with asyncio.timeout(10):
             while node.front.connections:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        assert (node.front.running, node.front.held_octets) == (0, 0)
+        assert (node.front.gate.running, node.front.held_octets) == (0, 0)
 
 
 async def test_octets_that_are_no_frames_harm_nobody() -> None:

@@ -146,7 +146,7 @@ async def test_a_list_that_nobody_reads_holds_one_page() -> None:
             peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
             peer.send(request(5, requests.ListRecords("88.118.8")))
             await asyncio.sleep(0.5)
-            assert node.front.running == 0
+            assert node.front.gate.running == 0
             held = [each._session.octets for each in node.front.connections]
             assert 0 < max(held) < 5 * 2**20
             peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
@@ -184,7 +184,7 @@ async def test_beyond_the_pipeline_the_connection_is_not_read() -> None:
         store.close_gate("look_up")
         peer.send(*(request(n, Resolve(f"88.118.8/no{n}")) for n in range(1, 41)))
         await asyncio.sleep(0.1)
-        assert node.front.running == 4
+        assert node.front.gate.running == 4
         async with node.peer() as other:
             await other.answer(requests.Ping())
         store.open_gate("look_up")
@@ -203,15 +203,15 @@ async def test_requests_for_many_take_more_of_the_pipeline() -> None:
         await asyncio.sleep(0.2)
         # Each takes more than 20 places; the second begins while there is room for any.
         assert 2 * len(asked[0]) // 256 > 40
-        assert node.front.running == 2
+        assert node.front.gate.running == 2
         async with node.peer() as other:
             other.send(*(request(n, Resolve(f"88.118.8/no{n}")) for n in range(1, 61)))
             await asyncio.sleep(0.1)
-            assert node.front.running == 42
+            assert node.front.gate.running == 42
             store.open_gate("look_up")
             assert len(await other.frames(60)) == 60
         assert sorted(frame.id for frame in await peer.frames(30)) == list(range(1, 31))
-        assert node.front.running == 0
+        assert node.front.gate.running == 0
 
 
 async def test_one_answer_that_nobody_takes_is_counted_and_let_go() -> None:
@@ -258,7 +258,7 @@ async def test_beyond_the_requests_of_all_there_is_no_room_but_for_what_is_cache
                 assert decode_resolution(await other.answer(Resolve("88.118.8/SN1")))
         store.open_gate("look_up")
         assert len(await peer.frames(3)) == 3
-        assert node.front.counts["native_too_busy"] == 7
+        assert node.front.gate.refused == 7
 
 
 @pytest.mark.parametrize("length", [0, 3, 4, 8 * 2**20 + 1, 2**31, 2**32 - 1])
@@ -343,7 +343,7 @@ async def test_who_is_gone_leaves_nothing_behind() -> None:
                 await gone(node)
                 store.open_gate("look_up", "list_records")
         await asyncio.sleep(0.05)
-        assert (node.front.running, node.front.held_octets) == (0, 0)
+        assert (node.front.gate.running, node.front.held_octets) == (0, 0)
 
 
 async def test_a_write_whose_sender_is_gone_is_done_once() -> None:

@@ -24,7 +24,7 @@ from biaojie.errors import BiaojieError, Internal, InvalidRequest, OverCapacity,
 
 from ...exchange import new_request_id
 from ...overload import Gate, Penalties
-from .door import Door
+from .door import ALWAYS_SERVED_STARTS, Door
 from .endpoint import problem_reply
 from .lane import HttpLane
 from .replies import response_of
@@ -137,7 +137,7 @@ class Connection(asyncio.Protocol):
         self.used = _monotonic()
         handler = self._handler or self._begin()
         handler.key = key
-        if key is not None:
+        if key is not None and start not in ALWAYS_SERVED_STARTS:
             handler.enter(now)
         handler.data_received(data)
 

@@ -31,6 +31,7 @@ from .negotiation import language
 from .replies import response_of
 
 ALWAYS_SERVED: Final = frozenset({"healthz", "readyz", "metrics"})
+ALWAYS_SERVED_STARTS: Final = frozenset(b"GET /" + name.encode() for name in ALWAYS_SERVED)
 BLOCKS_MAX: Final = 512
 """Header blocks that are remembered, and"""
 FORMS_MAX: Final = 256

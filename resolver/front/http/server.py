@@ -320,13 +320,15 @@ class HttpFront:
                     f"此处不支持 {request.method}。",
                     allow=allow,
                 )
-            if endpoint.operation == "changes" and "wait=" in request.raw_path:
+            if endpoint.operation in ALWAYS_SERVED or (
+                endpoint.operation == "changes" and "wait=" in request.raw_path
+            ):
                 place.leave()  # those who wait for news have a bound of their own
             elif endpoint.body is not None:
                 place.expect()  # it takes up none while its body is on the way
                 body = await self._read(request)
                 place.enter()
-            elif endpoint.operation not in ALWAYS_SERVED:
+            else:
                 place.enter()
         except BiaojieError as error:
             refusal = error

@@ -18,6 +18,7 @@ from biaojie.errors import BiaojieError
 from biaojie.limits import FRAME_OCTETS_MAX
 from biaojie.wire.native.frames import LENGTH_MIN, REQUEST_OCTETS_MAX, length_fault
 
+from ...overload import Penalties
 from .session import NOTHING_READY, Session
 from .work import LENGTH, error_frame
 
@@ -46,7 +47,8 @@ _length_at = LENGTH.unpack_from
 
 class Connection(asyncio.Protocol):
     """One peer. `_deaf`: nothing more is begun, what comes is thrown away. `_last`: hang up as
-    soon as all that came has been answered."""
+    soon as all that came has been answered. `_penalized`: something was refused; for a moment
+    nothing is read."""
 
     __slots__ = (
         "_deadline",
@@ -61,6 +63,7 @@ class Connection(asyncio.Protocol):
         "_kept",
         "_last",
         "_partial_since",
+        "_penalized",
         "_running",
         "_session",
         "_stuck_since",
@@ -84,7 +87,7 @@ class Connection(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._unsent_octets = self._held = 0
         self._flushing = self._holding = False
-        self._deaf = self._last = self._ended = False
+        self._deaf = self._last = self._ended = self._penalized = False
         self._heard = monotonic()
         # A new connection counts as one that has begun a frame: the hello must come in time.
         self._partial_since: float | None = self._heard
@@ -239,7 +242,7 @@ class Connection(asyncio.Protocol):
                 self._wanted += _length_at(data)[0]
             self._kept += data
         full = self._full
-        self._hold(full or self._last)
+        self._hold(full or self._last or self._penalized)
         if full or (not data and self._session.greeted):
             self._partial_since = None
         elif at or self._partial_since is None:
@@ -273,6 +276,19 @@ class Connection(asyncio.Protocol):
         self._kept.clear()
         self._take(data, monotonic())
 
+    def penalize(self, penalties: Penalties) -> None:
+        """Something was refused. What has come with it is still answered; then nothing is read
+        for a moment."""
+        if not self._penalized:
+            self._penalized = True
+            self._table = NOTHING_READY
+            self._hold(True)
+            penalties.add(self)
+
+    def read_again(self) -> None:
+        self._penalized = False
+        self._read_on()
+
     def _hold(self, holding: bool) -> None:
         """Stop reading, or go on."""
         if holding == self._holding or self._transport is None or self._transport.is_closing():
@@ -293,6 +309,8 @@ class Connection(asyncio.Protocol):
         if self._deaf:
             if not self._session.running and self._deadline is None:
                 self._hang_up()
+        elif self._penalized:
+            pass
         elif self._last or (self._holding and not self._full and self._session.roomy):
             self._read_on()
 

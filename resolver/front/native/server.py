@@ -16,6 +16,7 @@ from registry.admission import Caller
 from ...exchange import serve_many
 from ...lane import Lane
 from ...observe import Observer
+from ...overload import Gate
 from ...service import Service
 from .connection import FAREWELL_S, Connection
 from .operations import PublicResolve
@@ -42,6 +43,7 @@ class NativeFront:
         lane: Lane[ReadyResolution],
         *,
         node_name: str = "biaojie",
+        gate: Gate | None = None,
     ) -> None:
         self.service = service
         self.observer = observer
@@ -52,7 +54,7 @@ class NativeFront:
         self.loop: asyncio.AbstractEventLoop
         self.connections: set[Connection] = set()
         self.held_octets = 0
-        self.running = 0
+        self.gate = gate or Gate(limits.native_requests_max)
         self.draining = False
         self.counts = dict.fromkeys(
             (
@@ -60,10 +62,10 @@ class NativeFront:
                 "native_cut",
                 "native_idle",
                 "native_malformed",
-                "native_too_busy",
             ),
             0,
         )
+        self._gathering_since = 0.0
         self._gathered: list[tuple[Session, Asked]] = []
         self._gatherings: set[asyncio.Task[None]] = set()
         self._node_name = node_name
@@ -88,17 +90,22 @@ class NativeFront:
         """Ask for it together with all that come in the same turn of the loop, of any connection:
         a task, a deadline and a write for many cost each of them little."""
         if not self._gathered:
+            self._gathering_since = monotonic()
             self.loop.call_soon(self._ask_gathered)
         self._gathered.append((session, asked))
 
     def _ask_gathered(self) -> None:
         gathered, self._gathered = self._gathered, []
         for at in range(0, len(gathered), GATHERED_MAX):
-            task = self.loop.create_task(self._answer_gathered(gathered[at : at + GATHERED_MAX]))
+            task = self.loop.create_task(
+                self._answer_gathered(gathered[at : at + GATHERED_MAX], self._gathering_since)
+            )
             self._gatherings.add(task)
             task.add_done_callback(self._gatherings.discard)
 
-    async def _answer_gathered(self, gathered: Sequence[tuple[Session, Asked]]) -> None:
+    async def _answer_gathered(
+        self, gathered: Sequence[tuple[Session, Asked]], since: float
+    ) -> None:
         replies: Sequence[bytes] = ()
         try:
             replies = await serve_many(
@@ -109,8 +116,9 @@ class NativeFront:
                 observer=self.observer,
             )
         finally:
+            seconds = monotonic() - since
             for n, (session, asked) in enumerate(gathered):
-                session.gathered(asked, replies[n] if replies else b"")
+                session.gathered(asked, replies[n] if replies else b"", seconds)
             for session in dict.fromkeys(session for session, _ in gathered):
                 session.answered()
 
@@ -175,11 +183,16 @@ class NativeFront:
     def readings(self) -> dict[str, float]:
         return {
             "native_connections": len(self.connections),
-            "native_requests_running": self.running,
+            "native_requests_running": self.gate.running,
+            "native_requests_limit": self.gate.limit,
             "native_held_bytes": self.held_octets,
             "native_lane_entries": len(self.lane),
             "native_lane_bytes": self.lane.bytes,
         }
 
     def all_counts(self) -> dict[str, float]:
-        return {**self.counts, "native_lane_hits": self.lane.hits}
+        return {
+            **self.counts,
+            "native_too_busy": self.gate.refused,
+            "native_lane_hits": self.lane.hits,
+        }

@@ -16,6 +16,7 @@ from biaojie.errors import (
     InvalidRequest,
     OverCapacity,
     TemporarilyUnavailable,
+    TooManyRequests,
     Unauthenticated,
 )
 from biaojie.wire.native import VERSION, Hello, Kind, decode_request, encode_welcome, requests
@@ -23,6 +24,7 @@ from biaojie.wire.native.answers import Welcome
 from registry.admission import PUBLIC, Caller
 
 from ...exchange import new_request_id, serve, serve_at_hand
+from ...overload import RETRY_S
 from .operations import (
     OPERATIONS,
     PING,
@@ -33,7 +35,7 @@ from .operations import (
     unknown,
 )
 from .streams import STREAMS, Sheet, Stream, end
-from .work import Asked, ReadyResolution, error_frame, frame
+from .work import Asked, ReadyResolution, busy_frame, error_frame, frame
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -97,6 +99,7 @@ class Session:
         "_front",
         "_key",
         "_streams",
+        "_tenant",
         "_unwelcome",
         "crowded",
         "greeted",
@@ -112,6 +115,7 @@ class Session:
         self._connection = connection
         self._key: str | None = None
         self._streams: dict[bytes, Stream] = {}
+        self._tenant = ""  # who is charged, once that is known
         self._unwelcome = False
         self.crowded = False
         self.greeted = False
@@ -162,6 +166,8 @@ class Session:
             resolve = self._front.resolve
             if not self._answer_at_hand(asked, resolve, self._front.service.at_hand):
                 self._gather(asked, resolve)
+        elif (self._front.gate.full or self._tenant) and not self._let_in(asked):
+            pass
         elif kind == Kind.CANCEL:
             self._cancel_asked(asked)
         elif kind == Kind.PING:
@@ -172,6 +178,54 @@ class Session:
             self._start_stream(asked)
         else:
             self._refuse(asked, unknown(asked))
+
+    def _let_in(self, asked: Asked) -> bool:
+        """Whether there is room for a request and its tenant may ask; else it is told so, before
+        anything is made of it."""
+        front = self._front
+        codec = OPERATIONS.get(asked.kind) or STREAMS.get(asked.kind)
+        if codec is None or codec is PING:
+            return True
+        if front.gate.full:
+            if isinstance(codec, Operation) and codec.waits:
+                return True
+            self._over_capacity(asked, codec.operation)
+            return False
+        asked.admitted = bool(self._tenant)
+        quotas = front.service.quotas
+        wait_s = quotas.take(self._tenant) if self._tenant else 0.0
+        if not wait_s:
+            return True
+        self._refuse(asked, Refusal(quotas.refusal(wait_s), codec.operation))
+        self._connection.penalize(quotas.penalties)
+        return False
+
+    def _over_capacity(self, asked: Asked, operation: str) -> None:
+        front = self._front
+        front.gate.refuse()
+        self._connection.send(busy_frame(asked.id, asked.request_id))
+        front.observer.answered(
+            "native",
+            operation,
+            OverCapacity.code,
+            0.0,
+            request_id=asked.request_id,
+            peer=self.peer,
+        )
+        self._connection.penalize(front.gate.penalties)
+
+    def _admit(self, caller: Caller, asked: Asked) -> None:
+        """Charge the caller's tenant, unless that is done. Raises TooManyRequests."""
+        service = self._front.service
+        self._tenant = service.charged(caller)
+        if asked.admitted:
+            return
+        asked.admitted = True
+        try:
+            service.admit(caller)
+        except TooManyRequests:
+            self._connection.penalize(service.quotas.penalties)
+            raise
 
     def _answer_at_hand(self, asked: Asked, codec: Any, service: Any) -> bool:
         reply = serve_at_hand(
@@ -194,7 +248,8 @@ class Session:
         self.running[asked.id] = task
         held = len(asked.body) if len(asked.body) > BODY_OCTETS_FREE else 0
         self.octets += held
-        self._front.running += slot
+        if slot:
+            self._front.gate.come_back()  # there was room just now
         places = 1 + (len(asked.body) // PLACE_OCTETS if asked.kind in MANY else 0)
         self.places += places
         task.add_done_callback(partial(self._done, asked.id, held, slot, places))
@@ -209,7 +264,8 @@ class Session:
                 self._connection.send(end(id_, stream))
         self.octets -= held
         self.places -= places
-        self._front.running -= slot
+        if slot:
+            self._front.gate.leave()
         if self._unwelcome:
             self._unwelcome = False
             self._connection.dismiss()
@@ -221,7 +277,7 @@ class Session:
 
     def _greet(self, asked: Asked) -> None:
         if self.crowded:
-            self._refuse(asked, _over_capacity("hello"))
+            self._refuse(asked, Refusal(OverCapacity(retry_after_s=RETRY_S), "hello"))
             self._connection.dismiss()
         elif self._answer_at_hand(asked, GREETING, self._welcome_public):
             if not self.greeted:
@@ -255,9 +311,6 @@ class Session:
         front = self._front
         if asked.public and not operation.public:
             self._refuse(asked, Refusal(Unauthenticated(), operation.operation))
-        elif front.running >= front.limits.native_requests_max:
-            front.counts["native_too_busy"] += 1
-            self._refuse(asked, _over_capacity(operation.operation))
         else:
             task = front.loop.create_task(self._answer(asked, operation))
             self._run(asked, task, 0 if operation.waits else 1)
@@ -266,6 +319,7 @@ class Session:
         async def service(asked: Asked) -> Any:
             # Callers are known before what they say is looked at.
             caller = await self._caller(operation.public)
+            self._admit(caller, asked)
             if len(asked.body) > BODY_OCTETS_FREE:
                 # Long enough to keep others waiting: beside the loop, not on it.
                 question = await asyncio.to_thread(operation.decode, asked)
@@ -310,22 +364,21 @@ class Session:
 
     def _gather(self, asked: Asked, resolve: PublicResolve) -> None:
         front = self._front
-        if asked.question.authoritative:
+        if front.gate.full:
+            self._over_capacity(asked, resolve.operation)
+        elif asked.question.authoritative:
             self._ask(asked, resolve)
-        elif front.running >= front.limits.native_requests_max:
-            front.counts["native_too_busy"] += 1
-            self._refuse(asked, _over_capacity(resolve.operation))
         else:
             self.running[asked.id] = None
             self.places += 1
-            front.running += 1
+            front.gate.enter()
             front.gather(self, asked)
 
-    def gathered(self, asked: Asked, reply: bytes) -> None:
-        """The reply to one of those; empty where there is none for once."""
+    def gathered(self, asked: Asked, reply: bytes, seconds: float) -> None:
+        """The reply to one of those, after so long; empty where there is none for once."""
         del self.running[asked.id]
         self.places -= 1
-        self._front.running -= 1
+        self._front.gate.leave(seconds)
         self._connection.send(reply)
 
     def answered(self) -> None:
@@ -345,9 +398,8 @@ class Session:
         except BiaojieError as error:
             self._refuse(asked, Refusal(error, kind.operation))
             return
-        if len(self._streams) >= STREAMS_MAX or front.running >= front.limits.native_requests_max:
-            front.counts["native_too_busy"] += 1
-            self._refuse(asked, _over_capacity(stream.operation))
+        if len(self._streams) >= STREAMS_MAX:
+            self._over_capacity(asked, stream.operation)
         else:
             self._streams[asked.id] = stream
             task = front.loop.create_task(self._send_stream(asked, stream))
@@ -373,15 +425,16 @@ class Session:
     async def _sheet(self, asked: Asked, stream: Stream) -> Sheet | bytes:
         async def service(asked: Asked) -> Any:
             caller = await self._caller(public=False)
+            self._admit(caller, asked)
             return await stream.page(self._front.service, caller)
 
         limits = self._front.limits
         extra_s = max(limits.batch_deadline_s - limits.deadline_s, 0.0)
-        self._front.running += 1
+        self._front.gate.come_back()
         try:
             sheet: Sheet | bytes = await self._serve(_Whole(stream), service, asked, extra_s)
         finally:
-            self._front.running -= 1
+            self._front.gate.leave()
         return sheet
 
     async def _send_sheet(self, sheet: Sheet) -> None:
@@ -434,7 +487,3 @@ def _taken() -> Refusal:
             "The id is that of a request still worked on.", "该编号的请求仍在处理。", errors=[]
         )
     )
-
-
-def _over_capacity(operation: str) -> Refusal:
-    return Refusal(OverCapacity(retry_after_s=1), operation)

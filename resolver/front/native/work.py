@@ -18,6 +18,7 @@ from biaojie.wire.native import RESOLUTION, RESOLUTION_OCTETS, Kind, encode_erro
 
 from ...core import Cached
 from ...lane import Ready
+from ...overload import RETRY_S
 
 LENGTH: Final = Struct(">I")
 _KIND: Final = {kind: bytes((kind,)) for kind in Kind}
@@ -44,7 +45,8 @@ class NativeLimits:
 @dataclass(slots=True)
 class Asked:
     """One request. `id` are the four octets to echo, `body` is still packed; `public`: it came
-    without a key. `question` is what was decoded of it, once it has been."""
+    without a key. `question` is what was decoded of it, once it has been; `admitted`: its tenant
+    is charged for it."""
 
     id: bytes
     kind: int
@@ -53,6 +55,7 @@ class Asked:
     request_id: str
     public: bool
     question: Any = None
+    admitted: bool = False
 
 
 def frame(id_: bytes, kind: Kind, body: bytes) -> bytes:
@@ -74,10 +77,24 @@ def error_frame(id_: bytes, error: BiaojieError) -> bytes:
     return frame(id_, Kind.ERROR, encode_error(error))
 
 
+def busy_frame(id_: bytes, request_id: str) -> bytes:
+    """`error_frame` of OverCapacity, to a request that there is no room for."""
+    return _BUSY_LENGTH + id_ + _BUSY + request_id.encode()
+
+
 def _length(length: int) -> bytes:
     """The length field, one object for all of a length: in a large lane each object that a hit
     touches costs a cache miss."""
     return _LENGTHS.setdefault(length, LENGTH.pack(length))
+
+
+_ID_PLACE: Final = "0" * 16
+_BUSY_FRAME: Final = error_frame(
+    bytes(4), OverCapacity(request_id=_ID_PLACE, retry_after_s=RETRY_S)
+)
+assert _BUSY_FRAME.endswith(_ID_PLACE.encode())
+_BUSY_LENGTH: Final = _BUSY_FRAME[:4]
+_BUSY: Final = _BUSY_FRAME[8:-16]
 
 
 class ReadyResolution(Ready):
