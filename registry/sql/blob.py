@@ -84,11 +84,12 @@ def decode_blob(
     blob: bytes, key: Key, status: Status, version: int, sequence: int, template: str | None
 ) -> Record:
     """The record kept under `key`. Raises ValueError or TypeError on a damaged blob."""
-    created, age, values, *rest = msgpack.unpackb(blob, strict_map_key=False)
+    parts = msgpack.unpackb(blob, strict_map_key=False)
+    created, age, values = parts[:3]
     modified = created + age
     prefix, suffix = key.prefix, key.suffix.decode()
-    if rest:
-        prefix, suffix = rest[0].get(_PREFIX, prefix), rest[0].get(_SUFFIX, suffix)
+    if len(parts) > 3:
+        prefix, suffix = parts[3].get(_PREFIX, prefix), parts[3].get(_SUFFIX, suffix)
     return make_record(
         _identifier(prefix, suffix),
         tuple(

@@ -25,15 +25,30 @@ _LOCK = f"SELECT pg_advisory_xact_lock({0x6269616F6A6965})"
 # seek by half of the primary key and filter by the other half, which on a table that has grown
 # since its statistics were taken reads the whole prefix for each key.
 _PREFIX, _HEAD, _RECEIPT = -1, -2, -3
-LOOK_UP = f"""
-SELECT w.n - 1 AS n, r.status, r.version, r.sequence, r.template AS text, r.blob,
-       NULL::text[] AS more
+_EACH = """
 FROM unnest($1::text[], $2::bytea[]) WITH ORDINALITY AS w (prefix, suffix, n)
 JOIN LATERAL (SELECT id FROM prefixes WHERE name = w.prefix OFFSET 0) AS p ON true
 JOIN LATERAL (
     SELECT status, version, sequence, template, blob FROM records
     WHERE prefix_id = p.id AND suffix = w.suffix OFFSET 0
 ) AS r ON true
+"""
+# Names asked for together are most often of one prefix, which then is sought and sent only once.
+_ALIKE = """
+FROM unnest($2::bytea[]) WITH ORDINALITY AS w (suffix, n)
+JOIN LATERAL (
+    SELECT status, version, sequence, template, blob FROM records
+    WHERE prefix_id = (SELECT id FROM prefixes WHERE name = $1::text) AND suffix = w.suffix
+    OFFSET 0
+) AS r ON true
+"""
+
+
+def _look_up(source: str) -> str:
+    return f"""
+SELECT w.n - 1 AS n, r.status, r.version, r.sequence, r.template AS text, r.blob,
+       NULL::text[] AS more
+{source}
 UNION ALL
 SELECT {_PREFIX}, p.status, p.version, p.sequence, p.spelling, NULL,
        ARRAY[w.name, p.tenant, p.id::text, p.created::text, p.searchable,
@@ -41,17 +56,19 @@ SELECT {_PREFIX}, p.status, p.version, p.sequence, p.spelling, NULL,
 FROM unnest($3::text[]) AS w (name)
 JOIN LATERAL (SELECT * FROM prefixes WHERE name = w.name OFFSET 0) AS p ON true
 """  # noqa: S608  (constants)
-LOAD = (
-    LOOK_UP
-    + f"""
+
+
+_LOAD_TOO = f"""
 UNION ALL
 SELECT {_HEAD}, NULL, NULL, sequence, NULL, hash, NULL FROM chain_head WHERE id = 1
 UNION ALL
 SELECT {_RECEIPT}, NULL, NULL, expires, key, reply, ARRAY[actor, encode(fingerprint, 'hex')]
 FROM receipts WHERE key = ANY($4::text[])
 """  # noqa: S608
-)
-"""By hand: prefixes and records by key, receipts by Idempotency-Key, and the head of the log."""
+_LOOK_UP = {False: _look_up(_EACH), True: _look_up(_ALIKE)}
+_LOAD = {alike: statement + _LOAD_TOO for alike, statement in _LOOK_UP.items()}
+Question = tuple[str, tuple[Any, ...]]
+"""A statement and its parameters."""
 
 
 FORGET = """
@@ -61,9 +78,24 @@ DELETE FROM receipts USING (
 """
 
 
-def look_up_parameters(keys: Sequence[Key]) -> tuple[list[str], list[bytes], list[str]]:
-    names = [key.prefix for key in keys]
-    return names, [key.suffix for key in keys], list(set(names))
+def _sought(keys: Sequence[Key]) -> tuple[bool, tuple[Any, ...]]:
+    """Whether they are all of one prefix, and the parameters."""
+    prefixes = [key[0] for key in keys]
+    names = list(set(prefixes))
+    alike = len(names) == 1
+    return alike, (names[0] if alike else prefixes, [key[1] for key in keys], names)
+
+
+def look_up_question(keys: Sequence[Key]) -> Question:
+    """Prefixes and records by key."""
+    alike, parameters = _sought(keys)
+    return _LOOK_UP[alike], parameters
+
+
+def load_question(keys: Sequence[Key], receipts: Sequence[str]) -> Question:
+    """The same, receipts by Idempotency-Key, and the head of the log."""
+    alike, parameters = _sought(keys)
+    return _LOAD[alike], (*parameters, receipts)
 
 
 def _rows(rows: Sequence[Row]) -> Rows:
@@ -146,10 +178,12 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         await self.execute("ROLLBACK")
 
     async def look_up(self, keys: Sequence[Key]) -> Rows:
-        return _rows(await self.fetch(LOOK_UP, *look_up_parameters(keys)))
+        statement, parameters = look_up_question(keys)
+        return _rows(await self.fetch(statement, *parameters))
 
     async def load(self, keys: Sequence[Key], receipts: Sequence[str]) -> Beginning:
-        rows = await self.fetch(LOAD, *look_up_parameters(keys), receipts)
+        statement, parameters = load_question(keys, receipts)
+        rows = await self.fetch(statement, *parameters)
         [head] = [(row[3], row[5]) for row in rows if row[0] == _HEAD]
         return Beginning(head, _rows(rows), [_receipt(row) for row in rows if row[0] == _RECEIPT])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -84,14 +84,18 @@ def _without_row(prefix: Prefix | None) -> Found:
     return Found(prefix, None)
 
 
+_make_found: Callable[[type[Found], tuple[Prefix, Record]], Found] = tuple.__new__
+
+
 def found_in(rows: Rows, keys: Sequence[Key]) -> list[Found]:
     """One Found per key, in order, made of what the database gave."""
     homed = {row[0]: _prefix(row[1:]) for row in rows.prefixes}
-    found = [_without_row(homed.get(key.prefix)) for key in keys]
+    without = {name: _without_row(homed.get(name)) for name in {key.prefix for key in keys}}
+    found = [without[key.prefix] for key in keys]
     for n, status, version, sequence, template, blob, _ in rows.records:
         key = keys[n]
         record = decode_blob(blob, key, STATUS_OF[status], version, sequence, template)
-        found[n] = Found(homed[key.prefix], record)
+        found[n] = _make_found(Found, (homed[key.prefix], record))
     return found
 
 

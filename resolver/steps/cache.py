@@ -34,6 +34,7 @@ from .s3fifo import S3Fifo
 
 _RECORD_BYTES = 540  # objects around an empty record, measured with tracemalloc
 _VALUE_BYTES = 135
+_OCTETS_BYTES = getsizeof(b"")
 _REFERENCE_BYTES = 60
 _FAILURES = (TemporarilyUnavailable, DeadlineExceeded, OverCapacity, Internal)
 _LATER = Answer(None, None, Source.STORE, 0, 0)
@@ -42,10 +43,12 @@ STALE_TTL_S = 30  # RFC 8767 §4: how long others may keep a stale answer
 
 def size_of(key: Key, record: Record) -> int:
     """Bytes of memory that a cached record takes, to within a tenth or so."""
-    size = _RECORD_BYTES + getsizeof(key.suffix) + getsizeof(record.identifier.suffix)
+    # Octets have no form but one, so their length says it, in half the time.
+    size = _RECORD_BYTES + _OCTETS_BYTES + len(key.suffix) + getsizeof(record.identifier.suffix)
     for value in record.values:
-        size += _VALUE_BYTES + getsizeof(value.data) + getsizeof(value.type)
-        size += sum(_REFERENCE_BYTES + getsizeof(r.identifier) for r in value.references)
+        size += _VALUE_BYTES + _OCTETS_BYTES + len(value.data) + getsizeof(value.type)
+        if value.references:
+            size += sum(_REFERENCE_BYTES + getsizeof(r.identifier) for r in value.references)
     return size
 
 

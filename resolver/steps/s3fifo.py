@@ -46,17 +46,19 @@ class S3Fifo(Generic[K, E]):
 
     def put(self, key: K, entry: E) -> bool:
         """Insert or replace; False if the entry is larger than a tenth of the whole map."""
-        self.drop(key)
-        if entry.size > self.bytes_max // 10:
+        if key in self.entries:
+            self.drop(key)
+        size = entry.size
+        if size > self.bytes_max // 10:
             return False
         self.entries[key] = entry
-        self.bytes += entry.size
+        self.bytes += size
         if key in self._ghosts:
             del self._ghosts[key]
             self._main[key] = None
         else:
             self._small[key] = None
-            self._small_bytes += entry.size
+            self._small_bytes += size
         while self.bytes > self.bytes_max:
             if self._small_bytes > self.bytes_max // 10 or not self._main:
                 self._evict_small()

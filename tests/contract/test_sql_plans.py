@@ -46,16 +46,14 @@ READS: dict[str, Callable[[AsyncConnection], Awaitable[Any]]] = {
 }
 
 
-def on_postgresql(keys: list[Key]) -> tuple[str, tuple[Any, ...]]:
-    return postgresql.LOOK_UP, postgresql.look_up_parameters(keys)
-
-
 HOT: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
     "postgresql": {
-        "look_up": on_postgresql(KEYS),
-        "look_up 1": on_postgresql(KEYS[:1]),
-        "look_up 256": on_postgresql(KEYS * 85),
-        "load": (postgresql.LOAD, (*postgresql.look_up_parameters(KEYS * 20), ["a", "b"])),
+        "look_up": postgresql.look_up_question(KEYS),
+        "look_up 1": postgresql.look_up_question(KEYS[:1]),
+        "look_up 256": postgresql.look_up_question(KEYS * 85),
+        "look_up alike": postgresql.look_up_question(KEYS[:2] * 120),
+        "load": postgresql.load_question(KEYS * 20, ["a", "b"]),
+        "load alike": postgresql.load_question(KEYS[:2] * 20, ["a", "b"]),
         "forget_receipts": (postgresql.FORGET, (5, 100)),
     },
     "sqlite": {
@@ -133,11 +131,16 @@ def check_postgresql(found: dict[str, str]) -> None:
     for name, plan in found.items():
         assert "Seq Scan" not in plan, f"{name}: {plan}"
         assert "Bitmap" not in plan, f"{name}: {plan}"
-    for name in ("look_up", "look_up 1", "look_up 256", "load"):
+    for name in ("look_up", "look_up 256", "load"):
         cond = r"Index Cond: \(\(prefix_id = prefixes.id\) AND \(suffix = w.suffix\)\)"
         assert re.search(cond, found[name]), found[name]
         assert "Filter" not in found[name]
-    assert "Index Scan using receipts_pkey" in found["load"]
+    for name in ("look_up 1", "look_up alike", "load alike"):
+        cond = r"Index Cond: \(\(prefix_id = .+?\) AND \(suffix = w.suffix\)\)"
+        assert re.search(cond, found[name]), found[name]
+        assert "Filter" not in found[name]
+    for name in ("load", "load alike"):
+        assert "Index Scan using receipts_pkey" in found[name]
     for name, seeks in SEEKS.items():
         scans = re.findall(
             r"Index Only Scan using value_index_pkey .*\n +Index Cond: (.*)", found[name]

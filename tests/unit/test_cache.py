@@ -174,7 +174,7 @@ SHAPES: dict[str, tuple[bytes, int, int]] = {
 def test_bytes_are_counted_as_memory_has_them(shape: str, suffix: str) -> None:
     """Whatever a tenant registers, the bound on the cache is a bound on memory."""
     data, values, references = SHAPES[shape]
-    count = 3 if values * references > 1_000 else 200
+    count = 3 if values * references > 1_000 else 500
     blobs = []
     for n in range(count):
         name = Identifier(PREFIX, suffix % n)

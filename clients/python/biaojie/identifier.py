@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -38,6 +38,10 @@ class Key(NamedTuple):
 
     prefix: str
     suffix: bytes
+
+
+_make_key: Callable[[type[Key], tuple[str, bytes]], Key] = tuple.__new__
+"""A third of the time that calling `Key` takes."""
 
 
 class _Fault(NamedTuple):
@@ -281,7 +285,8 @@ class Identifier:
     def key(self, *, case_sensitive: bool = False) -> Key:
         """The look-up key. `case_sensitive` concerns the suffix only; prefixes always fold."""
         suffix = self.suffix.encode()
-        return Key(_folded(self.prefix), suffix if case_sensitive else suffix.upper())
+        folded = suffix if case_sensitive else suffix.upper()
+        return _make_key(Key, (_folded(self.prefix), folded))
 
     def url_path(self) -> str:
         """Percent-encoded path without a leading slash.
