@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -35,6 +34,7 @@ from .changelog import next_entry
 from .operations import Operation
 from .staging import RULES_DEFAULT, Rules, Staging
 from .store import ReceiptKey, Store, StoredReceipt, Transaction
+from .turns import Turns
 
 RECEIPTS_SWEPT = 256
 """Expired receipts are removed each time this many new ones have been kept."""
@@ -86,7 +86,7 @@ class Watcher(Protocol):
 class Registrar:
     """Shared by all front ends of a process. `start()` before use, `stop()` drains.
 
-    `queue_operations_max` bounds what waits for a commit (beyond: OverCapacity),
+    `queue_operations_max` bounds what waits for a commit (beyond: OverCapacity; see `Turns`),
     `commit_operations_max` what one commit takes; `commit_timeout_s` bounds a commit.
     """
 
@@ -108,12 +108,10 @@ class Registrar:
         self._watcher = watcher
         self._clock = clock
         self._rules = rules
-        self._queue_operations_max = queue_operations_max
         self._commit_operations_max = commit_operations_max
         self._commit_timeout_s = commit_timeout_s
         self._receipts_kept_s = receipts_kept_s
-        self._queue: deque[_Submission] = deque()
-        self._queued_operations = 0
+        self._queue: Turns[_Submission] = Turns(queue_operations_max)
         self._running: dict[ReceiptKey, bytes] = {}
         self._wake = asyncio.Event()
         self._stopping = False
@@ -149,9 +147,8 @@ class Registrar:
         IdempotencyRunning, TemporarilyUnavailable, StorageFull.
         """
         assert 0 < len(operations) <= self._commit_operations_max
-        if self._stopping or (
-            self._queue and self._queued_operations + len(operations) > self._queue_operations_max
-        ):
+        side = _side(caller)
+        if self._stopping or not self._queue.has_room(side, len(operations)):
             raise OverCapacity()
         receipt_key: ReceiptKey | None = None
         if idempotency is not None:
@@ -173,8 +170,7 @@ class Registrar:
             receipt_key,
             asyncio.get_running_loop().create_future(),
         )
-        self._queue.append(submission)
-        self._queued_operations += len(operations)
+        self._queue.put(side, len(operations), submission)
         self._wake.set()
         return await submission.future
 
@@ -196,18 +192,12 @@ class Registrar:
                 self._answer(self._take(), TemporarilyUnavailable())
 
     def _take(self) -> list[_Submission]:
-        group: list[_Submission] = []
-        size = 0
-        while self._queue:
-            if group and size + len(self._queue[0].operations) > self._commit_operations_max:
-                break
-            submission = self._queue.popleft()
-            self._queued_operations -= len(submission.operations)
+        group = []
+        for submission in self._queue.take(self._commit_operations_max):
             if submission.future.done():  # its caller gave up while it waited
                 self._forget(submission)
-                continue
-            group.append(submission)
-            size += len(submission.operations)
+            else:
+                group.append(submission)
         return group
 
     def _forget(self, submission: _Submission) -> None:
@@ -340,6 +330,12 @@ class Registrar:
             staging.back_to(began)
         written = staging.mark() != began
         return Outcome(tuple(results), staging.sequence if written else 0)
+
+
+def _side(caller: Caller) -> str:
+    """Who takes turns with others when more waits than one commit takes."""
+    handle = caller.handle
+    return caller.tenant if handle is None else f"prefix {handle.identifier.prefix}"
 
 
 def _pack(outcome: Outcome) -> bytes:
