@@ -75,14 +75,15 @@ def worker(
     first: Annotated[bool, typer.Option("--first")] = False,
 ) -> None:
     """One of several processes that serve together; `serve` starts them."""
-    from .worker import Post, SupervisorPipe
+    from .worker import BEATS, Post, SupervisorPipe
     from .worker_sockets import adopt
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from the terminal, for the supervisor to obey
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    settings = _settings(config)
     post = Post(slot, workers, folder, adopt(sockets))
-    duty = Duty(demo=demo, fills=demo and first, post=post, pipe=SupervisorPipe(pipe))
-    _serve_here(_settings(config), duty)
+    speaks = SupervisorPipe(pipe, settings.worker_silent_s / BEATS)
+    _serve_here(settings, Duty(demo=demo, fills=demo and first, post=post, pipe=speaks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ def _supervise(settings: Settings, config: Path | None, demo: bool, workers: int
     from .worker_sockets import HTTP, PLACE_SETTINGS, bind_slots, port_of
 
     configure_logging(settings.log_level, settings.log_format)
-    fixed = ("data_dir", "workers", *PLACE_SETTINGS)
+    fixed = ("data_dir", "workers", "worker_silent_s", *PLACE_SETTINGS)
 
     def reload() -> str | None:
         try:
@@ -139,6 +140,7 @@ def _supervise(settings: Settings, config: Path | None, demo: bool, workers: int
                 reload,
                 on_ready=(lambda: _announce(settings, port)) if demo else lambda: None,
                 stop_s=settings.drain_s + settings.commit_timeout_s + STOP_SPARE_S,
+                silent_s=settings.worker_silent_s,
             )
             code = supervisor.run()
     except CannotListen as error:
@@ -196,6 +198,9 @@ async def _run(settings: Settings, duty: Duty) -> None:
     stop = asyncio.Event()
     if duty.pipe is not None:
         duty.pipe.watch(stop)
+        await duty.pipe.may_begin()  # what must be imported has been
+        if stop.is_set():
+            return
     store = await open_store(
         settings.registry_url,
         allow_unsafe_durability=settings.allow_unsafe_durability,

@@ -273,6 +273,12 @@ class Settings(BaseModel):
     workers: int = Field(
         1, ge=1, le=256, description="Processes that serve together, on the same ports."
     )
+    worker_silent_s: float = Field(
+        15.0,
+        ge=1,
+        le=3600,
+        description="A worker that has not said for so long that it lives is ended and replaced.",
+    )
     drain_s: float = Field(
         10.0, ge=0, le=300, description="Time for running requests when the node stops."
     )

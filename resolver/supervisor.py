@@ -1,9 +1,10 @@
 """Starts the workers of a node and keeps them running; serves nothing itself.
 
 It holds the sockets (worker_sockets.py), so a worker can go and come while what is sent to it
-waits. Every worker is a fresh process, which tells over a pipe that it is ready and stops by
-itself when the pipe ends: no worker outlives its supervisor. One thread, one loop; whatever is
-waited for has an end.
+waits. Every worker is a fresh process with a pipe to here. It begins when it is told to, which for
+the first start is when the first worker, who prepares what all need, is ready; it tells when it
+is ready itself and from then on that its loop still turns; and it stops when the pipe ends: no
+worker outlives its supervisor. One thread, one loop; whatever is waited for has an end.
 
 SIGTERM and SIGINT drain all, a second one ends all at once; SIGHUP replaces one worker after the
 other by one with the settings and the program of now.
@@ -16,14 +17,19 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Final, Protocol
 
 import structlog
 
+from .worker import BEATS, BEGIN, READY
+
 START_S: Final = 90.0
 """How long a worker may take to get ready."""
+SILENT_S: Final = 15.0
+"""A worker that was ready and says nothing for so long hangs, and is replaced."""
 END_S: Final = 5.0
 """How long one that has given up may take to end."""
 LIVED_S: Final = 60.0
@@ -43,6 +49,7 @@ class Pipe(Protocol):
 
     def fileno(self) -> int: ...
     def recv(self, octets: int, /) -> bytes: ...
+    def send(self, data: bytes, /) -> int: ...
     def close(self) -> None: ...
 
 
@@ -60,6 +67,10 @@ class Worker:
     process: Process
     pipe: Pipe
     since: float
+    """When it was started, or later told to begin."""
+    heard: float
+    begun: bool = False
+    """It was told to begin."""
     ready: bool = False
     mute: bool = False
     """Its end of the pipe is gone."""
@@ -89,6 +100,7 @@ class Supervisor:
     reload: Callable[[], str | None]
     on_ready: Callable[[], None] = lambda: None
     stop_s: float = 30.0
+    silent_s: float = SILENT_S
     clock: Callable[[], float] = time.monotonic
     slots: list[Slot] = field(init=False)
     restarts: int = 0
@@ -101,8 +113,10 @@ class Supervisor:
     _begun: bool = False
     _ready: bool = False
     _signals: list[int] = field(default_factory=list)
+    _awake: float = field(init=False)
 
     def __post_init__(self) -> None:
+        self._awake = self.clock()
         self.slots = [Slot(number) for number in range(self.slots_number)]
 
     # The loop ---------------------------------------------------------------------------
@@ -137,7 +151,7 @@ class Supervisor:
         with selectors.DefaultSelector() as selector:
             selector.register(wake.fileno(), selectors.EVENT_READ, None)
             for worker in self._workers():
-                if not worker.ready and not worker.mute:
+                if not worker.mute:
                     selector.register(worker.pipe.fileno(), selectors.EVENT_READ, worker)
             if self._signals:
                 return
@@ -150,26 +164,26 @@ class Supervisor:
     def _patience(self) -> float:
         now = self.clock()
         times = [slot.start_at for slot in self.slots if slot.start_at is not None]
-        for worker in self._workers():
-            if worker.stop_until is not None:
-                times.append(worker.stop_until)
-            elif not worker.ready:
-                times.append(worker.since + START_S)
-        return min((max(0.0, at - now) for at in times), default=60.0)
+        times += [worker.stop_until for worker in self._workers() if worker.stop_until is not None]
+        times.append(now + self.silent_s / BEATS)
+        return min(max(0.0, at - now) for at in times)
 
     # What happens -----------------------------------------------------------------------
 
     def start(self) -> None:
-        """The first worker; the others follow when it is ready."""
-        self._start(self.slots[0])
+        """All at once; the others wait for the first where they have loaded the program."""
+        for slot in self.slots:
+            self._start(slot)
 
     def heard(self, worker: Worker) -> None:
-        """A worker said that it is ready; or its end of the pipe is gone, and it with it soon."""
+        """A worker said that it is ready, or lives; or its end of the pipe is gone, and it with
+        it soon."""
         try:
-            said = worker.pipe.recv(1)
+            said = worker.pipe.recv(64)
         except OSError:
             said = b""
-        if said and not worker.ready:
+        worker.heard = self.clock()
+        if READY in said and not worker.ready:
             worker.ready = True
             log.info("worker ready", worker=worker.slot, pid=worker.process.pid)
         elif not said:  # it will not get ready any more, and is about to end
@@ -182,11 +196,16 @@ class Supervisor:
             self._obey(self._signals.pop(0))
         self._bury()
         now = self.clock()
+        if now - self._awake > 2 * self.silent_s / BEATS:
+            # It was this process that did not run, and the workers perhaps neither.
+            for worker in self._workers():
+                worker.heard = now
+        self._awake = now
         for worker in self._workers():
-            slow = not worker.ready and worker.stop_until is None and now - worker.since >= START_S
-            if slow:
-                log.error("worker did not get ready", worker=worker.slot, pid=worker.process.pid)
-            if slow or (worker.stop_until is not None and now >= worker.stop_until):
+            fault = self._fault_of(worker, now)
+            if fault is not None:
+                log.error(fault, worker=worker.slot, pid=worker.process.pid)
+            if fault is not None or (worker.stop_until is not None and now >= worker.stop_until):
                 log.warning("worker killed", worker=worker.slot, pid=worker.process.pid)
                 worker.process.send_signal(signal.SIGKILL)
                 worker.process.wait(10)
@@ -195,6 +214,15 @@ class Supervisor:
             self._start_due(now)
             self._replace()
             self._report()
+
+    def _fault_of(self, worker: Worker, now: float) -> str | None:
+        """Why it must go at once, if it must."""
+        if worker.stop_until is not None:
+            return None
+        if worker.ready:
+            return "worker hangs" if now - worker.heard >= self.silent_s else None
+        waits = not worker.begun and not worker.mute
+        return None if waits or now - worker.since < START_S else "worker did not get ready"
 
     @property
     def done(self) -> bool:
@@ -243,6 +271,8 @@ class Supervisor:
         if not self._begun and slot.number == 0 and not worker.ready:
             log.error("no worker could start", code=code)
             self.code = NOBODY
+            for other in self._workers():
+                self._stop(other)
             return
         now = self.clock()
         if slot.next is not None:  # what was to replace it is on its way
@@ -271,10 +301,20 @@ class Supervisor:
 
     def _start(self, slot: Slot) -> Worker:
         first = not self._begun and slot.number == 0
-        process, pipe = self.launch(slot.number, first)
         slot.start_at = None
-        slot.worker = Worker(slot.number, process, pipe, self.clock())
+        slot.worker = self._launched(slot, first)
+        if first or self._begun:
+            self._tell_to_begin(slot.worker)
         return slot.worker
+
+    def _launched(self, slot: Slot, first: bool) -> Worker:
+        now = self.clock()
+        return Worker(slot.number, *self.launch(slot.number, first), since=now, heard=now)
+
+    def _tell_to_begin(self, worker: Worker) -> None:
+        worker.begun, worker.since = True, self.clock()
+        with suppress(OSError):  # it is gone, as we shall learn
+            worker.pipe.send(BEGIN)
 
     def _start_due(self, now: float) -> None:
         for slot in self.slots:
@@ -283,8 +323,9 @@ class Supervisor:
         first = self.slots[0].worker
         if not self._begun and first is not None and first.ready:
             self._begun = True
-            for slot in self.slots[1:]:
-                self._start(slot)
+            for worker in self._workers():
+                if not worker.begun:
+                    self._tell_to_begin(worker)
 
     def _report(self) -> None:
         if not self._ready and all(slot.worker and slot.worker.ready for slot in self.slots):
@@ -320,8 +361,8 @@ class Supervisor:
                 self._start(slot)
                 self._done_replacing()
                 return
-            process, pipe = self.launch(slot.number, False)
-            slot.next = Worker(slot.number, process, pipe, self.clock())
+            slot.next = self._launched(slot, False)
+            self._tell_to_begin(slot.next)
         elif slot.next.ready:
             old, slot.worker, slot.next = slot.worker, slot.next, None
             slot.start_at, slot.crashes = None, 0

@@ -71,6 +71,7 @@ class RunningNode:
 
     def settings(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("BIAOJIE_")}
+        kept.pop("PYTHONDONTWRITEBYTECODE", None)  # or each start would compile the program anew
         return kept | {
             "BIAOJIE_DATA_DIR": str(self.data_dir),
             "BIAOJIE_PORT": str(self.port),

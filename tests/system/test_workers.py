@@ -11,6 +11,7 @@ import ssl
 import stat
 import subprocess
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -25,20 +26,35 @@ if TYPE_CHECKING:
     from tests.system.conftest import RunningNode
 
 WORKERS = 3
+SILENT_S = 3
 
 
 @pytest.fixture(scope="module")
 def shared(make_node: Make) -> RunningNode:
-    node = several(make_node, WORKERS)
+    tls = {"tls_enabled": True, "tls_self_signed": True, "tls_port": 0}
+    node = several(make_node, WORKERS, worker_silent_s=SILENT_S, **tls)
     node.home("88.118.8")
+    return node
+
+
+@pytest.fixture(scope="module")
+def house(make_node: Make) -> RunningNode:
+    node = make_node(start=False, workers=2)
+    node.data_dir.mkdir()
+    node.migrate()
     return node
 
 
 @pytest.fixture
-def fresh(make_node: Make) -> RunningNode:
-    node = several(make_node, WORKERS)
-    node.home("88.118.8")
-    return node
+def ending(house: RunningNode) -> Iterator[RunningNode]:
+    """A node that each test ends in its own way; it is started anew for the next."""
+    started = len(house.log) if house.process is not None else 0
+    house.start()
+    until(lambda: '"all workers ready"' in house.log[started:], timeout_s=30)
+    yield house
+    assert house.process is not None
+    if house.process.poll() is None:
+        house.stop()
 
 
 def running(node: RunningNode) -> list[psutil.Process]:
@@ -85,37 +101,48 @@ def test_what_they_say_among_themselves_is_nobodys_business(shared: RunningNode)
     )
 
 
-def test_a_crash_is_mended_and_the_others_notice_nothing(fresh: RunningNode) -> None:
-    reach = wires(fresh, WORKERS)
-    before = pids(fresh)
+def test_a_crash_is_mended_and_the_others_notice_nothing(shared: RunningNode) -> None:
+    reach = wires(shared, WORKERS)
+    before = pids(shared)
     os.kill(before[1], signal.SIGKILL)
     assert reach[1].ended()
     # Whoever connects now may have to wait for the new worker, but is answered.
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda _: fresh.ask("GET", "/healthz", key=None).status, range(60)))
+        answers = list(
+            pool.map(lambda _: shared.ask("GET", "/healthz", key=None).status, range(60))
+        )
     assert answers == [200] * 60
     for slot in (0, 2):
         assert reach[slot].ask("GET", "/healthz").status == 200
-    until(lambda: pids(fresh)[1] != before[1], timeout_s=20)
-    assert up(fresh) == dict.fromkeys(range(WORKERS), True)
-    assert {slot: pid for slot, pid in pids(fresh).items() if slot != 1} == {
+    until(lambda: pids(shared)[1] != before[1], timeout_s=20)
+    assert up(shared) == dict.fromkeys(range(WORKERS), True)
+    assert {slot: pid for slot, pid in pids(shared).items() if slot != 1} == {
         0: before[0],
         2: before[2],
     }
 
 
-def test_a_worker_that_is_silent_shows_as_down(fresh: RunningNode) -> None:
-    reach = wires(fresh, WORKERS)
-    os.kill(pids(fresh)[2], signal.SIGSTOP)
-    try:
-        seen = series(reach[0])
-        assert total(seen, "biaojie_worker_up", worker="2") == 0
-        assert total(seen, "biaojie_worker_up") == WORKERS - 1
-        assert total(seen, "process_start_time_seconds", worker="2") == 0
-        assert total(seen, "process_start_time_seconds", worker="1") > 0
-    finally:
-        os.kill(pids(fresh)[2], signal.SIGCONT)
-    until(lambda: total(series(reach[0]), "biaojie_worker_up") == WORKERS)
+def test_a_worker_that_hangs_is_replaced(shared: RunningNode) -> None:
+    """Stopped, it cannot even be told to end. Until it is found it shows as down, and whoever has
+    connected to it waits for its successor."""
+    reach = wires(shared, WORKERS)
+    before = pids(shared)
+    os.kill(before[2], signal.SIGSTOP)
+    seen = series(reach[0])
+    assert total(seen, "biaojie_worker_up", worker="2") == 0
+    assert total(seen, "biaojie_worker_up") == WORKERS - 1
+    assert total(seen, "process_start_time_seconds", worker="2") == 0
+    assert total(seen, "process_start_time_seconds", worker="1") > 0
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: shared.ask("GET", "/healthz", key=None).status, range(8)))
+    assert answers == [200] * 8
+    until(lambda: pids(shared)[2] != before[2], timeout_s=20)
+    assert '"worker hangs"' in shared.log
+    assert not psutil.pid_exists(before[2])
+    assert {slot: pid for slot, pid in pids(shared).items() if slot != 2} == {
+        slot: before[slot] for slot in (0, 1)
+    }
+    assert up(shared) == dict.fromkeys(range(WORKERS), True)
 
 
 def test_the_port_of_another_node_is_not_shared_with_it(shared: RunningNode) -> None:
@@ -158,45 +185,43 @@ def test_where_no_worker_can_start_it_says_so(make_node: Make) -> None:
     assert list(node.data_dir.glob("workers-*")) == []
 
 
-def test_stopping_ends_all(fresh: RunningNode) -> None:
-    workers = running(fresh)
-    assert fresh.stop() == 0
+def test_stopping_ends_all(ending: RunningNode) -> None:
+    workers = running(ending)
+    assert ending.stop() == 0
     assert gone(workers)
-    assert list(fresh.data_dir.glob("workers-*")) == []
+    assert list(ending.data_dir.glob("workers-*")) == []
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", fresh.port), 5)
+        socket.create_connection(("127.0.0.1", ending.port), 5)
 
 
-def test_a_second_signal_ends_it_at_once(fresh: RunningNode) -> None:
-    workers = running(fresh)
-    held = Wire(fresh.port)
+def test_a_second_signal_ends_it_at_once(ending: RunningNode) -> None:
+    workers = running(ending)
+    held = Wire(ending.port)
     held.send(b"POST /api/v1/identifiers:resolve HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
     time.sleep(0.2)
-    assert fresh.process is not None
-    fresh.process.send_signal(signal.SIGTERM)
-    until(lambda: '"stopping"' in fresh.log)
-    assert fresh.process.poll() is None
-    fresh.process.send_signal(signal.SIGINT)
-    assert fresh.process.wait(5) == 130
+    assert ending.process is not None
+    ending.process.send_signal(signal.SIGTERM)
+    until(lambda: '"stopping"' in ending.log)
+    assert ending.process.poll() is None
+    ending.process.send_signal(signal.SIGINT)
+    assert ending.process.wait(5) == 130
     assert gone(workers)
     held.socket.close()
 
 
-def test_workers_do_not_outlive_their_supervisor(fresh: RunningNode) -> None:
-    workers = running(fresh)
-    fresh.kill()
+def test_workers_do_not_outlive_their_supervisor(ending: RunningNode) -> None:
+    workers = running(ending)
+    ending.kill()
     until(lambda: gone(workers), timeout_s=20)
     # What it left behind does not disturb the next.
-    fresh.environment["BIAOJIE_WORKERS"] = "2"
-    fresh.start()
-    until(lambda: len(list(fresh.data_dir.glob("workers-*"))) == 1)
-    assert fresh.ask("GET", "/readyz", key=None).status == 200
+    ending.start()
+    until(lambda: len(list(ending.data_dir.glob("workers-*"))) == 1)
+    assert ending.ask("GET", "/readyz", key=None).status == 200
 
 
-def test_over_tls_too(make_node: Make) -> None:
-    node = several(make_node, 2, tls_enabled=True, tls_self_signed=True, tls_port=0)
-    (port,) = {event["tls_port"] for event in map(json.loads, _serving(node))}
-    context = ssl.create_default_context(cafile=str(node.data_dir / "tls-certificate.pem"))
+def test_over_tls_too(shared: RunningNode) -> None:
+    (port,) = {event["tls_port"] for event in map(json.loads, _serving(shared))}
+    context = ssl.create_default_context(cafile=str(shared.data_dir / "tls-certificate.pem"))
     for _ in range(10):
         with (
             socket.create_connection(("127.0.0.1", port), 5) as line,

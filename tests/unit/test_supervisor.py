@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pytest
@@ -14,9 +15,11 @@ from resolver.supervisor import (
     HURRIED,
     LIVED_S,
     NOBODY,
+    SILENT_S,
     START_S,
     Supervisor,
 )
+from resolver.worker import ALIVE, BEATS, BEGIN, READY
 
 STOP_S = 20.0
 
@@ -32,6 +35,7 @@ class Worker:
     signals: list[int] = field(default_factory=list)
     code: int | None = None
     closed: bool = False
+    begun: bool = False
 
     def poll(self) -> int | None:
         return self.code
@@ -47,6 +51,12 @@ class Worker:
 
     def recv(self, octets: int) -> bytes:
         return self.said.pop(0) if self.said else b""
+
+    def send(self, data: bytes) -> int:
+        assert data == BEGIN
+        assert not self.begun, "told twice"
+        self.begun = True
+        return len(data)
 
     def fileno(self) -> int:
         return -1
@@ -86,15 +96,26 @@ class House:
         self.supervisor.step()
 
     def ready(self, worker: Worker) -> None:
-        worker.said.append(b"1")
+        assert worker.begun, "ready before it was told to begin"
+        self.says(worker, READY)
+
+    def says(self, worker: Worker, word: bytes) -> None:
+        worker.said.append(word)
+        self.mute(worker)
+
+    def mute(self, worker: Worker) -> None:
+        """There is something to hear from it; where it says nothing, it is the end of the pipe."""
         (known,) = [w for w in self.supervisor._workers() if w.process is worker]
         self.supervisor.heard(known)
         self.step()
 
-    def mute(self, worker: Worker) -> None:
-        (known,) = [w for w in self.supervisor._workers() if w.process is worker]
-        self.supervisor.heard(known)
-        self.step()
+    def pass_time(self, seconds: float, alive: Iterable[Worker] = ()) -> None:
+        """As it does while the supervisor runs: `alive` say so meanwhile."""
+        end = self.now + seconds
+        while self.now < end:
+            self.step(min(SILENT_S / BEATS, end - self.now))
+            for worker in alive:
+                self.says(worker, ALIVE)
 
     def crash(self, worker: Worker, code: int = 1) -> None:
         worker.code = code
@@ -112,12 +133,13 @@ class House:
         return list(self.started)
 
 
-def test_the_others_start_when_the_first_is_ready() -> None:
+def test_all_start_and_the_others_begin_when_the_first_is_ready() -> None:
     house = House(3)
     house.step(5)
-    assert [(w.slot, w.first) for w in house.started] == [(0, True)]
-    house.ready(house.started[0])
     assert [(w.slot, w.first) for w in house.started] == [(0, True), (1, False), (2, False)]
+    assert [w.begun for w in house.started] == [True, False, False]
+    house.ready(house.started[0])
+    assert [w.begun for w in house.started] == [True, True, True]
     assert house.announced == 0
     house.ready(house.started[1])
     house.ready(house.started[2])
@@ -128,10 +150,76 @@ def test_the_others_start_when_the_first_is_ready() -> None:
 @pytest.mark.parametrize("code", [3, 1, -9])
 def test_if_the_first_cannot_start_there_is_nobody(code: int) -> None:
     house = House()
-    house.crash(house.started[0], code)
-    assert house.supervisor.done
+    first, other = house.started
+    house.crash(first, code)
     assert house.supervisor.code == NOBODY
-    assert len(house.started) == 1
+    assert other.signals == [signal.SIGTERM]
+    assert not house.supervisor.done
+    house.crash(other, -15)
+    assert house.supervisor.done
+    assert len(house.started) == 2
+
+
+def test_one_that_waits_to_begin_may_take_as_long_as_the_first() -> None:
+    house = House()
+    first, other = house.started
+    house.step(START_S - 1)
+    house.ready(first)
+    house.step(START_S - 1)
+    assert other.signals == []
+    house.step(1)
+    assert other.signals == [signal.SIGKILL]
+
+
+def test_one_that_crashes_before_it_may_begin_is_started_again() -> None:
+    house = House()
+    first, other = house.started
+    house.crash(other)
+    again = house.started[-1]
+    assert (again.slot, again.begun) == (1, False)
+    house.ready(first)
+    assert again.begun
+    house.ready(again)
+    assert house.announced == 1
+
+
+def test_a_worker_that_hangs_is_killed_and_replaced() -> None:
+    house = House()
+    first, second = house.serving()
+    house.pass_time(SILENT_S - 0.1, alive=[first])
+    assert second.signals == []
+    house.step(0.1)
+    assert second.signals == [signal.SIGKILL]
+    assert first.signals == []
+    again = house.started[-1]
+    assert (again.slot, again.begun) == (1, True)
+    house.ready(again)
+    assert house.supervisor.restarts == 1
+
+
+def test_workers_that_live_are_left_alone() -> None:
+    house = House()
+    workers = house.serving()
+    house.pass_time(20 * SILENT_S, alive=workers)
+    assert all(worker.signals == [] for worker in house.started)
+
+
+def test_what_the_supervisor_slept_through_is_nobodys_silence() -> None:
+    """A machine that was stopped, or all of its processes."""
+    house = House()
+    workers = house.serving()
+    house.step(10 * SILENT_S)
+    assert all(worker.signals == [] for worker in workers)
+    house.pass_time(SILENT_S, alive=workers[:1])
+    assert [worker.signals for worker in workers] == [[], [signal.SIGKILL]]
+
+
+def test_one_that_is_to_stop_need_not_say_that_it_lives() -> None:
+    house = House()
+    workers = house.serving()
+    house.signal(signal.SIGTERM)
+    house.pass_time(STOP_S - 0.1)
+    assert all(worker.signals == [signal.SIGTERM] for worker in workers)
 
 
 def test_a_first_worker_that_hangs_is_ended() -> None:
@@ -167,6 +255,7 @@ def test_a_crash_is_mended_at_once_then_ever_later() -> None:
         waited = 0.0
         while len(house.started) == count:
             house.step(0.25)
+            house.says(first, ALIVE)
             waited += 0.25
         delays.append(waited)
         crashed = house.started[-1]
@@ -285,7 +374,7 @@ def test_a_second_wish_to_replace_comes_after_the_first() -> None:
 def test_a_wish_to_replace_waits_for_the_first_start() -> None:
     house = House()
     house.signal(signal.SIGHUP)
-    assert len(house.started) == 1
+    assert len(house.started) == 2
     house.serving()
     assert [w.slot for w in house.started] == [0, 1, 0]
 
