@@ -106,7 +106,7 @@ def select(record: Record, query: Query) -> Record:
     return replace(record, values=tuple(v for v in record.values if wanted(v.index, v.type)))
 
 
-make_resolution = maker(Resolution)
+make_query, make_resolution = maker(Query), maker(Resolution)
 
 
 def _shown(answer: Answer, query: Query) -> Resolution:

@@ -90,16 +90,20 @@ def decode_blob(
     prefix, suffix = key.prefix, key.suffix.decode()
     if len(parts) > 3:
         prefix, suffix = parts[3].get(_PREFIX, prefix), parts[3].get(_SUFFIX, suffix)
+    decoded = []
+    for value in values:
+        if len(value) == 3:
+            index, type_, data = value
+            decoded.append(
+                make_value(
+                    index, type_, data, TTL_DEFAULT_S, False, modified, PERMISSIONS_DEFAULT, ()
+                )
+            )
+        else:
+            decoded.append(_decode_value(modified, *value))
     return make_record(
         _identifier(prefix, suffix),
-        tuple(
-            [
-                make_value(*value, TTL_DEFAULT_S, False, modified, PERMISSIONS_DEFAULT, ())
-                if len(value) == 3
-                else _decode_value(modified, *value)
-                for value in values
-            ]
-        ),
+        tuple(decoded),
         status,
         template,
         version,

@@ -43,9 +43,9 @@ from registry.registrar import Idempotency
 from ...handle.identity import parse_identity
 from ...lane import Lane
 from ...search import START, Findings, Question
-from ...service import REPLY_BYTES_MAX, Query, Resolution, Service
+from ...service import REPLY_BYTES_MAX, Query, Resolution, Service, make_query
 from ...writing import Batch, minted, revoke_key, write_batch, write_prefix
-from .work import Asked, ReadyResolution, error_frame, frame
+from .work import Asked, ReadyResolution, answer_frame, error_frame
 
 WAIT_S: Final = 31.0
 """What a request that waits for changes may take beyond the others, its wait included."""
@@ -72,7 +72,7 @@ class Operation:
         return data.question
 
     def encode(self, data: Asked, answer: Any) -> bytes:
-        return frame(data.id, Kind.ANSWER, self.encoder(answer))
+        return answer_frame(data.id, self.encoder(answer))
 
     def encode_error(self, data: Asked, error: BiaojieError) -> bytes:
         return error_frame(data.id, error)
@@ -107,7 +107,7 @@ Found = list[Resolution | BiaojieError]
 
 
 def query_of(asked: Asked, r: requests.Resolve) -> Query:
-    return Query(Identifier.parse(r.identifier), r.indexes, r.types, r.authoritative)
+    return make_query(Identifier.parse(r.identifier), r.indexes, r.types, r.authoritative)
 
 
 async def _resolve(service: Service, caller: Caller, query: Query) -> Resolution:
@@ -115,7 +115,7 @@ async def _resolve(service: Service, caller: Caller, query: Query) -> Resolution
 
 
 def _encode_resolution(found: Resolution) -> bytes:
-    return answers.encode_resolution(found.record, found.age_s, found.ttl_s, found.source.value)
+    return answers.encode_resolution(found.record, found.age_s, found.ttl_s, found.source)
 
 
 def _parsed(asked: Asked, r: requests.ResolveMany) -> Parsed:
@@ -396,15 +396,12 @@ class PublicResolve:
         return await service.resolve(query, caller)
 
     def encode(self, data: Asked, answer: Resolution) -> bytes:
-        if answer.entry is None:
-            return RESOLVE.encode(data, answer)
         record = answers.encode_resolution_tail(answer.record)
-        age, ttl, source = answer.age_s, answer.ttl_s, answer.source.value
-        reply = frame(
-            data.id, Kind.ANSWER, answers.encode_resolution_head(age, ttl, source) + record
-        )
-        key = bytes((data.kind,)) + data.body
-        self.lane.keep(key, ReadyResolution(answer.entry, len(key), record))
+        head = answers.encode_resolution_head(answer.age_s, answer.ttl_s, answer.source)
+        reply = answer_frame(data.id, head + record)
+        if answer.entry is not None:
+            key = bytes((data.kind,)) + data.body
+            self.lane.keep(key, ReadyResolution(answer.entry, len(key), record))
         return reply
 
     def encode_error(self, data: Asked, error: BiaojieError) -> bytes:

@@ -58,6 +58,17 @@ class Asked:
     admitted: bool = False
 
 
+_ANSWER: Final = _KIND[Kind.ANSWER]
+_BODY_MAX: Final = FRAME_OCTETS_MAX - 5
+
+
+def answer_frame(id_: bytes, body: bytes) -> bytes:
+    """`frame` of an answer, which is what most frames are. Raises TooLarge."""
+    if len(body) > _BODY_MAX:
+        return frame(id_, Kind.ANSWER, body)
+    return LENGTH.pack(len(body) + 5) + id_ + _ANSWER + body
+
+
 def frame(id_: bytes, kind: Kind, body: bytes) -> bytes:
     """Raises TooLarge."""
     length = len(body) + 5

@@ -29,6 +29,7 @@ from ...limits import (
     VALUE_BYTES_MAX,
     VALUES_MAX,
 )
+from ...making import maker
 from ...record import Status
 from .frames import Kind
 from .requests import (
@@ -204,11 +205,14 @@ def _identifier(got: object, path: str) -> str:
     return text(got, _IDENTIFIER_TEXT_MAX, path, least=1)
 
 
+_make_resolve: Final = maker(Resolve)
+
+
 def _decode_resolve(got: object) -> Resolve:
     parts = row(got, 1, "resolve")
     identifier = _identifier(parts[0], "identifier")
     if len(parts) == 1:
-        return Resolve(identifier)
+        return _make_resolve(identifier, (), (), False)
     indexes, types, authoritative = row(got, 4, "resolve")[1:4]
     return Resolve(
         identifier,

@@ -57,7 +57,7 @@ def encode_value(value: Value) -> Row:
         value.ttl_absolute,
         value.timestamp,
         int(value.permissions),
-        [(r.identifier, r.index) for r in value.references],
+        [(r.identifier, r.index) for r in value.references] if value.references else (),
     )
 
 
