@@ -9,7 +9,7 @@ HOST ?= 127.0.0.1
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test peers check fuzz browser bench-peers soak clean
+.PHONY: help run test peers check fuzz rolling browser bench-peers soak clean
 
 help:
 	@echo 'make run    a node on an embedded registry with sample data   (PORT=8080 HOST=127.0.0.1 DATA=data)'
@@ -17,6 +17,7 @@ help:
 	@echo 'make peers  the reference Java client against a node (needs java and mvn)'
 	@echo 'make check  ruff, mypy and the layer test'
 	@echo 'make fuzz   a million mutated Handle packets against the codec   (PACKETS=1000000 SEED=1)'
+	@echo 'make rolling  workers are replaced over and over under full load, nothing is lost   (ROLLING_S=60)'
 	@echo 'make bench-peers  our fronts against nginx, redis, NSD and limits in C   (BENCH="--only http")'
 	@echo 'make soak   half an hour of load with writes and restarts   (SOAK_S=1800)'
 	@echo 'make clean  remove the virtualenv and caches, keep the data'
@@ -54,6 +55,10 @@ PACKETS ?= 1000000
 SEED ?= 1
 fuzz: $(VENV)/.test
 	@$(BIN)/python -m tests.fuzz.handle_packets --packets $(PACKETS) --seed $(SEED)
+
+ROLLING_S ?= 60
+rolling: $(VENV)/.test
+	@ROLLING_S=$(ROLLING_S) $(BIN)/python -m pytest -q -s tests/system/test_workers_replaced.py -k no_request
 
 # Limits and drivers in C are built when a compiler is there; peers come from Debian when it may.
 BENCH ?=

@@ -3,168 +3,34 @@
 from __future__ import annotations
 
 import json
-import select
+import os
 import signal
-import socket
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from biaojie.wire.handle import (
-    ResolveResponse,
-    ResponseCode,
-    StreamFraming,
-    decode_message,
-    encode_message,
-)
-from tests.handle_talk import resolve
-from tests.system.wire import Wire, request, until
+from tests.system.rolling import KINDS, NAMES, Load
+from tests.system.wire import until
 from tests.system.workers import Make, pids, several
 
 if TYPE_CHECKING:
     from tests.system.conftest import RunningNode
 
-WORKERS = 3
-NAMES = [f"88.118.8/N{number}" for number in range(20)]
-ANSWER_S = 10.0
+ROLLING_S = float(os.environ.get("ROLLING_S", "0"))
+"""How long workers are replaced over and over under full load; 0: once, under a light one."""
+WORKERS = 3 if ROLLING_S else 2
 
 
-class Load:
-    """Clients that ask without a pause, each in a thread; `failures` are requests that got no
-    answer, or another than they should."""
-
-    def __init__(self, node: RunningNode) -> None:
-        self.node = node
-        self.answered: Counter[str] = Counter()
-        self.failures: list[str] = []
-        self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
-
-    def __enter__(self) -> Load:
-        clients = (self.http, self.http, self.writes, self.tcp, self.tcp_each, self.udp, self.udp)
-        for number, client in enumerate(clients):
-            thread = threading.Thread(target=self._run, args=(client, number), daemon=True)
-            thread.start()
-            self._threads.append(thread)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30)
-            assert not thread.is_alive()
-
-    def _run(self, client: Callable[[int], Iterator[None]], number: int) -> None:
-        kind = client.__name__
-        steps = client(number)
-        while not self._stop.is_set() and len(self.failures) < 20:
-            try:
-                next(steps)
-                self.answered[kind] += 1
-            except Exception as error:
-                self.failures.append(f"{kind} {self.answered[kind]}: {error!r}")
-                steps = client(number)
-
-    def http(self, number: int) -> Iterator[None]:
-        """Keeps its connection as long as the node does."""
-        wire = Wire(self.node.port, timeout_s=ANSWER_S)
-        while True:
-            for name in NAMES:
-                if ended(wire.socket):
-                    wire = Wire(self.node.port, timeout_s=ANSWER_S)
-                answer = wire.ask("GET", f"/api/v1/identifiers/{name}")
-                assert answer.status == 200, answer
-                if answer.headers.get("connection", "").lower() == "close":
-                    wire = Wire(self.node.port, timeout_s=ANSWER_S)
-                yield
-
-    def writes(self, number: int) -> Iterator[None]:
-        wire = Wire(self.node.port, timeout_s=ANSWER_S)
-        key = {"Authorization": f"Bearer {self.node.key}", "Content-Type": "application/json"}
-        at = time.monotonic_ns()
-        while True:
-            at += 1
-            if ended(wire.socket):
-                wire = Wire(self.node.port, timeout_s=ANSWER_S)
-            target = f"/api/v1/identifiers/88.118.8/W{at}"
-            wire.send(request("PUT", target, key, b'{"values":[]}'))
-            answer = wire.answer()
-            assert answer.status == 201, answer
-            if answer.headers.get("connection", "").lower() == "close":
-                wire = Wire(self.node.port, timeout_s=ANSWER_S)
-            yield
-
-    def tcp(self, number: int) -> Iterator[None]:
-        """Keeps its connection as long as the node does."""
-        line = self._line()
-        while True:
-            for name in NAMES:
-                if ended(line):
-                    line.close()
-                    line = self._line()
-                found(asked(line, name), name)
-                yield
-
-    def tcp_each(self, number: int) -> Iterator[None]:
-        while True:
-            for name in NAMES:
-                with self._line() as line:
-                    time.sleep(0.002)  # taken, and nothing said yet
-                    found(asked(line, name), name)
-                yield
-
-    def udp(self, number: int) -> Iterator[None]:
-        """One datagram each; none is sent again."""
-        with socket.socket(type=socket.SOCK_DGRAM) as line:
-            line.settimeout(ANSWER_S)
-            line.connect(("127.0.0.1", self.node.handle_port))
-            while True:
-                for name in NAMES:
-                    question = encode_message(resolve(name))
-                    line.send(question)
-                    while (answer := line.recv(65_536))[8:12] != question[8:12]:
-                        pass
-                    found(answer, name)
-                    yield
-
-    def _line(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.node.handle_port), ANSWER_S)
-
-
-def ended(line: socket.socket) -> bool:
-    """Closed by the node between two requests, which is its right."""
-    return bool(select.select([line], [], [], 0)[0])
-
-
-def asked(line: socket.socket, name: str) -> bytes:
-    framing = StreamFraming()
-    line.sendall(encode_message(resolve(name)))
-    while data := line.recv(65_536):
-        for frame in framing.feed(data):
-            return frame
-    raise EOFError("no answer")
-
-
-def found(answer: bytes, name: str) -> None:
-    message = decode_message(answer)
-    assert message.response_code == ResponseCode.SUCCESS, message
-    assert isinstance(message.body, ResolveResponse)
-    assert message.body.handle == name
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    file = tmp_path / "node.toml"
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("settings") / "node.toml"
     file.write_text('node_name = "before"\n')
     return file
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def served(make_node: Make, config: Path) -> RunningNode:
     node = several(make_node, WORKERS, config=config, handle_udp_rate_max=0)
     node.home("88.118.8")
@@ -191,11 +57,14 @@ def log_lines(node: RunningNode) -> list[str]:
 def test_no_request_is_lost_while_all_workers_are_replaced(
     served: RunningNode, config: Path
 ) -> None:
+    """Once, by clients that leave the machine some time; `make rolling` does it for a minute."""
     before = pids(served)
     config.write_text('node_name = "after"\n')
-    with Load(served) as load:
-        until(lambda: len(load.answered) == 5, timeout_s=20)
-        for times in (1, 2):
+    times, end = 0, time.monotonic() + ROLLING_S
+    with Load(served, pause_s=0.0 if ROLLING_S else 0.01) as load:
+        until(lambda: len(load.answered) == KINDS, timeout_s=20)
+        while not times or (time.monotonic() < end and not load.failures):
+            times += 1
             hang_up(served)
             until(
                 lambda n=times: (
@@ -204,7 +73,7 @@ def test_no_request_is_lost_while_all_workers_are_replaced(
                 ),
                 timeout_s=60,
             )
-    print("answered:", dict(load.answered))
+    print(f"replaced {times} times; answered:", dict(load.answered))
     assert load.failures == []
     assert min(load.answered.values()) > 20
     after = pids(served)
@@ -227,9 +96,10 @@ def test_wrong_settings_change_nothing(
     served: RunningNode, config: Path, settings: str, word: str
 ) -> None:
     before = pids(served)
+    earlier = len(events(served, "nothing was replaced"))
     config.write_text(settings)
     hang_up(served)
-    (event,) = until(lambda: events(served, "nothing was replaced"))
+    (event,) = until(lambda: events(served, "nothing was replaced")[earlier:])
     assert word in str(event["fault"])
     assert pids(served) == before
     assert served.ask("GET", "/readyz", key=None).status == 200
@@ -246,6 +116,7 @@ def test_a_new_worker_that_cannot_start_leaves_the_old_ones(
     assert pids(served) == before
     assert served.ask("GET", f"/api/v1/identifiers/{NAMES[0]}", key=None).status == 200
     config.write_text('node_name = "mended"\n')
+    earlier = len(events(served, "all workers replaced"))
     hang_up(served)
-    until(lambda: events(served, "all workers replaced"), timeout_s=60)
+    until(lambda: events(served, "all workers replaced")[earlier:], timeout_s=60)
     assert b"mended" in served.ask("GET", "/", key=None).body

@@ -179,9 +179,11 @@ def test_a_rest_session_over_all_workers(shared: RunningNode) -> None:
             assert wire.ask("GET", "/api/sessions/this", named).status == 401
 
 
-def test_who_guesses_keys_waits_at_every_worker(make_node: Make) -> None:
-    node = several(make_node, WORKERS)
-    reach = wires(node, WORKERS)
+# The last two leave the node in a state that suits no other test.
+
+
+def test_who_guesses_keys_waits_at_every_worker(shared: RunningNode) -> None:
+    reach = wires(shared, WORKERS)
     wrong = {"Authorization": "Bearer bj_nosuchkey_000000000000000000000000"}
     for _ in range(6):
         assert reach[0].ask("GET", "/api/v1/keys", wrong).status in (401, 429)
@@ -190,15 +192,13 @@ def test_who_guesses_keys_waits_at_every_worker(make_node: Make) -> None:
 
 
 async def test_sessions_of_a_worker_that_crashed_are_over(
-    make_node: Make,
+    shared: RunningNode, tcp: dict[int, TcpLine]
 ) -> None:
     """Not forgotten silently: the client is told to begin a new one."""
-    node = with_admin(several(make_node, 2))
-    tcp = lines(node, 2)
     talk = Talk(tcp[1].exchange)
     within = await open_session(None, KeyExchange.CLIENT_KEY, talk=talk)
-    os.kill(pids(node)[1], signal.SIGKILL)
-    until(lambda: '"worker crashed"' in node.log)
+    os.kill(pids(shared)[1], signal.SIGKILL)
+    until(lambda: '"worker crashed"' in shared.log)
     within.talk = Talk(tcp[0].exchange)
     answer = await within.ask(create("88.118.8/GONE"))
     assert answer.response_code == ResponseCode.SESSION_TIMEOUT
