@@ -65,7 +65,7 @@ class Observer:
         self.truncate_addresses = truncate_addresses
         self.look_up_s = 0.0
         """How long the last look-up in the registry took."""
-        self._said: dict[tuple[str, str, str], tuple[float, int]] = {}
+        self._said: dict[tuple[str, str, str], float] = {}
         self.registry = CollectorRegistry()
         self._tallies: dict[tuple[str, str, str], Tally] = {}
         self.registry.register(_Requests(self._tallies))
@@ -135,8 +135,7 @@ class Observer:
         slow = seconds >= self.slow_s
         if outcome == "ok" and not slow:
             return
-        unsaid = 0
-        if outcome in _CROWDED and (unsaid := self._unsaid((front, operation, outcome))) < 0:
+        if outcome in _CROWDED and not self._to_be_said((front, operation, outcome)):
             return
         event: dict[str, Any] = {
             "front": front,
@@ -146,8 +145,6 @@ class Observer:
             "request_id": request_id,
             "peer": self.address(peer),
         }
-        if unsaid:
-            event["others"] = unsaid
         if fault is not None:
             log.error("request failed", **event, exc_info=fault)
         elif outcome == "ok":
@@ -155,16 +152,13 @@ class Observer:
         else:
             log.info("request refused", **event)
 
-    def _unsaid(self, named: tuple[str, str, str]) -> int:
-        """Of those that are refused because there are too many, one in a while gets a line; how
-        many others there were before it. Below 0: it is one of those others."""
-        then, count = self._said.get(named, (0.0, 0))
+    def _to_be_said(self, named: tuple[str, str, str]) -> bool:
+        """Of those that are refused because there are too many, one in a while gets a line."""
         now = time.monotonic()
-        if now - then < CROWDED_LINE_S:
-            self._said[named] = (then, count + 1)
-            return -1
-        self._said[named] = (now, 0)
-        return count
+        if now - self._said.get(named, 0.0) < CROWDED_LINE_S:
+            return False
+        self._said[named] = now
+        return True
 
     def address(self, peer: str) -> str:
         """The address as it may be logged: cut to /24 or /48 unless the operator wants all."""

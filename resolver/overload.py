@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 from biaojie.errors import OverCapacity, TooManyRequests
 
-TARGET_S: Final = 0.05
+TARGET_S: Final = 0.02
 """A quickest request slower than this, and than a look-up in the registry takes besides, means
 that requests wait for each other."""
 LOOK_UP_S: Final = 0.1
@@ -124,15 +124,19 @@ class Gate:
     def enter(self) -> bool:
         """Whether there is room; if so it is taken."""
         if self.running >= self.limit:
-            self.refuse()
+            self.crowd()
             return False
         self.running += 1
         return True
 
-    def refuse(self) -> OverCapacity:
-        """Count one that found no room, and what it is told."""
+    def crowd(self) -> None:
+        """Count one that found no room."""
         self._crowded = True
         self.refused += 1
+
+    def refuse(self) -> OverCapacity:
+        """Count it; what it is told."""
+        self.crowd()
         return OverCapacity(retry_after_s=RETRY_S)
 
     def leave(self, seconds: float | None = None) -> None:

@@ -92,8 +92,9 @@ GOES_ON = [
 def test_while_the_gate_is_full(world: LaneWorld, asked: bytes) -> None:
     before = refusals(world)
     with full(world):
-        assert world.run(world.both([asked])) == 0
-    assert refusals(world) == before + 1
+        for _ in range(3):  # once worked out, it is told from memory
+            assert world.run(world.both([asked])) == 0
+    assert refusals(world) == before + 3
 
 
 @pytest.mark.parametrize("asked", GOES_ON, ids=lambda asked: asked.partition(b"\r\n\r\n")[0])

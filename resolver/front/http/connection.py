@@ -126,13 +126,8 @@ class Connection(asyncio.Protocol):
                 if not lane.is_start(start):
                     key = None
             door = self._server.door
-            if door.closed:
-                refusal = door.refusal(data, self.transport)
-                if refusal is not None:
-                    self.used = _monotonic()
-                    self._write(refusal[0])
-                    self.hold(refusal[1])
-                    return
+            if door.closed and self._turned_away(door, data, start, block if key else b""):
+                return
         self._express = False
         self.used = _monotonic()
         handler = self._handler or self._begin()
@@ -140,6 +135,20 @@ class Connection(asyncio.Protocol):
         if key is not None and start not in ALWAYS_SERVED_STARTS:
             handler.enter(now)
         handler.data_received(data)
+
+    def _turned_away(self, door: Door, data: bytes, start: bytes, block: bytes) -> bool:
+        """Whether `data` was refused. `block` is empty where it is no plain request."""
+        told = door.plain_refusal(start, block)
+        penalties = door.gate.penalties
+        if told is None:
+            refusal = door.refusal(data, self.transport)
+            if refusal is None:
+                return False
+            told, penalties = refusal
+        self.used = _monotonic()
+        self._write(told)
+        self.hold(penalties)
+        return True
 
     def hold(self, penalties: Penalties) -> None:
         """A request was refused: do not read on at once."""

@@ -22,7 +22,7 @@ from biaojie.errors import BiaojieError, NotFound
 from biaojie.wire.handle import is_tunnel
 
 from ...exchange import new_request_id
-from ...observe import Observer
+from ...observe import CROWDED_LINE_S, Observer, Tally
 from ...overload import Gate, Penalties
 from ...service import Service
 from .endpoint import Asked, Endpoint, Reply
@@ -42,7 +42,12 @@ _NOT_HERE: Final = re.compile(
     r"transfer-encoding|content-encoding|expect|te|trailer|upgrade|http2-settings|range"
     r"|proxy-[a-z-]*|sec-websocket-[a-z0-9-]*"
 )
+_RESOLVE: Final = b"GET /api/v1/identifiers/"
+_NO_TAIL: Final = (b"", b"?", b"#")
 _ID_PLACE: Final = "@@@@@@@@@@@@@@@@"
+Form = tuple[bytes, bytes, bytes, bytes]
+"""Status line, what is between Date and the id, what is between the id in the head and that in
+the body, and the rest."""
 _monotonic = time.monotonic
 
 
@@ -99,13 +104,33 @@ class Door:
         self._origin = origin
         self._octets_max = min(REQUEST_OCTETS_MAX, header_bytes_max)
         self._blocks: dict[bytes, Block | None] = {}
-        self._forms: dict[tuple[object, ...], tuple[bytes, bytes, bytes, bytes]] = {}
+        self._forms: dict[tuple[object, ...], Form] = {}
+        self._in_full = 0.0
+        """From then on the next refusal is worked out, so that one in a while is logged."""
+        self._plain: dict[bytes, tuple[Form, Tally]] = {}
 
     @property
     def closed(self) -> bool:
         """Whether there may be somebody to refuse."""
         gate, until = self.gate, self.quotas.until
         return gate.running >= gate.limit or (until > 0.0 and _monotonic() < until)
+
+    def plain_refusal(self, start: bytes, block: bytes) -> bytes | None:
+        """`refusal` by the gate, quickly, of a plain request to resolve, which is what most ask:
+        with the same headers all are told the same. None where it has to be worked out."""
+        known = self._plain.get(block) if self.gate.full else None
+        began = _monotonic()
+        if known is None or began >= self._in_full:
+            return None
+        if not start.startswith(_RESOLVE) or start[len(_RESOLVE) :][:1] in _NO_TAIL:
+            return None
+        (status, before, between, after), tally = known
+        self.refused += 1
+        self.gate.crowd()
+        request_id = new_request_id().encode()
+        told = (status, http_date().encode(), before, request_id, between, request_id, after)
+        tally.add(_monotonic() - began)
+        return b"".join(told)
 
     def refusal(
         self, data: bytes, transport: asyncio.BaseTransport
@@ -153,7 +178,17 @@ class Door:
         self.refused += 1
         error, penalties = refused
         error.request_id = asked.request_id
-        reply = self._reply(endpoint, asked, error, block.chinese)
+        form = self._form_of(endpoint, asked, error, block.chinese)
+        if form is None:
+            reply = _octets(asked, endpoint.encode_error(asked, error))
+        else:
+            reply = _filled(form, asked.request_id)
+        if form is not None and penalties is self.gate.penalties and data.startswith(_RESOLVE):
+            while len(self._plain) >= BLOCKS_MAX:
+                del self._plain[next(iter(self._plain))]
+            tally = self._observer.tally(endpoint.front, endpoint.operation, error.code)
+            self._plain[lines + end] = form, tally
+            self._in_full = began + CROWDED_LINE_S
         self._observer.answered(
             endpoint.front,
             endpoint.operation,
@@ -190,33 +225,23 @@ class Door:
 
     # What is told -----------------------------------------------------------------------
 
-    def _reply(
+    def _form_of(
         self, endpoint: Endpoint[Any, Any], asked: Asked, error: BiaojieError, chinese: bool
-    ) -> bytes:
-        if endpoint.error_encoder is not None or len(asked.request_id) != len(_ID_PLACE):
-            return _octets(asked, endpoint.encode_error(asked, error))
-        # But for time and id it is the same for all who are told the same in the same language.
+    ) -> Form | None:
+        """But for time and id it is the same for all who are told the same in the same language;
+        None where it is not."""
+        if endpoint.error_encoder is not None or "x-request-id" in asked.headers:
+            return None
         told = (error.code, *error.fields.values(), chinese, asked.method)
         form = self._forms.get(told)
         if form is None:
-            form = self._form(endpoint, asked, error)
             if len(self._forms) >= FORMS_MAX:
                 self._forms.clear()
-            self._forms[told] = form
-        status, before, between, after = form
-        request_id = asked.request_id.encode()
-        return b"".join(
-            (status, http_date().encode(), before, request_id, between, request_id, after)
-            if after
-            else (status, http_date().encode(), before, request_id, between)
-        )
+            form = self._forms[told] = self._form(endpoint, asked, error)
+        return form
 
     @staticmethod
-    def _form(
-        endpoint: Endpoint[Any, Any], asked: Asked, error: BiaojieError
-    ) -> tuple[bytes, bytes, bytes, bytes]:
-        """Status line, what is between Date and the id, what is between the id in the head and
-        that in the body, and the rest."""
+    def _form(endpoint: Endpoint[Any, Any], asked: Asked, error: BiaojieError) -> Form:
         request_id, error.request_id = error.request_id, _ID_PLACE
         reply = endpoint.encode_error(asked, error)
         error.request_id = request_id
@@ -225,6 +250,14 @@ class Door:
         at = before.index(b"\r\nDate: ") + len(b"\r\nDate: ")
         until = before.index(b"\r\n", at)
         return before[:at], before[until:], between, rest[0] if rest else b""
+
+
+def _filled(form: Form, request_id: str) -> bytes:
+    status, before, between, after = form
+    id_ = request_id.encode()
+    return b"".join(
+        (status, http_date().encode(), before, id_, between, id_ if after else b"", after)
+    )
 
 
 def _octets(asked: Asked, reply: Reply, request_id: str = "") -> bytes:
