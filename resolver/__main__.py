@@ -162,6 +162,8 @@ def _supervise(settings: Settings, config: Path | None, demo: bool, workers: int
 def _serve_here(settings: Settings, duty: Duty) -> None:
     """Serve in this process until told to stop."""
     gc.disable()
+    from .logs import configure_logging  # isort: split
+
     import structlog
     import uvloop
 
@@ -169,7 +171,6 @@ def _serve_here(settings: Settings, duty: Duty) -> None:
 
     from .front.http.tls_client import CannotServeTls
     from .front.listening import CannotListen
-    from .logs import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
     if duty.post is not None:

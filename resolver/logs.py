@@ -1,4 +1,9 @@
-"""Structured logs on standard error, for us and our libraries. Nobody logs a key or a value."""
+"""Structured logs on standard error, for us and our libraries. Nobody logs a key or a value.
+
+Import this before anything else imports structlog: where rich is installed, structlog loads it for
+tracebacks that show all local variables. We never print those, for a key may be among them, and
+loading it takes a twentieth of a start.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,14 @@ import logging
 import sys
 from typing import Any
 
-import structlog
+_rich = sys.modules.get("rich")
+sys.modules["rich"] = None  # type: ignore[assignment]  # as if it were not installed
+try:
+    import structlog
+finally:
+    del sys.modules["rich"]
+    if _rich is not None:
+        sys.modules["rich"] = _rich
 
 
 def configure_logging(level: str, form: str) -> None:
@@ -26,7 +38,11 @@ def configure_logging(level: str, form: str) -> None:
     last: list[Any] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if form == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
