@@ -132,7 +132,7 @@ class Node:
         self.service = Service(
             store,
             self.registrar,
-            Resolver([self.cache, self.local, referral], self.cache.at_hand),
+            Resolver([self.cache, self.local, referral], self.cache.at_hand, self.cache.is_coming),
             self.local,
             self.tail,
             referral=referral,

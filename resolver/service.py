@@ -35,7 +35,7 @@ from registry.admission import PUBLIC, Caller, Right, allows, authorize, elsewhe
 from registry.changelog import part_of, subject_prefix
 from registry.handle_rights import admins, groups_of, held, prefix_identifier
 from registry.operations import Operation
-from registry.registrar import Idempotency, Mode, Outcome, Registrar
+from registry.registrar import Idempotency, Mode, Outcome, Registrar, Submission
 from registry.store import Found, Store
 
 from .core import Answer, Cached, Resolver, Source
@@ -181,6 +181,11 @@ class Service:
             self._keys.popitem(last=False)
         return _caller(known)
 
+    def trusted(self, hashed: bytes) -> Caller | None:
+        """Who `authenticate` says the key with this digest stands for, if it need not ask."""
+        kept = self._keys.get(hashed)
+        return _caller(kept[0]) if kept is not None and self._monotonic() < kept[1] else None
+
     def admit(self, caller: Caller) -> None:
         """Every front says so once for each request, when it knows who asks. Raises
         TooManyRequests when the caller's tenant has used up its rate."""
@@ -261,6 +266,12 @@ class Service:
         key = query.identifier.key(case_sensitive=self._case_sensitive)
         answer = self._resolver.at_hand(key)
         return None if answer is None else _shown(answer, query)
+
+    def is_coming(self, query: Query) -> bool:
+        """Whether the public's answer to it is on its way already."""
+        if query.authoritative:
+            return False
+        return self._resolver.is_coming(query.identifier.key(case_sensitive=self._case_sensitive))
 
     async def _holds(self, caller: Caller, prefix: str, record: Record | None = None) -> int:
         """AdminRight bits of a Handle identity on a record and its prefix; 0 for others."""
@@ -398,6 +409,20 @@ class Service:
     def _charge_rows(self, caller: Caller, rows: int) -> None:
         if tenant := self.charged(caller):
             self.quotas.owe(tenant, rows // ROWS_CHARGED)
+
+    def hand_in(
+        self,
+        caller: Caller,
+        operations: Sequence[Operation],
+        answer: Callable[[Outcome | BiaojieError], None],
+        *,
+        idempotency: Idempotency | None = None,
+    ) -> Submission:
+        """`write`, whose outcome comes by a call; see `Registrar.hand_in`."""
+        if caller.is_public:
+            raise Unauthenticated()
+        self._charge_rows(caller, len(operations))
+        return self._registrar.hand_in(caller, operations, answer, idempotency=idempotency)
 
     async def issue_key(
         self, caller: Caller, tenant: str, role: Role, label: str

@@ -169,6 +169,10 @@ class CacheStep:
         now = self._clock()
         return self._hit(entry, now) if now < entry.expires else None
 
+    def is_coming(self, key: Key) -> bool:
+        """Whether it is being asked for, so that one more who asks costs nobody anything."""
+        return key in self._flights
+
     def _hit(self, entry: Cached, now: float) -> Answer:
         entry.hits += 1
         self.counts["hit"] += 1

@@ -38,7 +38,7 @@ from registry.operations import (
     RecordOperation,
     Retire,
 )
-from registry.registrar import Idempotency
+from registry.registrar import Idempotency, Outcome, Submission
 
 from ...handle.identity import parse_identity
 from ...lane import Lane
@@ -51,11 +51,16 @@ WAIT_S: Final = 31.0
 """What a request that waits for changes may take beyond the others, its wait included."""
 
 
+Tell = Callable[[Any], None]
+"""Takes an answer or an error."""
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """`question` makes of a decoded request what `service` takes. `public`: answered for the
     public too, even while keys cannot be checked. `batch`: it may take `batch_deadline_s`.
-    `waits`: it may wait for changes, and takes no place among the requests worked on."""
+    `waits`: it may wait for changes, and takes no place among the requests worked on. `begin`:
+    how it is begun where its answer may come by a call."""
 
     operation: str
     question: Callable[[Asked, Any], Any]
@@ -64,6 +69,7 @@ class Operation:
     public: bool = False
     batch: bool = False
     waits: bool = False
+    begin: Callable[[Service, Caller, Any, Tell], Submission] | None = None
     front: str = "native"
 
     def decode(self, data: Asked) -> Any:
@@ -208,6 +214,17 @@ def _mint_question(asked: Asked, r: requests.Mint) -> _Write:
 async def _write(service: Service, caller: Caller, write: _Write) -> tuple[Receipt, bool]:
     outcome = await service.write(caller, [write.operation], idempotency=write.idempotency)
     return outcome.single(), outcome.replayed
+
+
+def _begin_write(service: Service, caller: Caller, write: _Write, tell: Tell) -> Submission:
+    def told(outcome: Outcome | BiaojieError) -> None:
+        if isinstance(outcome, Outcome):
+            (result,) = outcome.results
+            tell(result if isinstance(result, BiaojieError) else (result, outcome.replayed))
+        else:
+            tell(outcome)
+
+    return service.hand_in(caller, [write.operation], told, idempotency=write.idempotency)
 
 
 def _row(row: requests.Operation | requests.BadRow) -> RecordOperation | BiaojieError:
@@ -415,9 +432,13 @@ OPERATIONS: Final[dict[int, Operation]] = {
     Kind.RESOLVE_MANY: Operation(
         "resolve-many", _parsed, _resolve_many, _encode_many, public=True, batch=True
     ),
-    Kind.WRITE: Operation("write", _write_question, _write, lambda a: _written(*a)),
+    Kind.WRITE: Operation(
+        "write", _write_question, _write, lambda a: _written(*a), begin=_begin_write
+    ),
     Kind.WRITE_MANY: Operation("batch", _batch, write_batch, _encode_batch, batch=True),
-    Kind.MINT: Operation("register", _mint_question, _write, lambda a: _written(*a)),
+    Kind.MINT: Operation(
+        "register", _mint_question, _write, lambda a: _written(*a), begin=_begin_write
+    ),
     Kind.SEARCH: Operation(
         "search", _search_question, _search, _encode_findings, public=True, batch=True
     ),

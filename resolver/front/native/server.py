@@ -13,7 +13,7 @@ from biaojie.wire.native import VERSION
 from biaojie.wire.native.answers import Welcome
 from registry.admission import Caller
 
-from ...exchange import serve_many
+from ...exchange import Later, serve_many
 from ...lane import Lane
 from ...observe import Observer
 from ...overload import Gate
@@ -65,7 +65,10 @@ class NativeFront:
             ),
             0,
         )
+        self.later = Later(limits.deadline_s, observer)
         self._gathering_since = 0.0
+        self.gathering: set[bytes] = set()
+        """What is asked of them, as it was sent."""
         self._gathered: list[tuple[Session, Asked]] = []
         self._gatherings: set[asyncio.Task[None]] = set()
         self._node_name = node_name
@@ -93,9 +96,11 @@ class NativeFront:
             self._gathering_since = monotonic()
             self.loop.call_soon(self._ask_gathered)
         self._gathered.append((session, asked))
+        self.gathering.add(asked.body)
 
     def _ask_gathered(self) -> None:
         gathered, self._gathered = self._gathered, []
+        self.gathering.clear()
         for at in range(0, len(gathered), GATHERED_MAX):
             task = self.loop.create_task(
                 self._answer_gathered(gathered[at : at + GATHERED_MAX], self._gathering_since)

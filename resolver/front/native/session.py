@@ -21,9 +21,10 @@ from biaojie.errors import (
 )
 from biaojie.wire.native import VERSION, Hello, Kind, decode_request, encode_welcome, requests
 from biaojie.wire.native.answers import Welcome
+from registry.accounts import digest
 from registry.admission import PUBLIC, Caller
 
-from ...exchange import new_request_id, serve, serve_at_hand
+from ...exchange import Waiting, new_request_id, serve, serve_at_hand
 from ...overload import RETRY_S
 from .operations import (
     OPERATIONS,
@@ -46,6 +47,8 @@ BODY_OCTETS_FREE: Final = 65_536
 PLACE_OCTETS: Final = 256
 """A request for many identifiers takes one more place of its connection's pipeline for each so
 many octets: a thousand of them would else hold a million look-ups and their answers."""
+JOINING_SHARE: Final = 8
+"""How many may be waiting with others for the same names, as a share of `native_requests_max`."""
 STREAMS_MAX: Final = 16
 """Streams of one connection at a time."""
 MANY: Final = (Kind.RESOLVE_MANY, Kind.WRITE_MANY)
@@ -97,6 +100,7 @@ class Session:
     __slots__ = (
         "_connection",
         "_front",
+        "_hashed",
         "_key",
         "_streams",
         "_tenant",
@@ -114,6 +118,7 @@ class Session:
         self._front = front
         self._connection = connection
         self._key: str | None = None
+        self._hashed = b""
         self._streams: dict[bytes, Stream] = {}
         self._tenant = ""  # who is charged, once that is known
         self._unwelcome = False
@@ -121,7 +126,7 @@ class Session:
         self.greeted = False
         self.peer = ""
         self.octets = self.places = 0
-        self.running: dict[bytes, asyncio.Task[None] | None] = {}
+        self.running: dict[bytes, asyncio.Task[None] | Waiting | None] = {}
         self.in_lane = False
 
     @property
@@ -299,6 +304,7 @@ class Session:
             except TemporarilyUnavailable:
                 caller = PUBLIC  # it is asked again with every request
             self._key = hello.key
+            self._hashed = digest(hello.key) if hello.key is not None else b""
             self.greeted = True
             return self._front.welcome(caller)
 
@@ -311,6 +317,13 @@ class Session:
         front = self._front
         if asked.public and not operation.public:
             self._refuse(asked, Refusal(Unauthenticated(), operation.operation))
+        elif (
+            isinstance(operation, Operation)
+            and operation.begin is not None
+            and len(asked.body) <= BODY_OCTETS_FREE
+            and (caller := front.service.trusted(self._hashed)) is not None
+        ):
+            self._begin(asked, operation, operation.begin, caller)
         else:
             task = front.loop.create_task(self._answer(asked, operation))
             self._run(asked, task, 0 if operation.waits else 1)
@@ -360,21 +373,50 @@ class Session:
             self._unwelcome = True
             raise
 
+    # Answers by a call ------------------------------------------------------------------
+
+    def _begin(self, asked: Asked, operation: Operation, begin: Any, caller: Caller) -> None:
+        front = self._front
+        try:
+            self._admit(caller, asked)
+        except TooManyRequests as error:
+            self._refuse(asked, Refusal(error, operation.operation))
+            return
+        self.places += 1
+        front.gate.come_back()  # there was room just now
+        self.running[asked.id] = None
+        waiting = front.later.serve(
+            operation, partial(begin, front.service, caller), asked, partial(self._told, asked)
+        )
+        if waiting is not None:
+            self.running[asked.id] = waiting
+
+    def _told(self, asked: Asked, reply: bytes | None) -> None:
+        self.gathered(asked, reply or b"", None)
+        self.answered()
+
     # Answers together -------------------------------------------------------------------
 
     def _gather(self, asked: Asked, resolve: PublicResolve) -> None:
         front = self._front
-        if front.gate.full:
+        if front.gate.full and not self._may_join(asked):
             self._over_capacity(asked, resolve.operation)
         elif asked.question.authoritative:
             self._ask(asked, resolve)
         else:
             self.running[asked.id] = None
             self.places += 1
-            front.gate.enter()
+            front.gate.come_back()  # whoever joins others is let in beyond the limit
             front.gather(self, asked)
 
-    def gathered(self, asked: Asked, reply: bytes, seconds: float) -> None:
+    def _may_join(self, asked: Asked) -> bool:
+        """A name that others have asked for already costs hardly more than a refusal."""
+        front, gate = self._front, self._front.gate
+        if gate.running >= gate.most * JOINING_SHARE:
+            return False
+        return asked.body in front.gathering or front.service.is_coming(asked.question)
+
+    def gathered(self, asked: Asked, reply: bytes, seconds: float | None) -> None:
         """The reply to one of those, after so long; empty where there is none for once."""
         del self.running[asked.id]
         self.places -= 1
