@@ -7,6 +7,7 @@ from typing import Literal
 
 from biaojie.account import PrefixStatus, Role
 from biaojie.identifier import Identifier
+from biaojie.making import maker
 from biaojie.record import Reference, Status, Value
 
 
@@ -31,6 +32,9 @@ class Create:
     values: tuple[Value, ...]
     status: Status = Status.ACTIVE
     template: str | None = None
+
+
+make_create = maker(Create)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from biaojie.errors import (
     OverCapacity,
     TemporarilyUnavailable,
 )
+from biaojie.making import maker
 
 from .admission import Caller
 from .changelog import next_entry
@@ -66,15 +67,22 @@ class Outcome:
         return result
 
 
+_make_outcome = maker(Outcome)
+
+
 @dataclass(eq=False, slots=True)
-class _Submission:
+class Submission:
+    """What was handed in. `answer` is called once, unless `wanted` is cleared before: what still
+    waits for a commit is then not done at all, what is in one is, and nobody is told."""
+
     caller: Caller
     operations: Sequence[Operation]
     mode: Mode
     dry_run: bool
     idempotency: Idempotency | None
     receipt_key: ReceiptKey | None
-    future: asyncio.Future[Outcome]
+    answer: Callable[[Outcome | BiaojieError], None]
+    wanted: bool = True
 
 
 class Watcher(Protocol):
@@ -111,7 +119,7 @@ class Registrar:
         self._commit_operations_max = commit_operations_max
         self._commit_timeout_s = commit_timeout_s
         self._receipts_kept_s = receipts_kept_s
-        self._queue: Turns[_Submission] = Turns(queue_operations_max)
+        self._queue: Turns[Submission] = Turns(queue_operations_max)
         self._running: dict[ReceiptKey, bytes] = {}
         self._wake = asyncio.Event()
         self._stopping = False
@@ -146,6 +154,38 @@ class Registrar:
         decides everything and writes nothing. Raises OverCapacity, IdempotencyMismatch,
         IdempotencyRunning, TemporarilyUnavailable, StorageFull.
         """
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        def answer(outcome: Outcome | BiaojieError) -> None:
+            if future.done():
+                return
+            if isinstance(outcome, BiaojieError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        submission = self.hand_in(
+            caller, operations, answer, mode=mode, dry_run=dry_run, idempotency=idempotency
+        )
+        try:
+            return await future
+        finally:
+            submission.wanted = False
+
+    def hand_in(
+        self,
+        caller: Caller,
+        operations: Sequence[Operation],
+        answer: Callable[[Outcome | BiaojieError], None],
+        *,
+        mode: Mode = "all",
+        dry_run: bool = False,
+        idempotency: Idempotency | None = None,
+    ) -> Submission:
+        """As `submit`, but `answer` is called with what that returns or raises. It comes in a
+        later turn of the loop, and soon after the commit: the next one has begun by then.
+        Raises at once what can be said at once: OverCapacity, IdempotencyMismatch,
+        IdempotencyRunning."""
         assert 0 < len(operations) <= self._commit_operations_max
         side = _side(caller)
         if self._stopping or not self._queue.has_room(side, len(operations)):
@@ -161,18 +201,10 @@ class Registrar:
                     else IdempotencyMismatch()
                 )
             self._running[receipt_key] = idempotency.fingerprint
-        submission = _Submission(
-            caller,
-            operations,
-            mode,
-            dry_run,
-            idempotency,
-            receipt_key,
-            asyncio.get_running_loop().create_future(),
-        )
+        submission = Submission(caller, operations, mode, dry_run, idempotency, receipt_key, answer)
         self._queue.put(side, len(operations), submission)
         self._wake.set()
-        return await submission.future
+        return submission
 
     # The commit loop --------------------------------------------------------------------
 
@@ -191,21 +223,21 @@ class Registrar:
             while self._queue:
                 self._answer(self._take(), TemporarilyUnavailable())
 
-    def _take(self) -> list[_Submission]:
+    def _take(self) -> list[Submission]:
         group = []
         for submission in self._queue.take(self._commit_operations_max):
-            if submission.future.done():  # its caller gave up while it waited
+            if not submission.wanted:  # its caller gave up while it waited
                 self._forget(submission)
             else:
                 group.append(submission)
         return group
 
-    def _forget(self, submission: _Submission) -> None:
+    def _forget(self, submission: Submission) -> None:
         receipt_key = submission.receipt_key
         if receipt_key is not None:
             self._running.pop(receipt_key, None)
 
-    async def _commit(self, group: list[_Submission]) -> None:
+    async def _commit(self, group: list[Submission]) -> None:
         started = time.perf_counter()
         entry: Entry | None = None
         answers: list[Outcome | BiaojieError] = []
@@ -231,11 +263,12 @@ class Registrar:
             for submission in group:
                 await self._commit([submission])
         else:
-            self._answer(group, failure, answers)
+            # Later: while they are told, the next commit is on its way.
+            asyncio.get_running_loop().call_soon(self._answer, group, failure, answers)
 
     def _tell(
         self,
-        group: list[_Submission],
+        group: list[Submission],
         seconds: float,
         failure: BiaojieError | None,
         entry: Entry | None,
@@ -252,23 +285,23 @@ class Registrar:
 
     def _answer(
         self,
-        group: Sequence[_Submission],
+        group: Sequence[Submission],
         failure: BiaojieError | None,
         answers: Sequence[Outcome | BiaojieError] = (),
     ) -> None:
         for number, submission in enumerate(group):
             self._forget(submission)
-            if submission.future.done():
+            if not submission.wanted:
                 continue
             answer = failure or answers[number]
-            if isinstance(answer, BiaojieError):
+            try:
                 # One exception object per caller: tracebacks and request ids are not shared.
-                submission.future.set_exception(answer.again())
-            else:
-                submission.future.set_result(answer)
+                submission.answer(answer.again() if isinstance(answer, BiaojieError) else answer)
+            except Exception:  # others wait for theirs
+                log.exception("a caller could not be answered")
 
     async def _transact(
-        self, tx: Transaction, group: list[_Submission]
+        self, tx: Transaction, group: list[Submission]
     ) -> tuple[Entry | None, list[Outcome | BiaojieError]]:
         now = int(self._clock())
         asked = [(submission.caller, op) for submission in group for op in submission.operations]
@@ -305,7 +338,7 @@ class Registrar:
             self._receipts_since = 0
         return entry, answers
 
-    def _apply(self, submission: _Submission, staging: Staging) -> Outcome | BiaojieError:
+    def _apply(self, submission: Submission, staging: Staging) -> Outcome | BiaojieError:
         began = staging.mark()
         results: list[Receipt | BiaojieError] = []
         failed = False
@@ -329,7 +362,7 @@ class Registrar:
         if submission.dry_run:
             staging.back_to(began)
         written = staging.mark() != began
-        return Outcome(tuple(results), staging.sequence if written else 0)
+        return _make_outcome(tuple(results), staging.sequence if written else 0, False)
 
 
 def _side(caller: Caller) -> str:

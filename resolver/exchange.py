@@ -10,9 +10,10 @@ import asyncio
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from biaojie.errors import BiaojieError, DeadlineExceeded, Internal
 
@@ -117,6 +118,8 @@ class Named(Protocol):
 
 
 N_contra = TypeVar("N_contra", bound=Named, contravariant=True)
+N = TypeVar("N", bound=Named)
+R = TypeVar("R")
 
 
 async def serve_many(
@@ -160,6 +163,111 @@ async def serve_many(
             faults.append((data, code, fault))
     _count(codec, observer, batch, faults, time.perf_counter() - started)
     return replies
+
+
+class Begun(Protocol):
+    """Work that goes on by itself and is answered by a call."""
+
+    wanted: bool
+    """To be cleared by who does not care for the answer any more."""
+
+
+class Later:
+    """Requests that somebody answers by a call instead of returning: no task, no timer and no
+    context for each of them. All have the same deadline, so that they expire as they came."""
+
+    def __init__(self, deadline_s: float, observer: Observer) -> None:
+        self._deadline_s = deadline_s
+        self._observer = observer
+        self._waiting: deque[Waiting] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def serve(
+        self,
+        codec: Codec[N, Q, A, R],
+        service: Callable[[Q, Callable[[A | BiaojieError], None]], Begun],
+        data: N,
+        send: Callable[[R | None], None],
+    ) -> Waiting | None:
+        """`serve`, whose reply goes to `send`: at once, and then None is returned, or once
+        `service` has called what it was given, or the time is up. None is sent when the request
+        was cancelled."""
+        started = time.perf_counter()
+        waiting = Waiting()
+
+        def done(answer: A | Exception) -> None:
+            if waiting.finish is None:
+                return
+            waiting.finish = None
+            outcome, fault = "ok", None
+            try:
+                if isinstance(answer, Exception):
+                    raise answer
+                reply = codec.encode(data, answer)
+            except Exception as error:
+                reply, outcome, fault = _failed(codec, data, error, data.request_id)
+            self._observer.answered(
+                codec.front,
+                codec.operation,
+                outcome,
+                time.perf_counter() - started,
+                request_id=data.request_id,
+                peer=data.peer,
+                fault=fault,
+            )
+            send(reply)
+
+        waiting.finish = done
+        waiting.drop = lambda: send(None)
+        try:
+            waiting.begun = service(codec.decode(data), done)
+        except Exception as error:
+            done(error)
+        if waiting.finish is None:
+            return None
+        while self._waiting and self._waiting[0].finish is None:
+            self._waiting.popleft()
+        loop = asyncio.get_running_loop()
+        waiting.until = loop.time() + self._deadline_s
+        self._waiting.append(waiting)
+        if self._timer is None:
+            self._timer = loop.call_at(waiting.until, self._expire, loop)
+        return waiting
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        while self._waiting:
+            first = self._waiting[0]
+            if first.finish is not None:
+                if first.until > loop.time():
+                    self._timer = loop.call_at(first.until, self._expire, loop)
+                    return
+                first.give_up()
+                first.finish(DeadlineExceeded())
+            self._waiting.popleft()
+
+
+class Waiting:
+    """One of them. `finish` is None as soon as it has been answered."""
+
+    __slots__ = ("begun", "drop", "finish", "until")
+
+    def __init__(self) -> None:
+        self.begun: Begun | None = None
+        self.finish: Callable[[Any], None] | None = None
+        self.drop: Callable[[], None] = lambda: None
+        self.until = 0.0
+
+    def give_up(self) -> None:
+        if self.begun is not None:
+            self.begun.wanted = False
+
+    def cancel(self) -> None:
+        """Nobody is there any more to be answered."""
+        if self.finish is not None:
+            self.finish = None
+            self.give_up()
+            self.drop()
 
 
 def _count(

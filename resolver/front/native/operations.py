@@ -22,6 +22,7 @@ from biaojie.errors import (
 )
 from biaojie.identifier import Identifier, Key, check_prefix, fold_prefix
 from biaojie.limits import PREFIX_CHARS_MAX
+from biaojie.making import maker
 from biaojie.record import Reference, Status, fold_type
 from biaojie.wire.native import Kind, answers, decode_request, requests
 from biaojie.wire.native.request_bodies import unknown_kind
@@ -37,6 +38,7 @@ from registry.operations import (
     Put,
     RecordOperation,
     Retire,
+    make_create,
 )
 from registry.registrar import Idempotency, Outcome, Submission
 
@@ -166,6 +168,9 @@ class _Write:
     idempotency: Idempotency | None
 
 
+_make_write = maker(_Write)
+
+
 def _idempotency(asked: Asked, key: str | None) -> Idempotency | None:
     """Of the request as it was sent: any other octet makes it another request."""
     if key is None:
@@ -189,7 +194,7 @@ def _operation(o: requests.Operation, condition: Condition | None = None) -> Rec
                     "condition：新建时标识尚不存在。",
                     errors=[{"path": "condition", "message": "absent, or none"}],
                 )
-            return Create(identifier, o.values, o.status or Status.ACTIVE, o.template)
+            return make_create(identifier, o.values, o.status or Status.ACTIVE, o.template)
         case Action.PUT:
             return Put(identifier, o.values, o.status, o.template, condition)
         case Action.MODIFY:
@@ -202,7 +207,7 @@ def _operation(o: requests.Operation, condition: Condition | None = None) -> Rec
 
 def _write_question(asked: Asked, r: requests.Write) -> _Write:
     operation = _operation(r.operation, _condition(r.condition))
-    return _Write(operation, _idempotency(asked, r.idempotency_key))
+    return _make_write(operation, _idempotency(asked, r.idempotency_key))
 
 
 def _mint_question(asked: Asked, r: requests.Mint) -> _Write:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ...account import PrefixStatus, Role
-from ...change import Action
 from ...errors import BiaojieError
 from ...limits import (
     BATCH_ROWS_MAX,
@@ -206,6 +205,9 @@ def _identifier(got: object, path: str) -> str:
 
 
 _make_resolve: Final = maker(Resolve)
+_make_operation: Final = maker(Operation)
+_make_write: Final = maker(Write)
+_ACTIONS: Final = {action.value: action for action in ACTIONS}
 
 
 def _decode_resolve(got: object) -> Resolve:
@@ -248,11 +250,11 @@ def _template(got: object, path: str) -> str | None:
 
 def _decode_operation(got: object, path: str) -> Operation:
     action, identifier, values, remove, status, template = row(got, 6, path)[:6]
-    if action not in ACTIONS:
+    if not isinstance(action, str) or action not in _ACTIONS:
         known = ", ".join(ACTIONS)
         raise bad(f"{path}.action", f"must be one of {known}.", f"应为 {known} 之一。")
-    return Operation(
-        Action(action),
+    return _make_operation(
+        _ACTIONS[action],
         _identifier(identifier, f"{path}.identifier"),
         () if values is None else decode_values(values, f"{path}.values"),
         ()
@@ -296,7 +298,7 @@ def _idempotency_key(got: object) -> str | None:
 
 def _decode_write(got: object) -> Write:
     operation, key, condition = row(got, 3, "write")[:3]
-    return Write(
+    return _make_write(
         _decode_operation(operation, "operation"),
         _idempotency_key(key),
         _decode_condition(condition),

@@ -111,7 +111,7 @@ def decode_values(got: object, path: str) -> tuple[Value, ...]:
         raise bad_record(path, "must be an array.", "应为数组。")
     if len(got) > VALUES_MAX:
         raise bad_record(path, f"over {VALUES_MAX} values.", f"超过 {VALUES_MAX} 个值。")
-    return tuple(decode_value(item, f"{path}[{n}]") for n, item in enumerate(got))
+    return tuple([decode_value(item, f"{path}[{n}]") for n, item in enumerate(got)])
 
 
 def encode_record(record: Record) -> Row:
