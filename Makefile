@@ -9,12 +9,13 @@ HOST ?= 127.0.0.1
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test peers check fuzz rolling browser bench-peers soak clean
+.PHONY: help run test peers balanced check fuzz rolling browser bench-peers soak clean
 
 help:
 	@echo 'make run    a node on an embedded registry with sample data   (PORT=8080 HOST=127.0.0.1 DATA=data)'
 	@echo 'make test   the whole test suite (installs chromium for the browser tests if it may)'
 	@echo 'make peers  the reference Java client against a node (needs java and mvn)'
+	@echo 'make balanced   two nodes behind HAProxy: restarts, a killed node (needs haproxy)'
 	@echo 'make check  ruff, mypy and the layer test'
 	@echo 'make fuzz   a million mutated Handle packets against the codec   (PACKETS=1000000 SEED=1)'
 	@echo 'make rolling  workers are replaced over and over under full load, nothing is lost   (ROLLING_S=60)'
@@ -46,6 +47,9 @@ test: $(VENV)/.test browser
 # A client that none of us wrote; its library comes from Maven Central.
 peers: $(VENV)/.test
 	@$(BIN)/python -m pytest tests/system/peers/java_client.py
+
+balanced: $(VENV)/.test
+	@$(BIN)/python -m pytest -s tests/system/balanced/behind_haproxy.py
 
 check: $(VENV)/.test
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy \
