@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from biaojie import Client
@@ -82,23 +83,31 @@ async def asked_by(port: int, connections: int, seconds: float, headers: str = "
     return told
 
 
+def cpu_s(node: RunningNode) -> float:
+    assert node.process is not None
+    spent = psutil.Process(node.process.pid).cpu_times()
+    return float(spent.user + spent.system)
+
+
 async def test_far_beyond_capacity_the_work_goes_on(node: RunningNode) -> None:
-    # Between rounds of few the many, so that both see the same machine.
-    few, many = Told(), Told()
-    for _ in range(2):
-        few.statuses += (await asked_by(node.port, 12, 1.0)).statuses
-        told = await asked_by(node.port, 400, 1.5)
-        many.statuses += told.statuses
-        many.refused_s += told.refused_s
-        many.without_retry_after += told.without_retry_after
+    few, many, spent = Told(), Told(), [0.0, 0.0]
+    for _ in range(2):  # in turn, so that both see the same machine
+        for which, told, connections in ((0, few, 12), (1, many, 150)):
+            before = cpu_s(node)
+            found = await asked_by(node.port, connections, 1.5)
+            spent[which] += cpu_s(node) - before
+            told.statuses += found.statuses
+            told.refused_s += found.refused_s
+            told.without_retry_after += found.without_retry_after
     assert few.statuses.keys() == {200}
     assert many.statuses.keys() == {200, 503}
     assert many.without_retry_after == 0
     assert many.statuses[503] > many.statuses[200] / 4
-    share = (many.statuses[200] / 3.0) / (few.statuses[200] / 2.0)
-    assert share > 0.4, f"{share:.2f} of what was done before"
+    # For each second of the node's processor: how much of it the clients leave is chance.
+    share = (many.statuses[200] / spent[1]) / (few.statuses[200] / spent[0])
+    assert share > 0.3, f"{share:.2f} of what was done before"
     many.refused_s.sort()
-    assert many.refused_s[len(many.refused_s) // 2] < 1
+    assert many.refused_s[len(many.refused_s) // 2] < 2
     # And it is over as soon as they stop.
     after = await asked_by(node.port, 8, 0.5)
     assert after.statuses.keys() == {200}

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
+import math
 import random
+import time
 
 import pytest
 
-from resolver.overload import LIMIT_MIN, TARGET_S, Gate, Quotas
+from resolver.overload import (
+    LIMIT_MIN,
+    PENALTY_S,
+    REFUSALS_PER_S,
+    TARGET_S,
+    Gate,
+    Penalties,
+    Quotas,
+)
 
 
 class Clock:
@@ -115,3 +126,83 @@ def test_without_a_rate_there_is_no_quota() -> None:
     quotas = Quotas(0)
     assert all(quotas.take("acme") == 0 for _ in range(1_000))
     assert len(quotas) == 0
+
+
+class Held:
+    def __init__(self) -> None:
+        self.read = 0
+
+    def read_again(self) -> None:
+        self.read += 1
+
+
+async def test_the_refused_are_read_from_again_when_their_time_has_come() -> None:
+    penalties = Penalties(0.02)
+    first, second = Held(), Held()
+    penalties.add(first)
+    await asyncio.sleep(0.01)
+    penalties.add(second)
+    assert (first.read, second.read, len(penalties)) == (0, 0, 2)
+    await asyncio.sleep(0.2)
+    assert (first.read, second.read, len(penalties)) == (1, 1, 0)
+
+
+async def test_however_many_they_are_only_so_many_are_read_from_in_a_second() -> None:
+    penalties = Penalties(0.001)
+    held = [Held() for _ in range(REFUSALS_PER_S)]
+    began = time.monotonic()
+    for each in held:
+        penalties.add(each)
+    await asyncio.sleep(0.25)
+    passed = time.monotonic() - began
+    read = sum(each.read for each in held)
+    assert 0 < read <= (passed + PENALTY_S) * REFUSALS_PER_S
+    assert [each.read for each in held] == [1] * read + [0] * (len(held) - read), "in order"
+
+
+async def test_room_at_the_gate_shortens_it() -> None:
+    gate = Gate(1)
+    assert gate.enter()
+    assert not gate.enter()
+    held = Held()
+    gate.penalties.add(held)
+    gate.leave()
+    assert held.read == 1
+    await asyncio.sleep(2 * PENALTY_S)
+    assert held.read == 1
+
+
+def test_what_costs_more_is_owed() -> None:
+    clock = Clock()
+    quotas = Quotas(10, clock)
+    assert quotas.take("acme") == 0
+    quotas.owe("acme", 20)
+    assert quotas.wait("acme") == pytest.approx(1.2)
+    assert quotas.until == pytest.approx(clock.now + 1.2)
+    assert quotas.left("acme") == 0
+    clock.now += 1.2
+    assert quotas.wait("acme") == 0
+    assert quotas.take("acme") == 0
+    assert quotas.take("other") == 0
+
+
+def test_a_registry_that_is_slow_or_down_narrows_nothing() -> None:
+    clock = Clock()
+    for look_up_s, took_s in ((0.08, 0.1), (math.inf, 5.0)):
+        gate = Gate(64, clock, look_up_s=lambda look_up_s=look_up_s: look_up_s)
+        for _ in range(1_000):
+            assert gate.enter()
+            clock.now += 0.02
+            gate.leave(took_s)
+        assert gate.limit == 64
+
+
+def test_one_pause_of_the_machine_narrows_nothing() -> None:
+    clock = Clock()
+    gate = Gate(64, clock)
+    for round_ in range(50):
+        for _ in range(20):
+            assert gate.enter()
+            clock.now += 0.01
+            gate.leave(0.5 if round_ % 2 else 0.001)
+    assert gate.limit == 64
