@@ -1,5 +1,5 @@
 """The files in deploy/ are well-formed, agree with the program and with each other. Where a tool
-that knows a format is on the PATH it judges too; where it is not, the test says so and is skipped."""
+that knows a format is on the PATH it judges too; else the test says so and is skipped."""
 
 from __future__ import annotations
 
@@ -249,6 +249,16 @@ def test_haproxy_with_tls(tmp_path: Path) -> None:
     (folder / "node.pem").write_bytes(certificate.read_bytes() + key.read_bytes())
     files = [HAPROXY / "haproxy.cfg", "-f", HAPROXY / "tls.cfg"]
     judged(haproxy, "-c", "-f", *files, CERTIFICATES=str(folder))
+
+
+def test_what_comes_over_tls_is_treated_alike() -> None:
+    def rules(name: str, frontend: str) -> list[str]:
+        text = (HAPROXY / name).read_text().split(f"frontend {frontend}\n")[1].split("\n\n")[0]
+        words = ("http-request", "use_backend", "default_backend", "http-response sc-")
+        return [line for line in text.splitlines() if line.strip().startswith(words)]
+
+    assert rules("haproxy.cfg", "http") == rules("tls.cfg", "https")
+    assert len(rules("haproxy.cfg", "http")) == 9
 
 
 # Kubernetes ---------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import signal
@@ -158,6 +159,8 @@ def test_a_node_is_taken_out_stopped_and_started_again(
     with Clients(balancer) as clients:
         time.sleep(1)
         balancer.order("set server http_any/b state drain", "set server native/b state drain")
+        for backend in ("http_any", "http_steady", "native", "handle"):
+            assert balancer.states(backend) == {"a": True, "b": False}, backend
         time.sleep(2)
         before = clients.answered["tcp_each"]
         assert nodes[1].stop() == 0
@@ -205,3 +208,21 @@ def test_what_the_public_does_not_see(balancer: Balancer) -> None:
         name = f"88.118.8/OWN{time.monotonic_ns()}"
         assert balancer.ask("PUT", f"/api/v1/identifiers/{name}", {"values": []}).status == 201
         assert balancer.ask("GET", f"/api/v1/identifiers/{name}").status == 200
+
+
+def test_one_who_guesses_keys_does_not_shut_out_the_others(balancer: Balancer) -> None:
+    def status(key: str, source: str) -> int:
+        line = http.client.HTTPConnection(
+            "127.0.0.1", balancer.port, timeout=10, source_address=(source, 0)
+        )
+        line.request("GET", "/api/v1/prefixes", headers={"Authorization": f"Bearer {key}"})
+        answer = line.getresponse()
+        answer.read()
+        line.close()
+        return answer.status
+
+    guesses = [status(f"bj_wrong_{number}", "127.0.0.5") for number in range(12)]
+    assert guesses == [401] * 3 + [429] * 9
+    assert status(balancer.key, "127.0.0.1") == 200
+    assert status(balancer.key, "127.0.0.5") == 429
+    assert balancer.ask("GET", "/readyz", key=None).status == 200
