@@ -9,7 +9,7 @@ HOST ?= 127.0.0.1
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test peers balanced check fuzz rolling browser bench-peers soak clean
+.PHONY: help run test peers balanced check fuzz rolling browser bench-peers soak overload clean
 
 help:
 	@echo 'make run    a node on an embedded registry with sample data   (PORT=8080 HOST=127.0.0.1 DATA=data)'
@@ -20,6 +20,7 @@ help:
 	@echo 'make fuzz   a million mutated Handle packets against the codec   (PACKETS=1000000 SEED=1)'
 	@echo 'make rolling  workers are replaced over and over under full load, nothing is lost   (ROLLING_S=60)'
 	@echo 'make bench-peers  our fronts against nginx, redis, NSD and limits in C   (BENCH="--only http")'
+	@echo 'make overload  five times the peak, a loud tenant, a flood of unknown names   (BENCH="--rounds 3")'
 	@echo 'make soak   half an hour of load with writes and restarts   (SOAK_S=1800)'
 	@echo 'make clean  remove the virtualenv and caches, keep the data'
 
@@ -76,6 +77,9 @@ bench-peers: $(VENV)/.test
 SOAK_S ?= 1800
 soak: $(VENV)/.test
 	@$(BIN)/python -m bench.soak --seconds $(SOAK_S) $(BENCH)
+
+overload: $(VENV)/.test
+	@$(BIN)/python -m bench.overload $(BENCH)
 
 # The browser tests need a Chromium; Debian and Ubuntu package one.
 browser:

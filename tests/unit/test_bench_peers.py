@@ -162,7 +162,7 @@ def test_only_its_own_part_of_the_results_is_replaced() -> None:
 
 def test_the_results_have_all_parts() -> None:
     text = results.FILE.read_text(encoding="utf-8")
-    for part in ("peers", "memory", "soak"):
+    for part in ("peers", "memory", "overload", "soak"):
         assert results.replaced(text, part, "new") != text
 
 
