@@ -1,0 +1,138 @@
+"""Over native: misses of all connections go together, registrations are answered by a call."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+
+from biaojie.change import Action
+from biaojie.errors import IdentifierNotFound, IdentifierTaken, TemporarilyUnavailable
+from biaojie.wire.native import Kind, requests
+from biaojie.wire.native.answers import decode_written
+from tests.core_parts import PREFIX, GatedStore, create, key, value
+from tests.native_world import Peer, error, event_loop_policy, request, world
+
+__all__ = ["event_loop_policy"]
+
+
+def reset(peer: Peer) -> None:
+    """Gone, and not only done with asking: to whom only says so, all is still answered."""
+    connection = peer.writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.writer.transport.abort()
+
+
+def resolve(id_: int, suffix: str) -> bytes:
+    return request(id_, requests.Resolve(f"{PREFIX}/{suffix}"))
+
+
+async def test_misses_of_many_connections_are_one_look_up() -> None:
+    store = GatedStore()
+    async with world(store=store) as made:
+        await made.write(*(create(f"N{n}") for n in range(40)))
+        async with made.peer() as one, made.peer() as two:
+            store.close_gate("look_up")
+            one.send(resolve(1, "SN1"))
+            two.send(resolve(1, "SN2"))
+            await store.reached("look_up")
+            before = store.calls["look_up"]
+            one.send(*(resolve(n, f"N{n}") for n in range(2, 20)), resolve(90, "NO"))
+            two.send(*(resolve(n, f"N{n}") for n in range(2, 40)))
+            await asyncio.sleep(0.05)
+            store.open_gate("look_up")
+            frames = [*await one.frames(20), *await two.frames(39)]
+            assert store.calls["look_up"] - before <= 3
+            wrong = [frame for frame in frames if frame.kind == Kind.ERROR]
+            assert [(frame.id, type(error(frame))) for frame in wrong] == [(90, IdentifierNotFound)]
+        assert made.front.gate.running == 0
+
+
+async def test_a_connection_lost_meanwhile_harms_no_other() -> None:
+    store = GatedStore()
+    async with world(store=store) as made:
+        store.close_gate("look_up")
+        async with made.peer() as one:
+            async with made.peer() as gone:
+                gone.send(resolve(1, "SN1"), resolve(2, "SN2"))
+                one.send(resolve(1, "SN1"), resolve(2, "SN2"))
+                await store.reached("look_up")
+                reset(gone)
+            await asyncio.sleep(0.02)
+            store.open_gate("look_up")
+            assert {frame.kind for frame in await one.frames(2)} == {Kind.ANSWER}
+        assert made.front.gate.running == 0
+
+
+async def test_misses_while_the_registry_is_down_are_told_so_at_once() -> None:
+    store = GatedStore()
+    async with world(store=store) as made, made.peer() as peer:
+        made.parts.health.failed("test")
+        peer.send(resolve(1, "A"), resolve(2, "B"))
+        errors = [error(frame) for frame in await peer.frames(2)]
+        assert [type(e) for e in errors] == [TemporarilyUnavailable] * 2
+        assert errors[0].request_id != errors[1].request_id
+
+
+async def test_misses_that_hang_end_by_the_deadline() -> None:
+    store = GatedStore()
+    async with world(store=store, deadline_s=0.1) as made, made.peer() as peer:
+        store.close_gate("look_up")
+        peer.send(resolve(1, "A"), resolve(2, "B"))
+        errors = [error(frame) for frame in await peer.frames(2)]
+        assert {e.code for e in errors} == {"deadline-exceeded"}
+        store.open_gate("look_up")
+        assert made.front.gate.running == 0
+
+
+def create_request(id_: int, suffix: str) -> bytes:
+    operation = requests.Operation(Action.CREATE, f"{PREFIX}/{suffix}", (value("x"),))
+    return request(id_, requests.Write(operation))
+
+
+async def test_registrations_take_no_task_each_and_share_a_commit() -> None:
+    store = GatedStore()
+    async with world(store=store) as made, made.peer(made.acme) as peer:
+        store.close_gate("transaction")
+        peer.send(create_request(1, "W1"))
+        await store.reached("transaction")
+        before = len(asyncio.all_tasks())
+        peer.send(*(create_request(n, f"W{n % 30}") for n in range(2, 50)))
+        await asyncio.sleep(0.05)
+        assert len(asyncio.all_tasks()) == before
+        store.open_gate("transaction")
+        frames = await peer.frames(49)
+        good = [frame for frame in frames if frame.kind == Kind.ANSWER]
+        assert len(good) == 30
+        assert {type(error(f)) for f in frames if f.kind == Kind.ERROR} == {IdentifierTaken}
+        assert all(not decode_written(frame.body)[1] for frame in good)
+        assert made.front.gate.running == 0
+
+
+async def test_a_registration_whose_caller_is_gone_before_its_commit_is_not_done() -> None:
+    store = GatedStore()
+    async with world(store=store) as made:
+        async with made.peer(made.acme) as one, made.peer(made.acme) as gone:
+            store.close_gate("transaction")
+            one.send(create_request(1, "W1"))
+            await store.reached("transaction")
+            gone.send(create_request(1, "W2"))
+            await asyncio.sleep(0.05)
+            reset(gone)
+            await asyncio.sleep(0.05)
+            store.open_gate("transaction")
+            assert (await one.frame()).kind == Kind.ANSWER
+        found = await store.look_up([key("W1"), key("W2")])
+        assert [f.record is not None for f in found] == [True, False]
+        assert made.front.gate.running == 0
+
+
+async def test_a_registration_that_hangs_ends_by_the_deadline() -> None:
+    store = GatedStore()
+    async with world(store=store, deadline_s=0.1) as made, made.peer(made.acme) as peer:
+        store.close_gate("commit")
+        peer.send(create_request(1, "W1"))
+        assert error(await peer.frame()).code == "deadline-exceeded"
+        store.open_gate("commit")
+        peer.send(create_request(1, "W2"))
+        assert (await peer.frame()).kind == Kind.ANSWER
