@@ -33,9 +33,13 @@ PENALTY_S: Final = 0.03
 but without end it is not. Less than the 50 ms within which the refused are answered."""
 SWEEP_S: Final = 0.004
 """How far apart, at the least, the moments are at which penalties are looked at."""
-REFUSALS_PER_S: Final = 15_000
-"""So many at the most are read from again in a second, however many there are: that costs a fifth
-of a processor. Only who asks on at once, with thousands of others, waits longer for it."""
+REFUSING_SHARE: Final = 0.2
+"""Of the processor's time that we get, what reading on from the refused may cost;"""
+REFUSAL_S: Final = 0.000_015
+"""that is for each of them, as measured over HTTP, system calls included."""
+READ_AGAIN_PER_S: Final = 2_000
+"""So many may be read from again in any case. Beyond, whoever asks on at once with thousands of
+others waits longer: to refuse them all in time would leave no time for work."""
 RETRY_S: Final = 1
 """When those who were refused are asked to come again."""
 TENANTS_MAX: Final = 10_000
@@ -51,11 +55,14 @@ class Penalties:
     """Connections whose requests were refused, in the order in which they are read from again.
     One timer serves them all. A connection is in it once, until it is told `read_again`."""
 
-    def __init__(self, pause_s: float = PENALTY_S) -> None:
+    def __init__(
+        self, pause_s: float = PENALTY_S, cpu_s: Callable[[], float] = time.process_time
+    ) -> None:
         self._pause_s = pause_s
+        self._cpu_s = cpu_s
         self._held: deque[tuple[float, Held]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._swept = 0.0
+        self._swept = self._spent_s = 0.0
 
     def __len__(self) -> int:
         return len(self._held)
@@ -64,6 +71,7 @@ class Penalties:
         loop = asyncio.get_running_loop()
         self._held.append((loop.time() + self._pause_s, connection))
         if self._timer is None:
+            self._swept, self._spent_s = loop.time(), self._cpu_s()
             self._timer = loop.call_later(self._pause_s, self._sweep, loop)
 
     def release_one(self) -> None:
@@ -73,8 +81,12 @@ class Penalties:
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
-        left = min(now - self._swept, PENALTY_S) * REFUSALS_PER_S
-        self._swept = now
+        spent_s = self._cpu_s()
+        left = max(
+            min(now - self._swept, PENALTY_S) * READ_AGAIN_PER_S,
+            (spent_s - self._spent_s) * REFUSING_SHARE / REFUSAL_S,
+        )
+        self._swept, self._spent_s = now, spent_s
         while left > 0 and self._held and self._held[0][0] <= now:
             left -= 1
             self._held.popleft()[1].read_again()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -186,6 +187,14 @@ def used_up(world: LaneWorld, key: str) -> list[bytes]:
     return world.run(work())
 
 
+@pytest.fixture
+def still(world: LaneWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time passes for the quotas; they are later than the others, so that nobody is let in."""
+    now = time.monotonic() + 1_000
+    monkeypatch.setattr(world.node.service.quotas, "_clock", lambda: now)
+
+
+@pytest.mark.usefixtures("still")
 def test_a_tenant_beyond_its_rate_is_told_so_at_the_door(world: LaneWorld) -> None:
     key = key_of(world, "loud")
     told = used_up(world, key)
@@ -224,8 +233,8 @@ def test_others_are_let_in_meanwhile(world: LaneWorld) -> None:
     assert b" 200 " in told, "the public has no quota"
 
 
-def test_rows_are_owed(world: LaneWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world.node.service.quotas, "_clock", lambda: 1e9)
+@pytest.mark.usefixtures("still")
+def test_rows_are_owed(world: LaneWorld) -> None:
     key = key_of(world, "rows")
     names = ",".join(f'"{PREFIX}/row{n}"' for n in range(300))
     body = f'{{"identifiers":[{names}]}}'.encode()

@@ -13,7 +13,7 @@ import pytest
 from resolver.overload import (
     LIMIT_MIN,
     PENALTY_S,
-    REFUSALS_PER_S,
+    READ_AGAIN_PER_S,
     TARGET_S,
     Gate,
     Penalties,
@@ -137,26 +137,30 @@ class Held:
 
 
 async def test_the_refused_are_read_from_again_when_their_time_has_come() -> None:
-    penalties = Penalties(0.02)
+    penalties = Penalties(0.1)
     first, second = Held(), Held()
     penalties.add(first)
-    await asyncio.sleep(0.01)
     penalties.add(second)
+    await asyncio.sleep(0)
     assert (first.read, second.read, len(penalties)) == (0, 0, 2)
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.5)
     assert (first.read, second.read, len(penalties)) == (1, 1, 0)
 
 
-async def test_however_many_they_are_only_so_many_are_read_from_in_a_second() -> None:
-    penalties = Penalties(0.001)
-    held = [Held() for _ in range(REFUSALS_PER_S)]
+@pytest.mark.parametrize(("share", "per_s"), [(0.0, READ_AGAIN_PER_S), (1.0, 13_334)])
+async def test_however_many_they_are_refusing_costs_a_share_of_the_time(
+    share: float, per_s: int
+) -> None:
+    """`share` of the time is what the machine lets us have of the processor."""
+    penalties = Penalties(0.001, cpu_s=lambda: share * time.monotonic())
+    held = [Held() for _ in range(per_s)]
     began = time.monotonic()
     for each in held:
         penalties.add(each)
     await asyncio.sleep(0.25)
     passed = time.monotonic() - began
     read = sum(each.read for each in held)
-    assert 0 < read <= (passed + PENALTY_S) * REFUSALS_PER_S
+    assert 0 < read <= (passed + PENALTY_S) * per_s
     assert [each.read for each in held] == [1] * read + [0] * (len(held) - read), "in order"
 
 
