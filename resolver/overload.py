@@ -37,6 +37,10 @@ REFUSING_SHARE: Final = 0.2
 """Of the processor's time that we get, what reading on from the refused may cost;"""
 REFUSAL_S: Final = 0.000_015
 """that is for each of them, as measured over HTTP, system calls included."""
+PIPELINED_SHARE: Final = 0.4
+"""What one costs, of that, that came in one piece with others; and"""
+REFUSED_AT_ONCE: Final = 4
+"""how many of a piece are refused before its connection has to wait with the rest."""
 READ_AGAIN_PER_S: Final = 2_000
 """So many may be read from again in any case. Beyond, whoever asks on at once with thousands of
 others waits longer: to refuse them all in time would leave no time for work."""
@@ -62,7 +66,7 @@ class Penalties:
         self._cpu_s = cpu_s
         self._held: deque[tuple[float, Held]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._swept = self._spent_s = 0.0
+        self._swept = self._spent_s = self._left = 0.0
 
     def __len__(self) -> int:
         return len(self._held)
@@ -74,6 +78,10 @@ class Penalties:
             self._swept, self._spent_s = loop.time(), self._cpu_s()
             self._timer = loop.call_later(self._pause_s, self._sweep, loop)
 
+    def charge(self) -> None:
+        """One more was refused of the same piece."""
+        self._left -= PIPELINED_SHARE
+
     def release_one(self) -> None:
         """There is room: who has waited longest need not wait on."""
         if self._held:
@@ -82,13 +90,14 @@ class Penalties:
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         spent_s = self._cpu_s()
-        left = max(
+        allowed = max(
             min(now - self._swept, PENALTY_S) * READ_AGAIN_PER_S,
             (spent_s - self._spent_s) * REFUSING_SHARE / REFUSAL_S,
         )
         self._swept, self._spent_s = now, spent_s
-        while left > 0 and self._held and self._held[0][0] <= now:
-            left -= 1
+        self._left = min(self._left, 0.0) + allowed
+        while self._left > 0 and self._held and self._held[0][0] <= now:
+            self._left -= 1
             self._held.popleft()[1].read_again()
         self._timer = None
         if self._held:
@@ -159,7 +168,7 @@ class Gate:
     def leave(self, seconds: float | None = None) -> None:
         """`seconds` it took, of requests that should be quick; None for others."""
         self.running -= 1
-        if self.penalties and self.running < self.limit:
+        if self.penalties and self.running < max(1, self.limit - self.limit // 8):
             self.penalties.release_one()
         if seconds is None:
             return

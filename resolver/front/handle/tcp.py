@@ -22,6 +22,7 @@ from biaojie.wire.handle import ENVELOPE_OCTETS, Malformed, ResponseCode, Stream
 
 from ...handle.lane import REQUEST_OCTETS_MIN, HandleLane
 from ...handle.peer import Peer
+from ...overload import REFUSED_AT_ONCE
 from ..listening import BACKLOG
 from .work import HandleLimits, Work
 
@@ -42,8 +43,8 @@ HELD_OCTETS_MAX: Final = 64 * 2**20
 
 class Connection(asyncio.Protocol):
     """One peer. `_deaf`: nothing more is begun, what comes is thrown away. `_last`: hang up as
-    soon as all that came has been answered. `_penalized`: something was refused; for a moment
-    nothing is read."""
+    soon as all that came has been answered. `_penalized`: something was refused, `_refused`
+    requests by now; for a moment nothing is read."""
 
     __slots__ = (
         "_crowded",
@@ -62,6 +63,7 @@ class Connection(asyncio.Protocol):
         "_partial_since",
         "_peer",
         "_penalized",
+        "_refused",
         "_stuck_since",
         "_tasks",
         "_transport",
@@ -79,6 +81,7 @@ class Connection(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._unsent_octets = 0
         self._held = 0
+        self._refused = 0
         self._lane = front.lane
         self._flushing = self._holding = self._partial = False
         self._crowded = self._deaf = self._last = self._ended = self._penalized = False
@@ -193,7 +196,11 @@ class Connection(asyncio.Protocol):
     def _full(self) -> bool:
         """Whether nothing more may be begun for now."""
         pipeline_max = self._front.limits.handle_pipeline_max
-        return len(self._tasks) >= pipeline_max or self._writable is not None
+        return (
+            len(self._tasks) >= pipeline_max
+            or self._writable is not None
+            or self._refused >= REFUSED_AT_ONCE
+        )
 
     def _read_on(self) -> None:
         """Begin the requests that have come whole, as far as the limits allow."""
@@ -241,13 +248,18 @@ class Connection(asyncio.Protocol):
             task.add_done_callback(partial(self._answered, frame, began))
 
     def _penalize(self) -> None:
-        """What has come is still answered; after it nothing is read for a moment."""
-        if not self._penalized:
+        """For a moment nothing is read; of what has come some is still looked at."""
+        self._refused += 1
+        penalties = self._front.work.gate.penalties
+        if self._penalized:
+            penalties.charge()
+        else:
             self._penalized = True
-            self._front.work.gate.penalties.add(self)
+            penalties.add(self)
 
     def read_again(self) -> None:
         self._penalized = False
+        self._refused = 0
         self._read_on()
 
     def _ready(self, frame: bytes) -> bool:

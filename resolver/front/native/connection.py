@@ -18,7 +18,7 @@ from biaojie.errors import BiaojieError
 from biaojie.limits import FRAME_OCTETS_MAX
 from biaojie.wire.native.frames import LENGTH_MIN, REQUEST_OCTETS_MAX, length_fault
 
-from ...overload import Penalties
+from ...overload import REFUSED_AT_ONCE, Penalties
 from .session import NOTHING_READY, Session
 from .work import LENGTH, error_frame
 
@@ -47,8 +47,8 @@ _length_at = LENGTH.unpack_from
 
 class Connection(asyncio.Protocol):
     """One peer. `_deaf`: nothing more is begun, what comes is thrown away. `_last`: hang up as
-    soon as all that came has been answered. `_penalized`: something was refused; for a moment
-    nothing is read."""
+    soon as all that came has been answered. `_penalized`: something was refused, `_refused`
+    requests by now; for a moment nothing is read."""
 
     __slots__ = (
         "_deadline",
@@ -64,6 +64,7 @@ class Connection(asyncio.Protocol):
         "_last",
         "_partial_since",
         "_penalized",
+        "_refused",
         "_running",
         "_session",
         "_stuck_since",
@@ -85,7 +86,7 @@ class Connection(asyncio.Protocol):
         self._kept = bytearray()
         self._wanted = 0
         self._unsent: list[bytes] = []
-        self._unsent_octets = self._held = 0
+        self._unsent_octets = self._held = self._refused = 0
         self._flushing = self._holding = False
         self._deaf = self._last = self._ended = self._penalized = False
         self._heard = monotonic()
@@ -267,7 +268,7 @@ class Connection(asyncio.Protocol):
     @property
     def _full(self) -> bool:
         """Whether nothing more may be begun for now."""
-        return self._writable is not None or self._session.full
+        return self._writable is not None or self._session.full or self._refused >= REFUSED_AT_ONCE
 
     def _read_on(self) -> None:
         if self._deaf:
@@ -277,9 +278,12 @@ class Connection(asyncio.Protocol):
         self._take(data, monotonic())
 
     def penalize(self, penalties: Penalties) -> None:
-        """Something was refused. What has come with it is still answered; then nothing is read
-        for a moment."""
-        if not self._penalized:
+        """Something was refused. For a moment nothing is read; of what has come with it some is
+        still looked at."""
+        self._refused += 1
+        if self._penalized:
+            penalties.charge()
+        else:
             self._penalized = True
             self._table = NOTHING_READY
             self._hold(True)
@@ -287,6 +291,7 @@ class Connection(asyncio.Protocol):
 
     def read_again(self) -> None:
         self._penalized = False
+        self._refused = 0
         self._read_on()
 
     def _hold(self, holding: bool) -> None:
