@@ -28,6 +28,8 @@ LOOK_UP_S: Final = 0.1
 WINDOW_S: Final = 0.1
 SAMPLES_MIN: Final = 8
 LIMIT_MIN: Final = 32
+FORGIVEN_S: Final = 0.5
+"""After so long without a sample the limit grows by a step."""
 PENALTY_S: Final = 0.03
 """A connection whose request was refused is read from again after this long: refusing is cheap,
 but without end it is not. Less than the 50 ms within which the refused are answered."""
@@ -171,6 +173,8 @@ class Gate:
         if self.penalties and self.running < max(1, self.limit - self.limit // 8):
             self.penalties.release_one()
         if seconds is None:
+            if self.limit < self.most:
+                self._forgive()
             return
         self._samples += 1
         self._quickest = min(self._quickest, seconds)
@@ -182,6 +186,13 @@ class Gate:
     def come_back(self) -> None:
         """Into a place that was left for a moment, whether there is room or not."""
         self.running += 1
+
+    def _forgive(self) -> None:
+        """Where nothing tells how long requests wait, what was seen before holds not for ever."""
+        now = self._clock()
+        if now - self._since >= FORGIVEN_S:
+            self.limit = min(self.most, self.limit + max(2, self.limit // 8))
+            self._since = now
 
     def _judge(self, now: float) -> None:
         look_up_s = self._look_up_s()

@@ -108,6 +108,18 @@ def test_work_that_may_take_long_says_nothing() -> None:
     assert gate.limit == 64
 
 
+def test_a_narrow_gate_opens_while_only_writes_come() -> None:
+    clock = Clock()
+    gate = Gate(512, clock)
+    load(gate, clock, rate=25_000, each_s=0.000_2, seconds=5)
+    assert gate.limit < 512
+    for _ in range(1_000):
+        assert gate.enter()
+        clock.now += 0.05
+        gate.leave()
+    assert gate.limit == 512
+
+
 def test_each_tenant_has_its_own_quota() -> None:
     clock = Clock()
     quotas = Quotas(10, clock)
