@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from biaojie.errors import (
@@ -19,13 +20,14 @@ from biaojie.errors import (
     TooManyRequests,
     Unauthenticated,
 )
-from biaojie.wire.native import VERSION, Hello, Kind, decode_request, encode_welcome, requests
+from biaojie.wire.native import Hello, Kind, decode_request, requests
 from biaojie.wire.native.answers import Welcome
 from registry.accounts import digest
 from registry.admission import PUBLIC, Caller
 
 from ...exchange import Waiting, new_request_id, serve, serve_at_hand
 from ...overload import RETRY_S
+from .greeting import GREETING
 from .operations import (
     OPERATIONS,
     PING,
@@ -36,7 +38,7 @@ from .operations import (
     unknown,
 )
 from .streams import STREAMS, Sheet, Stream, end
-from .work import Asked, ReadyResolution, busy_frame, error_frame, frame
+from .work import Asked, ReadyResolution, busy_frame
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -54,42 +56,6 @@ STREAMS_MAX: Final = 16
 MANY: Final = (Kind.RESOLVE_MANY, Kind.WRITE_MANY)
 NOTHING_READY: Final[dict[bytes, ReadyResolution]] = {}
 """The lane of those who may not use it."""
-
-
-class Greeting:
-    """The codec of the hello."""
-
-    front = "native"
-    operation = "hello"
-
-    def decode(self, data: Asked) -> Hello:
-        if data.question is None:
-            data.question = _hello(data)
-        assert isinstance(data.question, Hello)
-        return data.question
-
-    def encode(self, data: Asked, answer: Welcome) -> bytes:
-        return frame(data.id, Kind.ANSWER, encode_welcome(answer))
-
-    def encode_error(self, data: Asked, error: BiaojieError) -> bytes:
-        return error_frame(data.id, error)
-
-
-def _hello(asked: Asked) -> Hello:
-    if asked.kind != Kind.HELLO:
-        raise InvalidRequest(
-            "The first frame of a connection is a hello.", "连接的首帧应为 hello。", errors=[]
-        )
-    hello = decode_request(asked.kind, asked.body)
-    assert isinstance(hello, Hello)
-    if not hello.version_min <= VERSION <= hello.version_max:
-        raise InvalidRequest(
-            f"This node speaks version {VERSION}.",
-            f"本节点使用版本 {VERSION}。",
-            errors=[],
-            version=VERSION,
-        )
-    return hello
 
 
 class Session:
@@ -257,10 +223,17 @@ class Session:
             self._front.gate.come_back()  # there was room just now
         places = 1 + (len(asked.body) // PLACE_OCTETS if asked.kind in MANY else 0)
         self.places += places
-        task.add_done_callback(partial(self._done, asked.id, held, slot, places))
+        began = monotonic() if asked.kind == Kind.RESOLVE else None
+        task.add_done_callback(partial(self._done, asked.id, held, slot, places, began))
 
     def _done(
-        self, id_: bytes, held: int, slot: int, places: int, task: asyncio.Task[None]
+        self,
+        id_: bytes,
+        held: int,
+        slot: int,
+        places: int,
+        began: float | None,
+        task: asyncio.Task[None],
     ) -> None:
         if self.running.get(id_) is task:
             del self.running[id_]
@@ -270,7 +243,7 @@ class Session:
         self.octets -= held
         self.places -= places
         if slot:
-            self._front.gate.leave()
+            self._front.gate.leave(None if began is None else monotonic() - began)
         if self._unwelcome:
             self._unwelcome = False
             self._connection.dismiss()
@@ -518,9 +491,6 @@ class _Whole:
 
     def decode(self, data: Asked) -> Asked:
         return data
-
-
-GREETING: Final = Greeting()
 
 
 def _taken() -> Refusal:
