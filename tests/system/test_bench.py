@@ -128,13 +128,13 @@ def test_the_peak_is_searched_for(loaded: RunningNode, tmp_path: Path) -> None:
         "resolve",
         loaded.url,
         *names(),
-        *("--peak", "--peak-p99", "2000", "--rate", "100", "--peak-step", "0.3"),
+        *("--peak", "--peak-p99", "2000", "--rate", "1600", "--peak-step", "0.3"),
         *("--duration", "0.5", "--prepared", "--json", str(out)),
     )
     assert done.returncode in (0, 3), done.stdout + done.stderr
     peak = json.loads(out.read_text())["peak"]
     assert len(peak["steps"]) > 3
-    assert peak["steps"][0]["rate"] == 100
+    assert peak["steps"][0]["rate"] == 1600
     assert peak["limited_by"] in ("node", "generator")
 
 

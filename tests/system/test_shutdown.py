@@ -68,7 +68,7 @@ def held(fresh: RunningNode) -> Iterator[tuple[list[Wire], sqlite3.Connection]]:
     for number, wire in enumerate(writers):
         wire.send(request("PUT", path(f"held-{number}"), headers(fresh), BODY))
     api = Described(fresh.port)
-    until(lambda: metrics(api)[("biaojie_http_requests_running", ())] >= 6)
+    until(lambda: metrics(api)[("biaojie_http_requests_running", ())] == len(writers))
     yield writers, lock
     for wire in writers:
         wire.socket.close()
