@@ -49,6 +49,7 @@ class RunningNode:
     port: int = 0
     handle_port: int = 0
     native_port: int = 0
+    shared: bool = False
 
     @property
     def url(self) -> str:
@@ -162,20 +163,40 @@ class RunningNode:
 
 
 @pytest.fixture(scope="session")
+def _nodes() -> Iterator[list[RunningNode]]:
+    nodes: list[RunningNode] = []
+    yield nodes
+    _stop(nodes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nodes_of_the_module(_nodes: list[RunningNode]) -> Iterator[None]:
+    """Many idle nodes together keep a small machine busy: they end with who made them."""
+    first = len(_nodes)
+    yield
+    _stop([node for node in _nodes[first:] if not node.shared])
+
+
+def _stop(nodes: list[RunningNode]) -> None:
+    for node in nodes:
+        if node.process is not None and node.process.poll() is None:
+            node.stop()
+
+
+@pytest.fixture(scope="session")
 def make_node(
-    tmp_path_factory: pytest.TempPathFactory, _migrated_file: Path
-) -> Iterator[Callable[..., RunningNode]]:
+    tmp_path_factory: pytest.TempPathFactory, _migrated_file: Path, _nodes: list[RunningNode]
+) -> Callable[..., RunningNode]:
     """make_node(demo=False, **settings) starts a node; settings without `BIAOJIE_`, lower case.
 
     On a migrated SQLite file of its own, unless `database_url` names a migrated database. With
     start=False nothing is there yet.
     """
-    nodes: list[RunningNode] = []
 
     def make(*, demo: bool = False, start: bool = True, **settings: object) -> RunningNode:
         environment = {f"BIAOJIE_{name.upper()}": str(value) for name, value in settings.items()}
         node = RunningNode(tmp_path_factory.mktemp("node") / "data", environment, demo)
-        nodes.append(node)
+        _nodes.append(node)
         if start:
             if "database_url" not in settings:
                 node.data_dir.mkdir()
@@ -183,10 +204,7 @@ def make_node(
             node.start()
         return node
 
-    yield make
-    for node in nodes:
-        if node.process is not None and node.process.poll() is None:
-            node.stop()
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -196,6 +214,7 @@ def node(make_node: Callable[..., RunningNode]) -> RunningNode:
     Prefix 88.118.8 belongs to tenant acme, 88.118.9 to globex.
     """
     shared = make_node()
+    shared.shared = True
     shared.home("88.118.8", "acme")
     shared.home("88.118.9", "globex")
     return shared
@@ -208,6 +227,7 @@ def postgres_node(
     """As `node`, on PostgreSQL."""
     database = postgres.create_database(_migrated_template)
     shared = make_node(database_url=postgres.url(database))
+    shared.shared = True
     shared.home("88.118.8", "acme")
     shared.home("88.118.9", "globex")
     return shared
