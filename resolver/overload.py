@@ -27,7 +27,7 @@ LOOK_UP_S: Final = 0.1
 """A registry slower than this is no excuse."""
 WINDOW_S: Final = 0.1
 SAMPLES_MIN: Final = 8
-LIMIT_MIN: Final = 32
+LIMIT_MIN: Final = 128
 FORGIVEN_S: Final = 0.5
 """After so long without a sample the limit grows by a step."""
 PENALTY_S: Final = 0.03
