@@ -44,7 +44,7 @@ def command(
     times: Mapping[str, float],
 ) -> list[str]:
     """Write what the driver reads into `folder`; returns how to call it. `times`: warmup,
-    duration and timeout, in seconds. Raises BenchFault if it cannot be built."""
+    duration, timeout and patience, in seconds. Raises BenchFault if it cannot be built."""
     wire = make_wire(target)
     write_load(folder, wire, names, schedule)
     options = {

@@ -39,6 +39,7 @@ class Wanted:
     duration_s: float = 10.0
     warmup_s: float = 1.0
     timeout_s: float = 2.0
+    patience_s: float = 0.0
     connections: int = 64
     pipeline: int = 1
     keys: str = "zipf:0.99"
@@ -94,6 +95,7 @@ async def resolve_run(wanted: Wanted, live: Tell = quiet, note: Tell = quiet) ->
         duration_s=wanted.duration_s,
         warmup_s=wanted.warmup_s,
         timeout_s=wanted.timeout_s,
+        patience_s=wanted.patience_s,
         connections=wanted.connections,
         pipeline=wanted.pipeline,
         processes=wanted.processes,

@@ -52,11 +52,13 @@ class Writing:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How a run is carried out. `pipeline` is what one connection may have outstanding."""
+    """How a run is carried out. `pipeline` is what one connection may have outstanding;
+    `patience_s`, for the driver in C, how long a question waits for a free one, 0: its time."""
 
     duration_s: float = 10.0
     warmup_s: float = 1.0
     timeout_s: float = 2.0
+    patience_s: float = 0.0
     connections: int = 64
     pipeline: int = 1
     processes: int = 1
@@ -160,6 +162,7 @@ def _driver_job(
         "warmup": shape.warmup_s,
         "duration": shape.duration_s,
         "timeout": shape.timeout_s,
+        "patience": shape.patience_s,
     }
     line = command(
         own,

@@ -54,7 +54,7 @@ from .lane import Lane
 from .large_pages import LargePages
 from .neighbours import Neighbours
 from .observe import Observer
-from .overload import Gate
+from .overload import FRAME_REFUSAL_S, REFUSAL_S, Gate
 from .service import Service
 from .settings import Settings
 from .steps.cache import CacheStep
@@ -195,7 +195,7 @@ class Node:
                 self._answerer(self.operations),
                 _chosen(HandleLimits, settings),
                 lane if settings.lane_bytes_max else None,
-                gate=self._gate(settings.handle_requests_max),
+                gate=self._gate(settings.handle_requests_max, FRAME_REFUSAL_S),
             )
             self.observer.watch(lane.readings)
             self.observer.watch(self.operations.readings)
@@ -209,7 +209,7 @@ class Node:
                 _chosen(NativeLimits, settings),
                 Lane(self.health, settings.lane_bytes_max // LANES),
                 node_name=settings.node_name,
-                gate=self._gate(settings.native_requests_max),
+                gate=self._gate(settings.native_requests_max, FRAME_REFUSAL_S),
             )
             self.observer.watch(self.native.readings)
             self.observer.watch(self.native.all_counts, counters=True)
@@ -240,11 +240,11 @@ class Node:
         self._pages = LargePages()
         self._pages_task: asyncio.Task[None] | None = None
 
-    def _gate(self, requests_max: int) -> Gate:
+    def _gate(self, requests_max: int, refusal_s: float = REFUSAL_S) -> Gate:
         def look_up_s() -> float:
             return math.inf if self.health.down else self.observer.look_up_s
 
-        return Gate(requests_max, look_up_s=look_up_s)
+        return Gate(requests_max, look_up_s=look_up_s, refusal_s=refusal_s)
 
     def _answerer(self, operations: Operations) -> Answerer:
         if self.neighbours is None:

@@ -3,12 +3,15 @@
  *
  *   driver --front http|native|hdl-tcp|hdl-udp (--host ADDRESS --port P | --socket PATH)
  *          --questions FILE --schedule FILE [--greeting FILE] --connections C --pipeline D
- *          --warmup S --duration S --timeout S
+ *          --warmup S --duration S --timeout S [--patience S]
  *
  * It speaks on its standard streams as worker.py does: `{"ready": true}` out, `{"start": T}` in
  * (CLOCK_MONOTONIC seconds), progress twice a second, one line with the key "book" at the end;
  * histograms are pairs of microseconds and counts. Every reply is checked: it answers a question
  * that is outstanding, says what was to be said, and holds the octets of that question's needle.
+ *
+ * With --patience a question that found no connection free for so long is not asked any more
+ * ("unplaced"); without it, it waits until its time is up.
  *
  * Files, in the machine's own byte order. Questions: count u32, then for each: octets u32, octets
  * of the needle u32, kind u32, then both. Schedule: count u32, 0 u32, period f64, then for each:
@@ -54,6 +57,10 @@ static void place(double now) {
     while (unsent < tail && ready_count) {
         if (ASK(unsent).done) {
             unsent++;
+            continue;
+        }
+        if (patience_s > 0 && ASK(unsent).due + patience_s < now) {
+            lose(unsent++, "unplaced", now, false);
             continue;
         }
         uint32_t which = ready_ring[ready_at];
@@ -284,6 +291,8 @@ int main(int argc, char **argv) {
     double warmup = atof(needed(argc, argv, "--warmup"));
     double duration = atof(needed(argc, argv, "--duration"));
     timeout_s = atof(needed(argc, argv, "--timeout"));
+    const char *patience = option(argc, argv, "--patience");
+    if (patience) patience_s = atof(patience);
     if (!connection_count || !pipeline || pipeline > 1u << SLOT_BITS || duration <= 0)
         die("connections, pipeline or duration out of range");
     connections = room(connection_count * sizeof *connections);

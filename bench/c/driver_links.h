@@ -78,7 +78,7 @@ static char first_wrong[WRONG_KEPT][256];
 static uint32_t wrong_kept;
 static uint64_t (*seconds)[5];
 static uint32_t seconds_room, seconds_used;
-static double start_at, measured, end_at, timeout_s;
+static double start_at, measured, end_at, timeout_s, patience_s;
 
 static uint64_t *second_of(double now) {
     double at = now - measured;
