@@ -35,7 +35,7 @@ PENALTY_S: Final = 0.03
 but without end it is not. Less than the 50 ms within which the refused are answered."""
 SWEEP_S: Final = 0.004
 """How far apart, at the least, the moments are at which penalties are looked at."""
-REFUSING_SHARE: Final = 0.2
+REFUSING_SHARE: Final = 0.15
 """Of the processor's time that we get, what reading on from the refused may cost;"""
 REFUSAL_S: Final = 0.000_015
 """that is for each of them, as measured over HTTP, system calls included, and"""

@@ -11,6 +11,8 @@ CAPACITY = {
     "offered": 20_000.0,
     "right": 3_600.0,
     "goodput": 0.9,
+    "cpu_goodput": 0.79,
+    "cpu_share": 0.95,
     "refused": 16_400.0,
     "failed": 0.0,
     "reference_p99_ms": 40.0,

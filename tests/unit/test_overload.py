@@ -159,7 +159,7 @@ async def test_the_refused_are_read_from_again_when_their_time_has_come() -> Non
     assert (first.read, second.read, len(penalties)) == (1, 1, 0)
 
 
-@pytest.mark.parametrize(("share", "per_s"), [(0.0, READ_AGAIN_PER_S), (1.0, 13_334)])
+@pytest.mark.parametrize(("share", "per_s"), [(0.0, READ_AGAIN_PER_S), (1.0, 10_000)])
 async def test_however_many_they_are_refusing_costs_a_share_of_the_time(
     share: float, per_s: int
 ) -> None:
