@@ -13,7 +13,8 @@ from biaojie.change import Action
 from biaojie.errors import InvalidRequest, OverCapacity, TooLarge
 from biaojie.record import Value
 from biaojie.wire.native import Frame, Kind, Resolve, decode_resolution, encode_frame, requests
-from resolver.front.native import connection, server
+from resolver.front import connections
+from resolver.front.native import connection
 from tests.core_parts import GatedStore, create
 from tests.native_world import HungUp, World, error, hello, request, world
 from tests.native_world import event_loop_policy as event_loop_policy  # noqa: PLC0414
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_polic
 
 @pytest.fixture(autouse=True)
 def _sweeps_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "SWEEP_S", 0.02)
+    monkeypatch.setattr(connections, "SWEEP_S", 0.02)
 
 
 async def gone(node: World, connections: int = 0) -> None:

@@ -23,14 +23,12 @@ from biaojie.wire.handle import ENVELOPE_OCTETS, Malformed, ResponseCode, Stream
 from ...handle.lane import REQUEST_OCTETS_MIN, HandleLane
 from ...handle.peer import Peer
 from ...overload import REFUSED_AT_ONCE
-from ..listening import BACKLOG
+from ..connections import FAREWELL_S, Connections
 from .work import HandleLimits, Work
 
-SWEEP_S: Final = 0.5
-FAREWELL_S: Final = 1.0
-"""How long a peer has to take our last words and hang up, and"""
 CROWD_SHARE: Final = 1.25
-"""how many connections there may be then, as a share of `handle_connections_max`."""
+"""How many connections there may be while some take our last words, as a share of
+`handle_connections_max`."""
 ACCEPTED_S: Final = 0.05
 """By then every connection that was taken is among the others."""
 WRITE_OCTETS: Final = 65_536
@@ -422,17 +420,14 @@ class Connection(asyncio.Protocol):
             self._hold(False)
 
 
-class TcpFront:
+class TcpFront(Connections[Connection]):
     """All connections. `start` serves listening sockets, `stop` drains."""
 
     def __init__(self, work: Work, limits: HandleLimits, lane: HandleLane | None = None) -> None:
+        super().__init__()
         self.work = work
         self.limits = limits
         self.lane = lane
-        self.loop: asyncio.AbstractEventLoop
-        self.connections: set[Connection] = set()
-        self.held_octets = 0
-        self.draining = False
         self.leaving = False
         """Connections end behind their next answer."""
         self.counts = dict.fromkeys(
@@ -444,61 +439,18 @@ class TcpFront:
             ),
             0,
         )
-        self._servers: list[asyncio.Server] = []
-        self._sweeper: asyncio.Task[None] | None = None
-        self._empty = asyncio.Event()
 
     async def start(self, sockets: list[socket.socket]) -> None:
-        self.loop = asyncio.get_running_loop()
-        for listening in sockets:
-            server = await self.loop.create_server(
-                lambda: Connection(self), sock=listening, backlog=BACKLOG
-            )
-            self._servers.append(server)
-        self._sweeper = asyncio.create_task(self._sweep(), name="handle-sweep")
-
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            now = monotonic()
-            for connection in tuple(self.connections):
-                connection.sweep(now)
-
-    def left(self) -> None:
-        """A connection is gone."""
-        if not self.connections:
-            self._empty.set()
+        await self._take(sockets, lambda: Connection(self))
 
     async def stop(self, drain_s: float, linger_s: float = 0.0) -> None:
         """Take no more, answer what has come, for `drain_s` seconds at most; then cut. For
         `linger_s` before that connections may still ask what they were opened for."""
-        for server in self._servers:
-            server.close()
+        self._take_no_more()
         if linger_s:
             self.leaving = True
             for connection in tuple(self.connections):
                 connection.let_go()
             await asyncio.sleep(ACCEPTED_S)
             await self._emptied(linger_s)
-        self.draining = True
-        for connection in tuple(self.connections):
-            connection.drain()
-        await self._emptied(drain_s)
-        for connection in tuple(self.connections):
-            connection.abort()
-        await self._emptied(FAREWELL_S)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
-            self._sweeper = None
-        self._servers.clear()
-
-    async def _emptied(self, timeout_s: float) -> None:
-        self._empty.clear()
-        if not self.connections:
-            return
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._empty.wait()
-        except TimeoutError:
-            pass
+        await self._end(drain_s)

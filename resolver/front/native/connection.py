@@ -19,16 +19,16 @@ from biaojie.limits import FRAME_OCTETS_MAX
 from biaojie.wire.native.frames import LENGTH_MIN, REQUEST_OCTETS_MAX, length_fault
 
 from ...overload import REFUSED_AT_ONCE, Penalties
+from ..connections import FAREWELL_S
 from .session import NOTHING_READY, Session
 from .work import LENGTH, error_frame
 
 if TYPE_CHECKING:
     from .server import NativeFront
 
-FAREWELL_S: Final = 1.0
-"""How long a peer has to take our last words and hang up, and"""
 CROWD_SHARE: Final = 1.25
-"""how many connections there may be then, as a share of `native_connections_max`."""
+"""How many connections there may be while some take our last words, as a share of
+`native_connections_max`."""
 WRITE_OCTETS: Final = 65_536
 """A connection with more unsent than this is not read from."""
 HELD_OCTETS_FREE: Final = 131_072

@@ -18,18 +18,17 @@ from ...lane import Lane
 from ...observe import Observer
 from ...overload import Gate
 from ...service import Service
-from .connection import FAREWELL_S, Connection
+from ..connections import Connections
+from .connection import Connection
 from .operations import PublicResolve
 from .session import Session
 from .work import Asked, NativeLimits, ReadyResolution
 
-SWEEP_S: Final = 0.5
-BACKLOG: Final = 1024
 GATHERED_MAX: Final = 512
 """Resolutions asked for in one go: as many as one look-up takes."""
 
 
-class NativeFront:
+class NativeFront(Connections[Connection]):
     """All connections. `start` serves listening sockets, TCP and Unix; `stop` drains.
 
     `lane` holds the ready replies to resolutions by the octets of kind and body.
@@ -45,17 +44,14 @@ class NativeFront:
         node_name: str = "biaojie",
         gate: Gate | None = None,
     ) -> None:
+        super().__init__()
         self.service = service
         self.observer = observer
         self.limits = limits
         self.lane = lane
         self.resolve = PublicResolve(lane)
         self.tally = observer.tally("native", "resolve")
-        self.loop: asyncio.AbstractEventLoop
-        self.connections: set[Connection] = set()
-        self.held_octets = 0
         self.gate = gate or Gate(limits.native_requests_max)
-        self.draining = False
         self.counts = dict.fromkeys(
             (
                 "native_crowded",
@@ -72,9 +68,6 @@ class NativeFront:
         self._gathered: list[tuple[Session, Asked]] = []
         self._gatherings: set[asyncio.Task[None]] = set()
         self._node_name = node_name
-        self._servers: list[asyncio.Server] = []
-        self._sweeper: asyncio.Task[None] | None = None
-        self._empty = asyncio.Event()
 
     def welcome(self, caller: Caller) -> Welcome:
         limits = {
@@ -129,61 +122,17 @@ class NativeFront:
 
     async def start(self, sockets: Sequence[socket.socket]) -> int:
         """Serve sockets that are bound already and listen; returns the TCP port."""
-        self.loop = asyncio.get_running_loop()
-        for listening in sockets:
-            listen = (
-                self.loop.create_unix_server
-                if listening.family == socket.AF_UNIX
-                else self.loop.create_server
-            )
-            self._servers.append(
-                await listen(lambda: Connection(self), sock=listening, backlog=BACKLOG)
-            )
-        self._sweeper = asyncio.create_task(self._sweep(), name="native-sweep")
+        await self._take(sockets, lambda: Connection(self))
         ports = [s.getsockname()[1] for s in sockets if s.family != socket.AF_UNIX]
         return int(ports[0]) if ports else 0
-
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            now = monotonic()
-            for connection in tuple(self.connections):
-                connection.sweep(now)
-
-    def left(self) -> None:
-        """A connection is gone."""
-        if not self.connections:
-            self._empty.set()
 
     async def stop(self, drain_s: float, linger_s: float = 0.0) -> None:
         """Accept no more, answer what has come, for `drain_s` seconds at most; then cut. For
         the first `linger_s` the connections there are may go on asking."""
-        for server in self._servers:
-            server.close()
+        self._take_no_more()
         if linger_s:
             await self._emptied(linger_s)
-        self.draining = True
-        for connection in tuple(self.connections):
-            connection.drain()
-        await self._emptied(drain_s)
-        for connection in tuple(self.connections):
-            connection.abort()
-        await self._emptied(FAREWELL_S)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
-            self._sweeper = None
-        self._servers.clear()
-
-    async def _emptied(self, timeout_s: float) -> None:
-        self._empty.clear()
-        if not self.connections:
-            return
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._empty.wait()
-        except TimeoutError:
-            pass
+        await self._end(drain_s)
 
     def readings(self) -> dict[str, float]:
         return {
