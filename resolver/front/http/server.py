@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +36,14 @@ from ...exchange import new_request_id, serve
 from ...observe import Observer
 from ...overload import Gate, Place
 from ...service import Service
+from ..listening import BACKLOG
 from .connection import ConnectionServer, Handler, HttpLimits
 from .door import ALWAYS_SERVED, Door
 from .endpoint import Asked, Endpoint, Reply, problem_reply, rate_limit
 from .lane import REQUEST_ID, HttpLane, Noted
 from .models import NoQuery
 from .replies import response_of
+from .routes import Routes
 from .tls_client import client_certificate
 
 if TYPE_CHECKING:
@@ -55,43 +57,11 @@ _ABSOLUTE = re.compile(r"\Ahttps?://[^/?#]*", re.IGNORECASE)  # the form that pr
 
 _RESPONSE_CODE = slice(ENVELOPE_OCTETS + 4, ENVELOPE_OCTETS + 8)
 _SERVER_BUSY = ResponseCode.SERVER_BUSY.to_bytes(4, "big")
-BACKLOG = 1024
 ACCEPTED_S = 0.05
 BODY_BYTES_FREE = 65_536
 """A body up to this size is decoded on the loop and not counted; see BODIES_MAX."""
 BODIES_MAX = 32
 """Bodies of the largest size that may be in memory at once; beyond: OverCapacity."""
-
-
-class Routes:
-    """The route table. An exact path wins over a tail; a longer fixed part over a shorter."""
-
-    def __init__(self, endpoints: Iterable[Endpoint[Any, Any]]) -> None:
-        self._exact: dict[str, dict[str, Endpoint[Any, Any]]] = {}
-        self._tails: dict[str, dict[str, Endpoint[Any, Any]]] = {}
-        for endpoint in endpoints:
-            fixed, brace, _ = endpoint.path.partition("{")
-            table = self._tails if brace else self._exact
-            methods = table.setdefault(fixed, {})
-            assert endpoint.method not in methods, endpoint.path
-            methods[endpoint.method] = endpoint
-        self._starts = sorted(self._tails, key=len, reverse=True)
-
-    def find(self, path: str) -> tuple[Mapping[str, Endpoint[Any, Any]], str]:
-        """The endpoints at a path by method, and the tail; raises NotFound."""
-        exact = self._exact.get(path)
-        if exact is not None:
-            return exact, ""
-        for start in self._starts:
-            if not path.startswith(start):
-                continue
-            tail = path[len(start) :]
-            methods = self._tails[start]
-            if tail and (next(iter(methods.values())).whole_tail or "/" not in tail):
-                if start == "/" and path.startswith("/api/"):
-                    break  # no identifier has a prefix `api`: say "not here" in JSON
-                return methods, tail
-        raise NotFound()
 
 
 class HttpFront:
