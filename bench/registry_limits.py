@@ -3,7 +3,7 @@
 Only the driver and an event loop: concurrent callers, each with one request outstanding, gather
 into one statement, the next of which leaves when the last has returned. Values of 250 octets,
 prepared statements, every commit on disk before it is answered. Each function makes a scratch
-schema (PostgreSQL) or file (SQLite) and removes it.
+schema and removes it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ import asyncio
 import itertools
 import os
 import random
-import sqlite3
-import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,11 +42,6 @@ class Limit:
     def rate(self) -> float:
         """Requests a second."""
         return self.requests / self.seconds
-
-    @property
-    def cpu_us(self) -> float:
-        """CPU microseconds of the client for one request."""
-        return self.cpu_s / max(self.requests, 1) * 1e6
 
 
 Send = Callable[[list[bytes]], Awaitable[Sequence[bytes | None]]]
@@ -212,44 +204,3 @@ async def group_commit(dsn: str, callers: int, seconds: float) -> Limit:
         limit = await _measure(callers, seconds, call)
         assert await connection.fetchval("SELECT count(*) FROM records") == limit.requests
         return limit
-
-
-async def sqlite_group_commit(directory: str, callers: int, seconds: float) -> Limit:
-    """As `group_commit`, in a new SQLite file (WAL, synchronous FULL) under `directory`."""
-    loop = asyncio.get_running_loop()
-    with (
-        tempfile.TemporaryDirectory(dir=directory, ignore_cleanup_errors=True) as folder,
-        ThreadPoolExecutor(1) as thread,
-    ):
-        database = await loop.run_in_executor(thread, _open_sqlite, f"{folder}/limit.db")
-
-        def write(names: list[bytes]) -> None:
-            rows = [(name, os.urandom(VALUE_BYTES)) for name in names]
-            database.execute("BEGIN IMMEDIATE")
-            database.executemany("INSERT INTO records VALUES (1, ?, ?)", rows)
-            database.execute("COMMIT")
-
-        async def send(names: list[bytes]) -> list[bytes | None]:
-            await loop.run_in_executor(thread, write, names)
-            return [None] * len(names)
-
-        gather = _Gather([send])
-        numbers = itertools.count()
-
-        async def call(_number: int) -> None:
-            await gather.ask(_name(next(numbers)))
-
-        try:
-            return await _measure(callers, seconds, call)
-        finally:
-            await loop.run_in_executor(thread, database.close)
-
-
-def _open_sqlite(file: str) -> sqlite3.Connection:
-    database = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
-    database.execute("PRAGMA page_size = 8192")
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = FULL")
-    table = _TABLE.replace("bytea", "BLOB").rstrip()
-    database.execute(f"{table} WITHOUT ROWID")
-    return database
