@@ -27,27 +27,33 @@ LOOK_UP_S: Final = 0.1
 """A registry slower than this is no excuse."""
 WINDOW_S: Final = 0.1
 SAMPLES_MIN: Final = 8
-LIMIT_MIN: Final = 128
+LIMIT_MIN: Final = 16
+"""The limit sinks to as many as are answered within the time allowed, but never below this."""
 FORGIVEN_S: Final = 0.5
 """After so long without a sample the limit grows by a step."""
 PENALTY_S: Final = 0.03
-"""A connection whose request was refused is read from again after this long: refusing is cheap,
-but without end it is not. Less than the 50 ms within which the refused are answered."""
+"""Whoever was refused and asks again sooner than this waits so long for an answer: refusing is
+cheap, but without end it is not. Less than the 50 ms within which the refused are answered."""
 SWEEP_S: Final = 0.004
 """How far apart, at the least, the moments are at which penalties are looked at."""
 REFUSING_SHARE: Final = 0.15
-"""Of the processor's time that we get, what reading on from the refused may cost;"""
-REFUSAL_S: Final = 0.000_015
-"""that is for each of them, as measured over HTTP, system calls included, and"""
-FRAME_REFUSAL_S: Final = 0.000_035
-"""over the framed protocols, where it is looked up first whether the cache has it."""
+"""Of the processor's time that we get, what refusing may cost; that is for each"""
+REFUSAL_S: Final = 0.000_008
+"""over HTTP, as measured, system calls included, and"""
+FRAME_REFUSAL_S: Final = 0.000_006
+"""over the framed protocols; and of"""
+QUOTA_REFUSAL_S: Final = 0.000_02
+"""one that has to be read first, because it depends on who asks."""
 PIPELINED_SHARE: Final = 0.4
 """What one costs, of that, that came in one piece with others; and"""
 REFUSED_AT_ONCE: Final = 4
 """how many of a piece are refused before its connection has to wait with the rest."""
 READ_AGAIN_PER_S: Final = 2_000
-"""So many may be read from again in any case. Beyond, whoever asks on at once with thousands of
-others waits longer: to refuse them all in time would leave no time for work."""
+"""So many may be refused in any case. Beyond, whoever asks at once with thousands of others waits
+longer: to refuse them all in time would leave no time for work."""
+ASIDE_OCTETS: Final = 4_096
+"""A request up to this size is taken from the system and put aside while it waits. Not to read
+from its connection, and to read again, would cost more."""
 RETRY_S: Final = 1
 """When those who were refused are asked to come again."""
 TENANTS_MAX: Final = 10_000
@@ -60,8 +66,10 @@ class Held(Protocol):
 
 
 class Penalties:
-    """Connections whose requests were refused, in the order in which they are read from again.
-    One timer serves them all. A connection is in it once, until it is told `read_again`."""
+    """Connections whose requests have to wait for a place or a refusal. One timer serves them all.
+    A connection is in it once, until it is told `read_again`: when there is room, those who came
+    last first, so that whoever is let in has not waited long; else in the order in which they
+    came, after `pause_s`, as fast as `REFUSING_SHARE` allows."""
 
     def __init__(
         self,
@@ -70,41 +78,57 @@ class Penalties:
         *,
         refusal_s: float = REFUSAL_S,
     ) -> None:
-        self._pause_s = pause_s
+        self.pause_s = pause_s
         self._refusal_s = refusal_s
         self._cpu_s = cpu_s
         self._held: deque[tuple[float, Held]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._swept = self._spent_s = self._left = 0.0
+        self._filled = self._spent_s = self._left = 0.0
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, connection: Held) -> None:
-        loop = asyncio.get_running_loop()
-        self._held.append((loop.time() + self._pause_s, connection))
-        if self._timer is None:
-            self._swept, self._spent_s = loop.time(), self._cpu_s()
-            self._timer = loop.call_later(self._pause_s, self._sweep, loop)
+    def allow(self, now: float) -> bool:
+        """Whether one more may be refused at once, at the monotonic time `now`; it is charged
+        then. Else its connection has to wait."""
+        if self.exhausted(now):
+            return False
+        self._left -= 1
+        return True
 
-    def charge(self) -> None:
-        """One more was refused of the same piece."""
-        self._left -= PIPELINED_SHARE
+    def exhausted(self, now: float) -> bool:
+        """`not allow`, and nothing is charged."""
+        if now >= self._filled + SWEEP_S:
+            self._fill(now)
+        return self._left <= 0 or (bool(self._held) and self._held[0][0] <= now)
+
+    def add(self, connection: Held) -> None:
+        self._held.append((time.monotonic() + self.pause_s, connection))
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self.pause_s, self._sweep, loop)
+
+    def charge(self, share: float = PIPELINED_SHARE) -> None:
+        """One was refused; by itself, or one more of the same piece, which costs less."""
+        self._left -= share
 
     def release_one(self) -> None:
-        """There is room: who has waited longest need not wait on."""
+        """There is room for one who waits."""
         if self._held:
-            self._held.popleft()[1].read_again()
+            self._held.pop()[1].read_again()
 
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
+    def _fill(self, now: float) -> None:
         spent_s = self._cpu_s()
         allowed = max(
-            min(now - self._swept, PENALTY_S) * READ_AGAIN_PER_S,
-            (spent_s - self._spent_s) * REFUSING_SHARE / self._refusal_s,
+            min(now - self._filled, PENALTY_S) * READ_AGAIN_PER_S,
+            min(spent_s - self._spent_s, PENALTY_S) * REFUSING_SHARE / self._refusal_s,
         )
-        self._swept, self._spent_s = now, spent_s
+        self._filled, self._spent_s = now, spent_s
         self._left = min(self._left, 0.0) + allowed
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = time.monotonic()
+        self._fill(now)
         while self._left > 0 and self._held and self._held[0][0] <= now:
             self._left -= 1
             self._held.popleft()[1].read_again()
@@ -122,6 +146,7 @@ class Gate:
 
     __slots__ = (
         "_clock",
+        "_done",
         "_look_up_s",
         "_quickest",
         "_samples",
@@ -151,7 +176,7 @@ class Gate:
         self._clock = clock
         self._since = clock()
         self._quickest = float("inf")
-        self._samples = 0
+        self._samples = self._done = 0
         self._slow = False
 
     @property
@@ -177,9 +202,8 @@ class Gate:
 
     def leave(self, seconds: float | None = None) -> None:
         """`seconds` it took, of requests that should be quick; None for others."""
-        self.running -= 1
-        if self.penalties and self.running < max(1, self.limit - self.limit // 8):
-            self.penalties.release_one()
+        self._done += 1
+        self.step_out()
         if seconds is None:
             if self.limit < self.most:
                 self._forgive()
@@ -191,6 +215,12 @@ class Gate:
             if now - self._since >= WINDOW_S:
                 self._judge(now)
 
+    def step_out(self) -> None:
+        """Leave a place for a moment."""
+        self.running -= 1
+        if self.penalties and self.running < max(1, self.limit - self.limit // 8):
+            self.penalties.release_one()
+
     def come_back(self) -> None:
         """Into a place that was left for a moment, whether there is room or not."""
         self.running += 1
@@ -200,20 +230,22 @@ class Gate:
         now = self._clock()
         if now - self._since >= FORGIVEN_S:
             self.limit = min(self.most, self.limit + max(2, self.limit // 8))
-            self._since = now
+            self._since, self._done = now, 0
 
     def _judge(self, now: float) -> None:
         look_up_s = self._look_up_s()
         allowed_s = TARGET_S + min(look_up_s, LOOK_UP_S)
         slow = self._quickest > allowed_s and not math.isinf(look_up_s)
         if slow and self._slow:  # twice running: once may be a pause of the machine
-            self.limit = max(min(LIMIT_MIN, self.most), min(self.limit, self.running + 1) * 3 // 4)
+            in_time = int(self._done * allowed_s / (now - self._since))
+            narrower = min(self.limit, self.running + 1) * 3 // 4
+            self.limit = min(self.limit, max(LIMIT_MIN, in_time, narrower))
         elif not slow and self.limit < self.most:
             self.limit = min(self.most, self.limit + max(2, self.limit // 8))
         self._slow = slow
         self._since = now
         self._quickest = float("inf")
-        self._samples = 0
+        self._samples = self._done = 0
 
 
 class Place:
@@ -257,7 +289,7 @@ class Quotas:
 
     def __init__(self, rate_max: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.rate_max = rate_max
-        self.penalties = Penalties()
+        self.penalties = Penalties(refusal_s=QUOTA_REFUSAL_S)
         self.refused = 0
         self.until = 0.0
         self._clock = clock

@@ -14,6 +14,8 @@ from resolver.overload import (
     LIMIT_MIN,
     PENALTY_S,
     READ_AGAIN_PER_S,
+    REFUSAL_S,
+    REFUSING_SHARE,
     TARGET_S,
     Gate,
     Penalties,
@@ -159,7 +161,9 @@ async def test_the_refused_are_read_from_again_when_their_time_has_come() -> Non
     assert (first.read, second.read, len(penalties)) == (1, 1, 0)
 
 
-@pytest.mark.parametrize(("share", "per_s"), [(0.0, READ_AGAIN_PER_S), (1.0, 10_000)])
+@pytest.mark.parametrize(
+    ("share", "per_s"), [(0.0, READ_AGAIN_PER_S), (1.0, int(REFUSING_SHARE / REFUSAL_S))]
+)
 async def test_however_many_they_are_refusing_costs_a_share_of_the_time(
     share: float, per_s: int
 ) -> None:

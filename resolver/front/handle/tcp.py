@@ -22,7 +22,7 @@ from biaojie.wire.handle import ENVELOPE_OCTETS, Malformed, ResponseCode, Stream
 
 from ...handle.lane import REQUEST_OCTETS_MIN, HandleLane
 from ...handle.peer import Peer
-from ...overload import REFUSED_AT_ONCE
+from ...overload import ASIDE_OCTETS, REFUSED_AT_ONCE
 from ..connections import FAREWELL_S, Connections
 from .work import HandleLimits, Work
 
@@ -42,9 +42,12 @@ HELD_OCTETS_MAX: Final = 64 * 2**20
 class Connection(asyncio.Protocol):
     """One peer. `_deaf`: nothing more is begun, what comes is thrown away. `_last`: hang up as
     soon as all that came has been answered. `_penalized`: something was refused, `_refused`
-    requests by now; for a moment nothing is read."""
+    requests by now, and it waits among others for the gate: nothing more is begun. `_aside`: a
+    request that came too soon after a refusal, before `_again`, or when too many were refused."""
 
     __slots__ = (
+        "_again",
+        "_aside",
         "_crowded",
         "_deadline",
         "_deaf",
@@ -80,6 +83,8 @@ class Connection(asyncio.Protocol):
         self._unsent_octets = 0
         self._held = 0
         self._refused = 0
+        self._again = 0.0
+        self._aside = b""
         self._lane = front.lane
         self._flushing = self._holding = self._partial = False
         self._crowded = self._deaf = self._last = self._ended = self._penalized = False
@@ -134,7 +139,7 @@ class Connection(asyncio.Protocol):
         """The peer says nothing more. What it asked is still answered."""
         self._ended = self._last = True
         self._flush()
-        return bool(self._tasks)
+        return bool(self._tasks or self._aside)
 
     # Reading ----------------------------------------------------------------------------
 
@@ -144,16 +149,41 @@ class Connection(asyncio.Protocol):
         self._heard = now = monotonic()
         lane = self._lane
         if lane is None or self._partial or self._holding or self._peer.logged_in:
+            if self._aside:
+                self._framing.feed(self._aside)
+                self._aside = b""
             self._framing.feed(data)
             self._read_on()
             return
         answer = lane.reply(data, now)  # most often what comes is one whole message
         if answer is None:
-            self._walk(data, now, lane)
+            if not (self._front.work.gate.full and self._turned_away(data, now)):
+                self._walk(data, now, lane)
             return
         self._partial_since = None
         self._write(answer)
         lane.tallies["tcp"].add(monotonic() - now)
+
+    def _turned_away(self, data: bytes, now: float) -> bool:
+        """Whether `data` was one message and was refused, or waits for that. While the gate is
+        full, where nothing is left of what came before."""
+        work = self._front.work
+        length = ENVELOPE_OCTETS + int.from_bytes(data[16:20], "big")
+        if not REQUEST_OCTETS_MIN <= len(data) == length <= ASIDE_OCTETS or self._refused:
+            return False
+        penalties = work.gate.penalties
+        self._partial_since = None
+        if now < self._again or not penalties.allow(now):
+            self._aside = data
+            self._partial = self._penalized = True
+            penalties.add(self)
+            return True
+        busy = work.refuse(data)
+        if busy is None:
+            return False
+        self._again = now + penalties.pause_s
+        self._write(busy)
+        return True
 
     def _walk(self, data: bytes, now: float, lane: HandleLane) -> None:
         """Answer what the lane has of the messages in front, and frame the rest."""
@@ -202,7 +232,11 @@ class Connection(asyncio.Protocol):
 
     def _read_on(self) -> None:
         """Begin the requests that have come whole, as far as the limits allow."""
-        if self._deaf or self._penalized:
+        if self._deaf:
+            return
+        if self._penalized:
+            self._hold(True)
+            self._account()
             return
         began = False
         try:
@@ -258,6 +292,17 @@ class Connection(asyncio.Protocol):
     def read_again(self) -> None:
         self._penalized = False
         self._refused = 0
+        aside, self._aside = self._aside, b""
+        if aside:
+            self._partial = False
+            gate = self._front.work.gate
+            if gate.full and not (self._deaf or self._last):
+                busy = self._front.work.refuse(aside)
+                if busy is not None:
+                    self._again = monotonic() + gate.penalties.pause_s
+                    self._write(busy)
+                return
+            self._framing.feed(aside)
         self._read_on()
 
     def _ready(self, frame: bytes) -> bool:
@@ -416,7 +461,11 @@ class Connection(asyncio.Protocol):
         if self._ended:
             self._transport.close()
         else:
-            self._transport.write_eof()
+            try:
+                self._transport.write_eof()
+            except OSError:  # the peer is gone already
+                self._transport.abort()
+                return
             self._hold(False)
 
 

@@ -16,6 +16,11 @@ from ...overload import Gate
 
 TOO_BUSY: Final = "over capacity, try again in a second 超出处理能力，请稍后重试"
 FAILED: Final = "internal error 内部错误"
+FORMS_MAX: Final = 256
+_IDS: Final = slice(4, 12)
+_OPERATION: Final = slice(ENVELOPE_OCTETS, ENVELOPE_OCTETS + 8)
+"""What is asked, and that it is asked: opcode and response code."""
+_DECIDING_OCTETS: Final = 16
 _OPCODE: Final = slice(ENVELOPE_OCTETS, ENVELOPE_OCTETS + 4)
 _RESOLUTION: Final = OpCode.RESOLUTION.to_bytes(4, "big")
 _ENCRYPTED: Final = 0x40
@@ -42,11 +47,25 @@ class Work:
     def __init__(self, answerer: Answerer, gate: Gate) -> None:
         self.gate = gate
         self._answerer = answerer
+        self._busy: dict[bytes, tuple[bytes, bytes]] = {}
 
     def refuse(self, frame: bytes) -> bytes | None:
-        """The answer to a frame that there is no room for."""
-        self.gate.refuse()
-        return refusal(frame, ResponseCode.SERVER_BUSY, TOO_BUSY)
+        """The answer to a frame that there is no room for, which is counted; None where it is no
+        request. But for session and request id, which it repeats, it is one for most frames."""
+        decides = frame[:4] + frame[12:16] + frame[_OPERATION]
+        form = self._busy.get(decides)
+        if form is None:
+            busy = refusal(frame, ResponseCode.SERVER_BUSY, TOO_BUSY)
+            if busy is None:
+                return None
+            if len(decides) == _DECIDING_OCTETS:
+                if len(self._busy) >= FORMS_MAX:
+                    self._busy.clear()
+                self._busy[decides] = busy[:4], busy[12:]
+            self.gate.crowd()
+            return busy
+        self.gate.crowd()
+        return form[0] + frame[_IDS] + form[1]
 
     def enter(self) -> float:
         """Take a place, which there must be, for one frame. Whoever does calls `leave`."""
@@ -65,7 +84,7 @@ class Work:
         messages = self._answerer.answer(frame, peer)
         try:
             async for message in messages:
-                self.gate.leave()
+                self.gate.step_out()
                 try:
                     yield message
                 finally:

@@ -23,7 +23,7 @@ from aiohttp.web_protocol import RequestHandler
 from biaojie.errors import BiaojieError, Internal, InvalidRequest, OverCapacity, RequestTimeout
 
 from ...exchange import new_request_id
-from ...overload import Gate, Penalties
+from ...overload import ASIDE_OCTETS, Gate, Penalties
 from .door import ALWAYS_SERVED_STARTS, Door
 from .endpoint import problem_reply
 from .lane import HttpLane
@@ -55,16 +55,22 @@ class HttpLimits:
 
 
 class Connection(asyncio.Protocol):
-    """`used` is when something was last asked, or it was opened (monotonic). `_held`: it is not
-    read from for now, as a penalty."""
+    """`used` is when something was last asked, or it was opened (monotonic). `_held`: it waits
+    among the penalties, and is not read from unless all that came since is put `_aside`. What
+    comes before `_again` came too soon after a refusal, and waits `_among` those who were refused
+    for the same reason. `_waited`: what is looked at has done so."""
 
     __slots__ = (
+        "_again",
+        "_among",
+        "_aside",
         "_express",
         "_handler",
         "_held",
         "_lane",
         "_paused",
         "_server",
+        "_waited",
         "_write",
         "transport",
         "used",
@@ -80,6 +86,10 @@ class Connection(asyncio.Protocol):
         self._express = False  # at rest, and the lane may answer
         self._paused = False
         self._held = False
+        self._waited = False
+        self._aside = b""
+        self._again = 0.0
+        self._among = server.door.gate.penalties
         self.used = _monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -113,9 +123,9 @@ class Connection(asyncio.Protocol):
             known = profile is not None
             if profile is None:
                 profile = lane.profile(block)
+            now = _monotonic()
             if profile is not None:
                 key = profile + start
-                now = _monotonic()
                 reply = lane.reply(key, now)
                 if reply is not None:
                     self.used = now
@@ -125,9 +135,20 @@ class Connection(asyncio.Protocol):
                     return
                 if not lane.is_start(start):
                     key = None
-            door = self._server.door
-            if door.closed and self._turned_away(door, data, start, block if key else b""):
+            if self._server.door.closed(now) and self._turned_away(
+                data, start, block if key else b"", now
+            ):
                 return
+        elif self._aside:
+            self._aside += data
+            self._held = True
+            self.transport.pause_reading()
+            return
+        self._hand_over(data, key, start if key else b"", now if key else 0.0)
+
+    def _hand_over(self, data: bytes, key: bytes | None, start: bytes, now: float) -> None:
+        """To aiohttp. With `key` it is one plain request, which begins with `start` and came at
+        `now`."""
         self._express = False
         self.used = _monotonic()
         handler = self._handler or self._begin()
@@ -136,31 +157,54 @@ class Connection(asyncio.Protocol):
             handler.enter(now)
         handler.data_received(data)
 
-    def _turned_away(self, door: Door, data: bytes, start: bytes, block: bytes) -> bool:
-        """Whether `data` was refused. `block` is empty where it is no plain request."""
-        told = door.plain_refusal(start, block)
-        penalties = door.gate.penalties
+    def _turned_away(self, data: bytes, start: bytes, block: bytes, now: float) -> bool:
+        """Whether `data` was refused, or waits for that. `block` is empty where it is no plain
+        request."""
+        door = self._server.door
+        gate = door.gate
+        if start in ALWAYS_SERVED_STARTS:
+            return False
+        if not self._waited and len(data) <= ASIDE_OCTETS:
+            among = gate.penalties if gate.full else self._among
+            at_once = among is gate.penalties and not gate.full
+            if now < self._again or not (at_once or among.allow(now)):
+                self._aside = data
+                self._express = False
+                among.add(self)
+                return True
+        told = door.plain_refusal(start, block, now)
+        penalties = gate.penalties
         if told is None:
             refusal = door.refusal(data, self.transport)
             if refusal is None:
+                self._again, self._among = 0.0, penalties
                 return False
             told, penalties = refusal
-        self.used = _monotonic()
+        self.used = now
+        self._again = now + penalties.pause_s
+        self._among = penalties
         self._write(told)
-        self.hold(penalties)
         return True
 
     def hold(self, penalties: Penalties) -> None:
-        """A request was refused: do not read on at once."""
+        """A request was refused after all: do not read on at once."""
         if not self._held and not self.transport.is_closing():
             self._held = True
             self.transport.pause_reading()
             penalties.add(self)
 
     def read_again(self) -> None:
-        self._held = False
-        if not self.transport.is_closing() and (self._handler is None or self._handler.reads):
-            self.transport.resume_reading()
+        aside, self._aside = self._aside, b""
+        if self.transport.is_closing():
+            return
+        if self._held:
+            self._held = False
+            if self._handler is None or self._handler.reads:
+                self.transport.resume_reading()
+        if aside:
+            self._waited = True
+            self.data_received(aside)
+            self._waited = False
 
     @property
     def gate(self) -> Gate:
@@ -176,7 +220,7 @@ class Connection(asyncio.Protocol):
 
     def _at_rest(self) -> bool:
         handler = self._handler
-        self._express = not self._paused and (handler is None or handler.at_rest())
+        self._express = not (self._paused or self._aside) and (handler is None or handler.at_rest())
         return self._express
 
     def leave_lane(self) -> None:

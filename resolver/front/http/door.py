@@ -22,7 +22,7 @@ from biaojie.errors import BiaojieError, NotFound
 from biaojie.wire.handle import is_tunnel
 
 from ...exchange import new_request_id
-from ...observe import CROWDED_LINE_S, Observer, Tally
+from ...observe import CROWDED_LINE_S, FAST_S, Observer, Tally
 from ...overload import Gate, Penalties
 from ...service import Service
 from .endpoint import Asked, Endpoint, Reply
@@ -108,28 +108,36 @@ class Door:
         self._in_full = 0.0
         """From then on the next refusal is worked out, so that one in a while is logged."""
         self._plain: dict[bytes, tuple[Form, Tally]] = {}
+        self._date = b""
+        self._date_until = 0.0
 
-    @property
-    def closed(self) -> bool:
-        """Whether there may be somebody to refuse."""
-        gate, until = self.gate, self.quotas.until
-        return gate.running >= gate.limit or (until > 0.0 and _monotonic() < until)
+    def closed(self, now: float) -> bool:
+        """Whether there may be somebody to refuse at the monotonic time `now`."""
+        gate = self.gate
+        return gate.running >= gate.limit or now < self.quotas.until
 
-    def plain_refusal(self, start: bytes, block: bytes) -> bytes | None:
+    def plain_refusal(self, start: bytes, block: bytes, began: float) -> bytes | None:
         """`refusal` by the gate, quickly, of a plain request to resolve, which is what most ask:
         with the same headers all are told the same. None where it has to be worked out."""
-        known = self._plain.get(block) if self.gate.full else None
-        began = _monotonic()
-        if known is None or began >= self._in_full:
+        known = self._plain.get(block)
+        if known is None or began >= self._in_full or not self.gate.full:
             return None
         if not start.startswith(_RESOLVE) or start[len(_RESOLVE) :][:1] in _NO_TAIL:
             return None
         (status, before, between, after), tally = known
         self.refused += 1
-        self.gate.crowd()
+        self.gate.refused += 1
+        if began >= self._date_until:
+            self._date_until = began + 1.0 - time.time() % 1.0
+            self._date = http_date().encode()
         request_id = new_request_id().encode()
-        told = (status, http_date().encode(), before, request_id, between, request_id, after)
-        tally.add(_monotonic() - began)
+        told = (status, self._date, before, request_id, between, request_id, after)
+        seconds = _monotonic() - began
+        if seconds < FAST_S:
+            tally.seconds += seconds
+            tally.buckets[0] += 1
+        else:
+            tally.add(seconds)
         return b"".join(told)
 
     def refusal(

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Final, cast
 
 from biaojie.errors import BiaojieError
 from biaojie.limits import FRAME_OCTETS_MAX
+from biaojie.wire.native import Kind
 from biaojie.wire.native.frames import LENGTH_MIN, REQUEST_OCTETS_MAX, length_fault
 
-from ...overload import REFUSED_AT_ONCE, Penalties
+from ...exchange import new_request_id
+from ...overload import ASIDE_OCTETS, PIPELINED_SHARE, REFUSED_AT_ONCE, Penalties
 from ..connections import FAREWELL_S
 from .session import NOTHING_READY, Session
-from .work import LENGTH, error_frame
+from .work import LENGTH, busy_frame, error_frame
 
 if TYPE_CHECKING:
     from .server import NativeFront
@@ -41,6 +43,12 @@ PUBLIC_OCTETS_MAX: Final = 2**20
 SINGLE_OCTETS: Final = 256
 """What is longer is hardly one request to resolve by itself."""
 NOBODY: Final = bytes(4)
+BYPASS_START: Final = bytes((Kind.RESOLVE, 0x94))
+"""An array of four, the last of which is `authoritative`,"""
+BYPASS_END: Final = 0xC3
+"""and true."""
+LENGTH_OCTETS: Final = 4
+_BYPASS_OCTETS: Final = 12
 _HEAD_OCTETS: Final = 9
 _length_at = LENGTH.unpack_from
 
@@ -48,9 +56,12 @@ _length_at = LENGTH.unpack_from
 class Connection(asyncio.Protocol):
     """One peer. `_deaf`: nothing more is begun, what comes is thrown away. `_last`: hang up as
     soon as all that came has been answered. `_penalized`: something was refused, `_refused`
-    requests by now; for a moment nothing is read."""
+    requests of a piece, and what came with it or since, too soon (before `_again`), waits with
+    others for the gate or a quota (`_among`): nothing more is begun."""
 
     __slots__ = (
+        "_again",
+        "_among",
         "_deadline",
         "_deaf",
         "_ended",
@@ -87,6 +98,8 @@ class Connection(asyncio.Protocol):
         self._wanted = 0
         self._unsent: list[bytes] = []
         self._unsent_octets = self._held = self._refused = 0
+        self._again = 0.0
+        self._among = front.gate.penalties
         self._flushing = self._holding = False
         self._deaf = self._last = self._ended = self._penalized = False
         self._heard = monotonic()
@@ -139,7 +152,7 @@ class Connection(asyncio.Protocol):
         self._table = NOTHING_READY
         self._flush()
         self._session.end_following()
-        return bool(self._session.running) or self._writable is not None
+        return bool(self._session.running) or self._writable is not None or self._penalized
 
     # Reading ----------------------------------------------------------------------------
 
@@ -167,12 +180,65 @@ class Connection(asyncio.Protocol):
         now = self._heard = monotonic()
         if self._kept:
             self._kept += data
+            if self._penalized:
+                self._hold(True)
             if len(self._kept) < self._wanted or self._holding:
                 self._account()
                 return
             data = bytes(self._kept)
             self._kept.clear()
+        elif (self._again or self._front.gate.full) and self._turned_away(data, now):
+            return
         self._take(data, now)
+
+    def _turned_away(self, data: bytes, now: float) -> bool:
+        """Whether `data` was one request and was refused, or waits for that. Where nothing is left
+        of what came before."""
+        if len(data) > ASIDE_OCTETS or self._holding or self._last or not self._session.greeted:
+            return False
+        front = self._front
+        gate = front.gate
+        among = gate.penalties if gate.full else self._among
+        shut = gate.full if among is gate.penalties else now < front.service.quotas.until
+        if not shut:
+            self._again = 0.0
+            return False
+        if now < self._again or among.exhausted(now):
+            self._wait(data, among)
+            return True
+        if not (gate.full and self._refused_unread(data, now)):
+            return False
+        among.charge(1)
+        return True
+
+    def _refused_unread(self, data: bytes, now: float) -> bool:
+        """Refuse, while the gate is full, one public request for which the cache is to be
+        bypassed: no more than that need be known of it."""
+        front = self._front
+        if (
+            not self._session.in_lane
+            or not _BYPASS_OCTETS <= len(data) == LENGTH_OCTETS + _length_at(data)[0]
+            or data[8:10] != BYPASS_START
+            or data[-1] != BYPASS_END
+            or data[4:8] in self._running
+            or now >= front.in_full
+        ):
+            return False
+        self._again = now + front.gate.penalties.pause_s
+        self._partial_since = None
+        front.gate.crowd()
+        self._transport.write(busy_frame(data[4:8], new_request_id()))  # type: ignore[union-attr]
+        front.crowded.add(monotonic() - now)
+        return True
+
+    def _wait(self, data: bytes, penalties: Penalties) -> None:
+        """Put `data` aside: it came too soon, or too many are refused."""
+        self._kept += data
+        self._wanted = len(data)
+        self._partial_since = None
+        self._table = NOTHING_READY
+        self._penalized = True
+        penalties.add(self)
 
     def _take(self, data: bytes, now: float) -> None:
         """Answer or begin the requests in `data` that have come whole, as far as the limits
@@ -183,6 +249,7 @@ class Connection(asyncio.Protocol):
         entries = lane.table() if session.in_lane else NOTHING_READY
         self._flushing = True  # at the end, whatever gets ready here
         room, hits = WRITE_OCTETS, 0
+        self._refused = 0
         at, size = 0, len(data)
         while size - at >= 4:
             stop = at + 4 + _length_at(data, at)[0]
@@ -207,7 +274,7 @@ class Connection(asyncio.Protocol):
                         continue
                 else:
                     lane.drop(data[at + 8 : stop])
-            if self._full:
+            if self._full or self._refused >= REFUSED_AT_ONCE:
                 break
             if stop - at < _HEAD_OCTETS:
                 self.dismiss(length_fault(stop - at - 4, FRAME_OCTETS_MAX))
@@ -234,6 +301,9 @@ class Connection(asyncio.Protocol):
             return
         if at:
             data = data[at:]
+        if data and self._refused >= REFUSED_AT_ONCE and not self._penalized:
+            self._penalized = True
+            self._among.add(self)
         if data:
             self._wanted = 4
             if len(data) >= 4 and not self._full:
@@ -249,7 +319,7 @@ class Connection(asyncio.Protocol):
         elif at or self._partial_since is None:
             self._partial_since = now
         self._account()
-        if self._last and not full and not self._session.running:
+        if self._last and not (full or self._penalized or self._session.running):
             self._hang_up()
 
     def _check_length(self, data: bytes, at: int) -> None:
@@ -268,31 +338,36 @@ class Connection(asyncio.Protocol):
     @property
     def _full(self) -> bool:
         """Whether nothing more may be begun for now."""
-        return self._writable is not None or self._session.full or self._refused >= REFUSED_AT_ONCE
+        return self._writable is not None or self._session.full
 
     def _read_on(self) -> None:
-        if self._deaf:
+        if self._deaf or self._penalized:
             return
         data = bytes(self._kept)
         self._kept.clear()
         self._take(data, monotonic())
 
     def penalize(self, penalties: Penalties) -> None:
-        """Something was refused. For a moment nothing is read; of what has come with it some is
-        still looked at."""
+        """Something was refused. Of what has come with it some is still looked at; all else, and
+        what comes too soon, has to wait."""
         self._refused += 1
-        if self._penalized:
-            penalties.charge()
-        else:
-            self._penalized = True
-            self._table = NOTHING_READY
-            self._hold(True)
-            penalties.add(self)
+        self._among = penalties
+        self._again = monotonic() + penalties.pause_s
+        penalties.charge(PIPELINED_SHARE if self._refused > 1 else 1)
 
     def read_again(self) -> None:
         self._penalized = False
-        self._refused = 0
-        self._read_on()
+        if self._deaf:
+            return
+        data, now = bytes(self._kept), monotonic()
+        self._kept.clear()
+        front = self._front
+        if self._holding or self._last or not front.gate.full:
+            self._take(data, now)
+        elif self._refused_unread(data, now):
+            self._table = front.lane.everything
+        else:
+            self._take(data, now)
 
     def _hold(self, holding: bool) -> None:
         """Stop reading, or go on."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Final
 
+from biaojie.errors import OverCapacity
 from biaojie.limits import BATCH_ROWS_MAX, FRAME_OCTETS_MAX, PAGE_ROWS_MAX, RESOLVE_MANY_MAX
 from biaojie.wire.native import VERSION
 from biaojie.wire.native.answers import Welcome
@@ -51,6 +52,9 @@ class NativeFront(Connections[Connection]):
         self.lane = lane
         self.resolve = PublicResolve(lane)
         self.tally = observer.tally("native", "resolve")
+        self.crowded = observer.tally("native", "resolve", OverCapacity.code)
+        self.in_full = 0.0
+        """From then on the next refusal is worked out, so that one in a while is logged."""
         self.gate = gate or Gate(limits.native_requests_max)
         self.counts = dict.fromkeys(
             (

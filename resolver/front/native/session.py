@@ -26,6 +26,7 @@ from registry.accounts import digest
 from registry.admission import PUBLIC, Caller
 
 from ...exchange import Waiting, new_request_id, serve, serve_at_hand
+from ...observe import CROWDED_LINE_S
 from ...overload import RETRY_S
 from .greeting import GREETING
 from .operations import (
@@ -173,7 +174,8 @@ class Session:
 
     def _over_capacity(self, asked: Asked, operation: str) -> None:
         front = self._front
-        front.gate.refuse()
+        front.gate.crowd()
+        front.in_full = monotonic() + CROWDED_LINE_S
         self._connection.send(busy_frame(asked.id, asked.request_id))
         front.observer.answered(
             "native",
