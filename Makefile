@@ -9,7 +9,7 @@ HOST ?= 127.0.0.1
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test peers balanced check fuzz rolling browser bench-peers soak overload clean
+.PHONY: help run test peers balanced check fuzz rolling crash browser bench-peers soak overload clean
 
 help:
 	@echo 'make run    a node on an embedded registry with sample data   (PORT=8080 HOST=127.0.0.1 DATA=data)'
@@ -19,6 +19,7 @@ help:
 	@echo 'make check  ruff, mypy and the layer test'
 	@echo 'make fuzz   a million mutated Handle packets against the codec   (PACKETS=1000000 SEED=1)'
 	@echo 'make rolling  workers are replaced over and over under full load, nothing is lost   (ROLLING_S=60)'
+	@echo 'make crash  kills, cut replies, races: nothing acknowledged is lost   (KILLS=1000 CALLS=12500 ROUNDS=1000)'
 	@echo 'make bench-peers  our fronts against nginx, redis, NSD and limits in C   (BENCH="--only http")'
 	@echo 'make overload  five times the peak, a loud tenant, a flood of unknown names   (BENCH="--rounds 3")'
 	@echo 'make soak   half an hour of load with writes and restarts   (SOAK_S=1800)'
@@ -64,6 +65,13 @@ fuzz: $(VENV)/.test
 ROLLING_S ?= 60
 rolling: $(VENV)/.test
 	@ROLLING_S=$(ROLLING_S) $(BIN)/python -m pytest -q -s tests/system/test_workers_replaced.py -k no_request
+
+# An hour or so with these numbers; a third of it for the kills of each database.
+KILLS ?= 1000
+CALLS ?= 12500
+ROUNDS ?= 1000
+crash: $(VENV)/.test
+	@$(BIN)/python -m tests.crash kills retries race --kills $(KILLS) --calls $(CALLS) --rounds $(ROUNDS) --seed $(SEED)
 
 # Limits and drivers in C are built when a compiler is there; peers come from Debian when it may.
 BENCH ?=

@@ -185,8 +185,8 @@ class Proxy:
             async with asyncio.timeout(CONNECT_S):
                 back, there = await self._connect()
             await link.run(reader, there, back, writer, self)
-        except OSError:
-            pass  # either side went away, or was silent too long: the other goes with it
+        except (OSError, asyncio.CancelledError):
+            pass  # either side went away, was silent too long, or is to be reset
         finally:
             if link.struck or fate is Fate.PASS:
                 self.counts[link.fate] += 1

@@ -211,12 +211,14 @@ async def test_as_a_command() -> None:
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
     target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     said: list[str] = []
-    standing = asyncio.create_task(
-        stand(target, "127.0.0.1:0", Faults(cut=1), 1, WAIT_S, said.append)
-    )
-    async with asyncio.timeout(WAIT_S):
-        while not said:
-            await asyncio.sleep(0.01)
+    begun = asyncio.Event()
+
+    def tell(line: str) -> None:
+        said.append(line)
+        begun.set()
+
+    standing = asyncio.create_task(stand(target, "127.0.0.1:0", Faults(cut=1), 1, WAIT_S, tell))
+    await asyncio.wait_for(begun.wait(), WAIT_S)
     listening, arrow, there = said[0].split()
     assert (arrow, there) == ("->", target)
     os.kill(os.getpid(), signal.SIGUSR1)

@@ -1,0 +1,107 @@
+"""`python -m tests.crash PART…`: the long runs, each with a verdict in one line and all in a file.
+
+Exit code: 0 every promise was kept, 1 one was broken (the node's log is kept then).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from bench.processes import describe
+from tests.crash.group import running_group
+from tests.crash.kills import kills
+from tests.crash.retries import cut_replies, race
+
+DATABASES = ("sqlite", "postgresql")
+PARTS = ("kills", "retries", "race")
+
+
+async def _part(part: str, folder: Path, database: str, given: argparse.Namespace) -> Any:
+    if part == "kills":
+        number = given.kills // len(given.database)
+        return await kills(folder, database, number=number, seed=given.seed, say=say)
+    async with running_group(folder, database) as (group, server):
+        if part == "retries":
+            return await cut_replies(group, server, number=given.calls, seed=given.seed)
+        return await race(group, rounds=given.rounds, clients=given.clients, seed=given.seed)
+
+
+def verdict(part: str, found: dict[str, Any]) -> str:
+    """What was done, in a line."""
+    match part:
+        case "kills":
+            return (
+                f"{found['kills']} kills, {found['acknowledged']:,} writes acknowledged"
+                f" ({found['attempts']:,} calls): 0 lost, 0 doubled, 0 torn; writes again after"
+                f" {found['back_s']['median']:.1f} s, at most {found['back_s']['max']:.1f} s"
+            )
+        case "retries":
+            return (
+                f"{found['done_before_the_retry']:,} of {found['calls']:,} calls done without"
+                " a reply, all repeated: 1 record and 1 reply each;"
+                f" 422 {found['mismatches_refused']:,} of {found['mismatches_refused']:,}"
+            )
+        case _:
+            return f"{found['clients']} clients, {found['rounds']} rounds: 1 winner in each"
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> tuple[bool, dict[str, Any]]:
+    try:
+        return True, asyncio.run(work)
+    except Exception as error:  # told, and the other parts go on
+        traceback.print_exc()
+        return False, {"error": f"{type(error).__name__}: {error}"[:4_000]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("part", nargs="+", choices=PARTS)
+    parser.add_argument("--database", action="append", choices=DATABASES)
+    parser.add_argument("--kills", type=int, default=1_000, help="over all databases")
+    parser.add_argument("--calls", type=int, default=12_500, help="a fifth gets no further")
+    parser.add_argument("--rounds", type=int, default=1_000)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, default=Path("bench/results/crash.json"))
+    given = parser.parse_args()
+    given.database = given.database or list(DATABASES)
+    document: dict[str, Any] = {"machine": describe(), "parts": []}
+    passed = True
+    for part in given.part:
+        for database in given.database:
+            folder = Path(tempfile.mkdtemp(prefix=f"biaojie-{part}-"))
+            began = time.monotonic()
+            ok, found = _run(_part(part, folder, database, given))
+            passed = passed and ok
+            took = time.monotonic() - began
+            told = verdict(part, found) if ok else f"FAILED, see {folder}: {found['error']}"
+            print(f"{part} on {database}, {took:.0f} s, seed {given.seed}: {told}", flush=True)
+            document["parts"].append(
+                {"part": part, "database": database, "passed": ok, "seconds": took} | found
+            )
+            if ok:
+                shutil.rmtree(folder, ignore_errors=True)
+    document["passed"] = passed
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    given.json.write_text(json.dumps(document, indent=1) + "\n")
+    print("passed" if passed else "FAILED", os.fspath(given.json))
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
