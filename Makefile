@@ -9,7 +9,7 @@ HOST ?= 127.0.0.1
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test peers balanced check fuzz rolling crash browser bench-peers soak overload clean
+.PHONY: help run test peers balanced check fuzz rolling crash restore-drill browser bench-peers soak overload clean
 
 help:
 	@echo 'make run    a node on an embedded registry with sample data   (PORT=8080 HOST=127.0.0.1 DATA=data)'
@@ -18,6 +18,7 @@ help:
 	@echo 'make balanced   two nodes behind HAProxy: restarts, a killed node (needs haproxy)'
 	@echo 'make check  ruff, mypy and the layer test'
 	@echo 'make fuzz   a million mutated Handle packets against the codec   (PACKETS=1000000 SEED=1)'
+	@echo 'make restore-drill  how long backup, restore and move take   (ROWS=1000000)'
 	@echo 'make rolling  workers are replaced over and over under full load, nothing is lost   (ROLLING_S=60)'
 	@echo 'make crash  kills, cut replies, races: nothing acknowledged is lost   (KILLS=1000 CALLS=12500 ROUNDS=1000)'
 	@echo 'make bench-peers  our fronts against nginx, redis, NSD and limits in C   (BENCH="--only http")'
@@ -61,6 +62,10 @@ PACKETS ?= 1000000
 SEED ?= 1
 fuzz: $(VENV)/.test
 	@$(BIN)/python -m tests.fuzz.handle_packets --packets $(PACKETS) --seed $(SEED)
+
+ROWS ?= 1000000
+restore-drill: $(VENV)/.test
+	@$(BIN)/python -m tests.system.restore_drill --rows $(ROWS)
 
 ROLLING_S ?= 60
 rolling: $(VENV)/.test

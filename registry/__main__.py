@@ -1,9 +1,11 @@
-"""The registry's own commands, for the operator on the node's machine: migrate, verify, and a
-new admin key when the first is lost. One of the two places that know the SQL store."""
+"""The registry's own commands, for the operator on the node's machine: migrate, verify, backup,
+restore, move, and a new admin key when the first is lost. One of the two places that know the
+SQL store."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from .audit import Audit
+    from .sql.transfer import Moved
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Commands on the registry.")
 DatabaseUrl = Annotated[
@@ -24,6 +27,9 @@ DatabaseUrl = Annotated[
 DataDir = Annotated[
     Path,
     typer.Option("--data-dir", envvar="BIAOJIE_DATA_DIR", help="Data folder of the node."),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Lose what is there now. 丢弃目标中已有的内容。")
 ]
 
 
@@ -143,6 +149,145 @@ def new_admin_key(database_url: DatabaseUrl = "", data_dir: DataDir = Path("data
         return 0
 
     _run(work())
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="New file. 新的备份文件。")],
+    database_url: DatabaseUrl = "",
+    data_dir: DataDir = Path("data"),
+) -> None:
+    """Write the whole registry to a file, while nodes go on writing. 备份整个注册库。
+
+    The file holds everything: records, change log, keys (by their digests), receipts; keep it as
+    safe as the database. It can be restored into SQLite and PostgreSQL alike. What is printed
+    last is its digest: kept elsewhere, it tells (restore --digest) that nobody changed the file.
+    """
+
+    async def work() -> int:
+        from .sql.transfer import backup as back_up
+
+        with _counting() as progress:
+            made = await back_up(_url(database_url, data_dir), file, progress)
+        _say_moved(f"backed up 已备份: {file}", made)
+        return 0
+
+    _run(work())
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Made by backup. 备份文件。")],
+    database_url: DatabaseUrl = "",
+    data_dir: DataDir = Path("data"),
+    overwrite: Overwrite = False,
+    digest: Annotated[
+        str, typer.Option(metavar="HEX", help="What backup printed. 备份时给出的摘要。")
+    ] = "",
+) -> None:
+    """Make the registry what it was when the backup was made. Stop the nodes first. 恢复注册库。
+
+    The file is checked as a whole before anything is changed, and what was written is read back
+    and compared. When stopped, run the same command again: it goes on, and until it is done no
+    node serves the half of a registry.
+    """
+    if not database_url:
+        data_dir.mkdir(parents=True, exist_ok=True)
+
+    async def work() -> int:
+        from .sql.transfer import restore as bring_back
+        from .witness import Witness
+
+        with _counting() as progress:
+            made = await bring_back(
+                file,
+                _url(database_url, data_dir),
+                overwrite=overwrite,
+                digest=_hex(digest) if digest else None,
+                progress=progress,
+            )
+        _say_moved(f"restored 已恢复: {file}", made)
+        seen = Witness(data_dir).read()[0]
+        if seen > made.head[0]:
+            typer.echo(
+                f"{data_dir}/log-witness.json saw entry {seen}: the {seen - made.head[0]} after"
+                f" this backup are lost. `biaojie verify` will say so until that file is removed.\n"
+                f"{data_dir}/log-witness.json 曾见到第 {seen} 条变更；备份之后的"
+                f" {seen - made.head[0]} 条已丢失。删除该文件之前 `biaojie verify` 会持续提示。",
+                err=True,
+            )
+        return 0
+
+    _run(work())
+
+
+@app.command()
+def move(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="URL or SQLite file. 来源。")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="URL or SQLite file. 目标。")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Move a registry to another database, such as SQLite to PostgreSQL. 迁移注册库。
+
+    Everything goes along: records, change log, keys, receipts. Stop the nodes first, and start
+    them on TO afterwards; FROM stays as it is. What was written is read back and compared. When
+    stopped, run the same command again: it goes on. Exit code 1: FROM was written to meanwhile.
+    """
+
+    async def work() -> int:
+        from .sql.transfer import move as carry
+
+        with _counting() as progress:
+            made = await carry(
+                _as_url(source), _as_url(target), overwrite=overwrite, progress=progress
+            )
+        _say_moved("moved 已迁移", made)
+        if made.behind:
+            typer.echo(
+                f"NOT ALL: {made.behind} entries were written to FROM meanwhile. Stop the nodes,"
+                " then run this again with --overwrite.\n"
+                f"未全部迁移：期间来源又写入了 {made.behind} 条变更。"
+                "请停止节点，再加 --overwrite 重新运行。",
+                err=True,
+            )
+        return 1 if made.behind else 0
+
+    _run(work())
+
+
+def _as_url(text: str) -> str:
+    return text if "://" in text else f"sqlite:///{text}"
+
+
+def _hex(text: str) -> bytes:
+    from biaojie.errors import InvalidRequest
+
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise InvalidRequest(
+            "--digest is 64 hex digits.", "--digest 应为 64 位十六进制数。"
+        ) from None
+
+
+@contextmanager
+def _counting() -> Iterator[Callable[[str, int], None]]:
+    """Shows how far it is on a terminal, a few times a second."""
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda what, count: status.update(f"{what}: {count:,}")
+
+
+def _say_moved(what: str, made: Moved) -> None:
+    for table, (rows, _) in sorted(made.sums.items()):
+        typer.echo(f"  {table}: {rows:,}", err=True)
+    if made.resumed:
+        typer.echo(f"  (went on after {made.resumed} runs 从第 {made.resumed} 段继续)", err=True)
+    typer.echo(f"{what}")
+    typer.echo(f"entry {made.head[0]} {made.head[1].hex()}")
+    typer.echo(f"root {made.root.hex()}")
+    typer.echo(f"digest {made.digest.hex()}")
 
 
 def main() -> None:

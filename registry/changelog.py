@@ -183,6 +183,29 @@ def unpack_changes(packed: bytes) -> tuple[Change, ...]:
     return changes
 
 
+def packed_leaves(packed: bytes) -> list[bytes]:
+    """The leaves of `pack_changes`, a fifth of the work of unpacking them.
+
+    Raises ValueError on what is not a list. A list of anything else has other leaves.
+    """
+    unpacker = msgpack.Unpacker(max_buffer_size=len(packed))
+    unpacker.feed(packed)
+    leaves = []
+    try:
+        count = unpacker.read_array_header()
+        start = unpacker.tell()
+        for _ in range(count):
+            unpacker.skip()
+            end = unpacker.tell()
+            leaves.append(hashlib.sha256(b"\x00" + packed[start:end]).digest())
+            start = end
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ValueError(f"not packed changes: {error!r}") from error
+    if start != len(packed):
+        raise ValueError("not packed changes: more follows")
+    return leaves
+
+
 class Verifier:
     """Walks entries in order and says what is wrong. Feed every entry, then `end()`."""
 
@@ -190,22 +213,27 @@ class Verifier:
         self.head = head
         self.faults: list[str] = []
 
-    def feed(self, entry: Entry) -> list[str]:
-        """The faults of this entry (also kept in `faults`)."""
-        found = list(self._check(entry))
+    def feed(self, entry: Entry, leaves: Sequence[bytes] | None = None) -> list[str]:
+        """The faults of this entry (also kept in `faults`).
+
+        `leaves` stand for its changes where those were not unpacked: see `packed_leaves`.
+        """
+        if leaves is None:
+            leaves = [leaf(change) for change in entry.changes]
+        found = list(self._check(entry, leaves))
         self.faults += found
         self.head = (entry.sequence, entry.hash)
         return found
 
-    def _check(self, entry: Entry) -> Iterator[str]:
+    def _check(self, entry: Entry, leaves: Sequence[bytes]) -> Iterator[str]:
         at = f"entry {entry.sequence}"
         if entry.sequence != self.head[0] + 1:
             yield f"{at}: follows entry {self.head[0]}; entries are missing, doubled or reordered"
         if entry.previous != self.head[1]:
             yield f"{at}: does not continue the hash of the entry before it"
-        if entry.count != len(entry.changes):
-            yield f"{at}: says {entry.count} changes, holds {len(entry.changes)}"
-        if merkle_root([leaf(change) for change in entry.changes]) != entry.root:
+        if entry.count != len(leaves):
+            yield f"{at}: says {entry.count} changes, holds {len(leaves)}"
+        if merkle_root(leaves) != entry.root:
             yield f"{at}: its changes do not hash to its Merkle root; a change was edited"
         if entry_hash(entry) != entry.hash:
             yield f"{at}: its fields do not hash to its hash; it was edited"

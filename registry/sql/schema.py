@@ -61,22 +61,48 @@ def newest_schema() -> str:
     return max(name[:4] for name in names if name[:4].isdigit())
 
 
-def _schema_of(connection: Connection) -> str | None:
+def schema_of(connection: Connection) -> str | None:
     if not sa.inspect(connection).has_table("alembic_version"):
         return None
     revision: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
     return revision
 
 
-def _upgrade(connection: Connection) -> None:
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Run the steps up to `revision`, in the transaction that the connection is in."""
     from alembic import command
 
     config = _config()
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)
 
 
-def _make_file(path: str) -> None:
+MARK = "restoring"
+"""The row of `rules` that a registry has until it is wholly restored: see registry.sql.loading."""
+_MARKED = f"SELECT value FROM rules WHERE name = '{MARK}'"  # noqa: S608
+
+
+async def mark_of(connection: AsyncConnection) -> str | None:
+    """What the mark says; None if there is none."""
+    mark: str | None = await connection.scalar(sa.text(_MARKED))
+    return mark
+
+
+def _has_rules(connection: Connection) -> bool:
+    return sa.inspect(connection).has_table("rules")
+
+
+async def _check_whole(connection: AsyncConnection) -> None:
+    if await connection.run_sync(_has_rules) and await mark_of(connection):
+        raise UnfitDatabase(
+            "It is half restored: run the same `biaojie restore` or `biaojie move` again,"
+            " which goes on where it was stopped.",
+            "数据库只恢复了一部分：请再次运行同一 `biaojie restore` 或 `biaojie move` 命令，"
+            "从中断处继续。",
+        )
+
+
+def make_file(path: str) -> None:
     try:
         # 0600: records may hold secret values. SQLite gives its -wal and -shm files the same.
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
@@ -96,20 +122,24 @@ async def migrate(text: str) -> None:
     """
     url = read_url(text)
     if url.get_backend_name() == "sqlite":
-        _make_file(url.database or "")
+        make_file(url.database or "")
     pools = Pools(url, Limits(write_s=_TURN_S))
     try:
         with explained():
             async with pools.write() as connection:
                 await connection.begin()  # or else Alembic would, and commit for itself
-                await connection.run_sync(_upgrade)
+                await _check_whole(connection)
+                await connection.run_sync(upgrade)
     finally:
         await pools.close()
 
 
 async def check_schema(connection: AsyncConnection) -> None:
-    """Raise UnfitDatabase unless the database has the schema this program was written for."""
-    current = await connection.run_sync(_schema_of)
+    """Raise UnfitDatabase unless the database has the schema this program was written for, and
+    is not being restored."""
+    current = await connection.run_sync(schema_of)
+    if current is not None:
+        await _check_whole(connection)
     newest = newest_schema()
     if current != newest:
         raise UnfitDatabase(

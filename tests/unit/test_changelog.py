@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from registry.changelog import (
     merkle_root,
     next_entry,
     pack_changes,
+    packed_leaves,
     record_digest,
     text_digest,
     unpack_changes,
@@ -83,6 +85,10 @@ def test_golden_entries_both_ways(vector: dict[str, Any]) -> None:
     assert unpack_changes(bytes.fromhex(vector["packed"])) == entry.changes
     assert document.encode_entry(entry) == vector["document"]
     assert Verifier(head).feed(entry) == []
+    leaves = packed_leaves(bytes.fromhex(vector["packed"]))
+    assert leaves == [leaf(change) for change in entry.changes]
+    assert Verifier(head).feed(replace(entry, changes=()), leaves) == []
+    assert Verifier(head).feed(entry, [*leaves[:-1], bytes(32)]) != []
 
 
 @_vectors("record")
@@ -139,6 +145,10 @@ GOOD_CHANGE = ["put", "a/b", 1, "k", bytes(32)]
 def test_stored_changes_that_nobody_packed(packed: bytes) -> None:
     with pytest.raises(ValueError, match="not packed changes"):
         unpack_changes(packed)
+    leaves = []
+    with suppress(ValueError):  # or has others than the one that its entry was hashed from
+        leaves = packed_leaves(packed)
+    assert leaves != [leaf(Change(Action.PUT, "a/b", 1, "k", bytes(32)))]
 
 
 # Promise 12 ------------------------------------------------------------------------------
