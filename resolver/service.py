@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from biaojie.account import ApiKey, Prefix, Role
 from biaojie.change import Action, Entry
@@ -27,8 +27,7 @@ from biaojie.errors import (
     Unauthenticated,
 )
 from biaojie.identifier import Identifier, Key, fold_prefix
-from biaojie.making import maker
-from biaojie.record import Record, Status, fold_type
+from biaojie.record import Record, Status
 from biaojie.wire.handle.typed import AdminRight
 from registry.accounts import KEY_PATTERN, digest, new_key
 from registry.admission import PUBLIC, Caller, Right, allows, authorize, elsewhere
@@ -38,9 +37,10 @@ from registry.operations import Operation
 from registry.registrar import Idempotency, Mode, Outcome, Registrar, Submission
 from registry.store import Found, Store
 
-from .core import Answer, Cached, Resolver, Source
+from .core import Answer, Resolver, Source
 from .guesses import Guesses
 from .overload import Quotas
+from .query import Query, Resolution, select, shown
 from .search import Findings, Question, Search
 from .steps.local import LocalStep
 from .steps.referral import ReferralStep
@@ -58,64 +58,6 @@ NAMES_MAX = 1_000
 """Names asked for in one query."""
 RESOLVING_MAX = 256
 """Identifiers of one multi-answer that are looked up at a time: each takes a task."""
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """What is asked: all values, or those whose index is listed or whose type matches.
-
-    A type ending in "." matches all its subtypes and the bare type (Handle rule).
-    `authoritative` bypasses every cache.
-    """
-
-    identifier: Identifier
-    indexes: tuple[int, ...] = ()
-    types: tuple[str, ...] = ()
-    authoritative: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Resolution:
-    """The values asked for. `private` when the view holds what the public may not see; `whole`
-    when there are no values that the public may not see. `entry` is what the cache holds of the
-    record, where the answer is fresh, from there, and the same for everybody: a front may keep
-    the reply made of it for as long as the entry is alive (see `lane`)."""
-
-    record: Record
-    source: Source
-    age_s: int
-    ttl_s: int
-    private: bool
-    whole: bool = False
-    entry: Cached | None = None
-
-
-def select(record: Record, query: Query) -> Record:
-    """Only the values the query asks for."""
-    if not query.indexes and not query.types:
-        return record
-    types = [fold_type(type_) for type_ in query.types]
-
-    def wanted(index: int, type_: str) -> bool:
-        folded = fold_type(type_)
-        return index in query.indexes or any(
-            folded == t or (t.endswith(".") and (folded.startswith(t) or folded == t[:-1]))
-            for t in types
-        )
-
-    return replace(record, values=tuple(v for v in record.values if wanted(v.index, v.type)))
-
-
-make_query, make_resolution = maker(Query), maker(Resolution)
-
-
-def _shown(answer: Answer, query: Query) -> Resolution:
-    """Raises the absence."""
-    view = select(answer.found(), query)
-    entry = answer.entry if answer.whole else None
-    return make_resolution(
-        view, answer.source, answer.age_s, answer.ttl_s, False, answer.whole, entry
-    )
 
 
 class Service:
@@ -265,7 +207,7 @@ class Service:
             return None
         key = query.identifier.key(case_sensitive=self._case_sensitive)
         answer = self._resolver.at_hand(key)
-        return None if answer is None else _shown(answer, query)
+        return None if answer is None else shown(answer, query)
 
     def is_coming(self, query: Query) -> bool:
         """Whether the public's answer to it is on its way already."""
@@ -291,7 +233,7 @@ class Service:
             responsible = await self._referral.responsible(key.prefix)
             if responsible is not None:
                 raise elsewhere(responsible)
-        return _shown(answer, query)
+        return shown(answer, query)
 
     async def resolve_many(
         self, identifiers: Sequence[Identifier], caller: Caller, *, authoritative: bool = False
@@ -336,7 +278,7 @@ class Service:
             if isinstance(outcome, BiaojieError):
                 found.append(outcome)
             elif outcome.absence is None:
-                found.append(_shown(outcome, query))
+                found.append(shown(outcome, query))
             elif outcome.absence is Elsewhere and gone is not None:
                 found.append(gone.again())
             elif outcome.absence is Elsewhere and (node := nodes[key.prefix]) is not None:

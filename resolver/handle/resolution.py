@@ -33,7 +33,8 @@ from registry.admission import PUBLIC, elsewhere
 from registry.handle_rights import PREFIXES
 
 from ..core import Source
-from ..service import Query, Service
+from ..query import Query
+from ..service import Service
 from ..steps.local import LocalStep
 from ..steps.referral import ReferralStep
 from .asked import Answered, Asked, identifier_of

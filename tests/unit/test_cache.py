@@ -23,7 +23,7 @@ from biaojie.record import Record, Reference, Status, Value
 from registry.operations import ChangePrefix, Retire
 from registry.sql.blob import decode_blob, encode_blob
 from resolver.core import Answer, Source
-from resolver.service import Query
+from resolver.query import Query
 from tests.cache_world import World, turns
 from tests.core_parts import (
     ACME,

@@ -22,7 +22,7 @@ from registry.admission import SYSTEM
 from registry.memory import MemoryStore
 from registry.operations import ChangePrefix, Create, HomePrefix, Modify
 from resolver.handle.identity import Authenticator, Challenges, parse_identity
-from resolver.service import Query
+from resolver.query import Query
 from tests.core_parts import Parts
 
 NONCE, DIGEST = bytes(range(16)), bytes(range(20))

@@ -14,7 +14,7 @@ from biaojie.errors import (
     TemporarilyUnavailable,
 )
 from resolver.core import Source
-from resolver.service import Query
+from resolver.query import Query
 from tests.core_parts import (
     ACME,
     ACME_READER,

@@ -12,7 +12,7 @@ from registry.admission import SYSTEM, Caller
 from registry.handle_rights import ancestors
 from registry.memory import MemoryStore
 from registry.operations import ChangePrefix, Create, HomePrefix
-from resolver.service import Query
+from resolver.query import Query
 from tests.core_parts import Parts
 
 VALUES = (Value(1, "URL", b"https://example.com"),)

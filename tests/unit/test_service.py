@@ -27,7 +27,7 @@ from registry.admission import PUBLIC, SYSTEM, Caller
 from registry.operations import ChangePrefix, HomePrefix, Retire
 from resolver import service as service_module
 from resolver.core import Source
-from resolver.service import Query, Resolution, select
+from resolver.query import Query, Resolution, select
 from tests.core_parts import (
     ACME,
     ACME_READER,

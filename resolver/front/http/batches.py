@@ -25,7 +25,8 @@ from biaojie.wire import document
 from registry.admission import Caller
 from registry.operations import Create, Put, RecordOperation, Retire
 
-from ...service import REPLY_BYTES_MAX, Resolution, Service
+from ...query import Resolution
+from ...service import REPLY_BYTES_MAX, Service
 from ...writing import Batch, write_batch
 from .endpoint import Asked, Endpoint, Reply, json_reply, write_headers
 from .faults import validated

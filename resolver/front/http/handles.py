@@ -33,7 +33,8 @@ from registry.admission import PUBLIC, Caller
 from registry.handle_rights import PREFIXES
 from registry.operations import Create, Modify, Purge, Put, RecordOperation, Retire
 
-from ...service import Query, Resolution, Service
+from ...query import Query, Resolution
+from ...service import Service
 from .endpoint import Asked, Endpoint, Reply, error_headers
 from .handle_auth import RestAuthentication, RestSession
 from .handle_query import callback, fault, handle_of, json_body, number, parameters, reply

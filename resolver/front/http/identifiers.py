@@ -34,7 +34,8 @@ from registry.operations import Create, Modify, Purge, Put, RecordOperation, Ret
 from registry.registrar import Idempotency
 
 from ...core import Source
-from ...service import Query, Resolution, Service
+from ...query import Query, Resolution
+from ...service import Service
 from ...writing import minted
 from .cursor import cursor_octets, cursor_text, not_a_cursor
 from .endpoint import Asked, Endpoint, Reply, etag, json_reply, write_headers

@@ -30,7 +30,8 @@ from biaojie.wire.handle import Malformed, decode_xml
 from biaojie.wire.handle.markup import Element
 from registry.admission import Caller
 
-from ...service import Query, Resolution, Service
+from ...query import Query, Resolution
+from ...service import Service
 from .endpoint import Asked
 from .handle_query import fault, number
 

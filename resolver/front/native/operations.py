@@ -44,8 +44,9 @@ from registry.registrar import Idempotency, Outcome, Submission
 
 from ...handle.identity import parse_identity
 from ...lane import Lane
+from ...query import Query, Resolution, make_query
 from ...search import START, Findings, Question
-from ...service import REPLY_BYTES_MAX, Query, Resolution, Service, make_query
+from ...service import REPLY_BYTES_MAX, Service
 from ...writing import Batch, minted, revoke_key, write_batch, write_prefix
 from .work import Asked, ReadyResolution, answer_frame, error_frame
 
