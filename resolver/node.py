@@ -37,6 +37,7 @@ from .front.http import accounts, batches, identifiers, search
 from .front.http.connection import HttpLimits
 from .front.http.handle_auth import RestAuthentication
 from .front.http.handles import HandleRest
+from .front.http.imports import ImportRest
 from .front.http.lane import HttpLane
 from .front.http.public import Facts, public_endpoints
 from .front.http.server import HttpFront
@@ -50,6 +51,7 @@ from .handle.operations import HandleRules, Operations
 from .handle.peer import Answerer
 from .handle.shared import SharedAnswerer
 from .health import Health
+from .imports import ImportLimits, Imports
 from .lane import Lane
 from .large_pages import LargePages
 from .neighbours import Neighbours
@@ -68,7 +70,7 @@ from .worker_sockets import HANDLE_TCP, HANDLE_UDP, HTTP, HTTPS, NATIVE
 if TYPE_CHECKING:
     from .front.http.tls import TlsContext
 
-L = TypeVar("L", HttpLimits, HandleLimits, HandleRules, NativeLimits)
+L = TypeVar("L", HttpLimits, HandleLimits, HandleRules, NativeLimits, ImportLimits)
 WITNESS_S = 30.0
 LARGE_PAGES_S = 5.0
 NOTE_COMMIT, NOTE_GUESS = b"c", b"g"
@@ -160,7 +162,17 @@ class Node:
             delete=settings.handle_delete,
             site=self._site,
         )
+        self.imports = Imports(
+            self.service,
+            store,
+            settings.data_dir,
+            _chosen(ImportLimits, settings),
+            case_sensitive=case_sensitive,
+        )
+        self.observer.watch(self.imports.readings)
+        self.observer.watch(self.imports.counts, counters=True)
         api = tuple(endpoint for front in fronts for endpoint in front.ENDPOINTS)
+        api += ImportRest(self.imports).endpoints()
         api = (*map(rest.admitting, api), *rest.endpoints())
         facts = Facts(
             settings.node_name,
@@ -331,6 +343,7 @@ class Node:
         if self.neighbours is not None:
             await self.neighbours.start()
         await self._listen()
+        self.imports.start()
         self.status = "ok"
         log.info(
             "serving",
@@ -375,6 +388,7 @@ class Node:
         await asyncio.gather(
             self.front.stop(linger_s), self._stop_handle(linger_s), self._stop_native(linger_s)
         )
+        await self.imports.stop()
         await self.registrar.stop()
         if self.neighbours is not None:
             await self.neighbours.stop()

@@ -253,6 +253,43 @@ class Settings(BaseModel):
     native_message_timeout_s: float = Field(
         15.0, gt=0, le=300, description="Time a native client has to say hello, or a whole frame."
     )
+    import_bytes_max: int = Field(
+        4 * 2**30, ge=1024, le=2**42, description="Largest file to import, as sent, in bytes."
+    )
+    import_unpacked_bytes_max: int = Field(
+        16 * 2**30, ge=1024, le=2**44, description="What such a file may unfold to, in bytes."
+    )
+    import_workbook_memory_bytes: int = Field(
+        512 * 2**20,
+        ge=128 * 2**20,
+        le=2**40,
+        description="Memory of the process that reads an Excel workbook, in bytes; larger ones"
+        " have to be saved as CSV.",
+    )
+    import_upload_s: float = Field(
+        3_600.0, gt=0, le=86_400, description="Longest time for an upload, in seconds."
+    )
+    import_upload_idle_s: float = Field(
+        900.0,
+        gt=0,
+        le=86_400,
+        description="An upload in pieces to which nothing came for so long is forgotten.",
+    )
+    import_uploads_max: int = Field(
+        8, ge=1, le=10_000, description="Files uploaded to one worker at a time; beyond: 503."
+    )
+    import_jobs_max: int = Field(
+        100, ge=1, le=100_000, description="Imports that wait or run; beyond: 503."
+    )
+    import_tenant_jobs_max: int = Field(
+        10, ge=1, le=100_000, description="Of these, of one tenant; beyond: 429."
+    )
+    import_kept_s: float = Field(
+        7 * 86_400.0,
+        ge=0,
+        le=31_536_000,
+        description="How long the report and the error file of an import are kept.",
+    )
     page_redirects: Literal["never", "always"] = Field(
         "never",
         description="Whether the page of an identifier leads on to its address, as Handle proxies"

@@ -17,6 +17,7 @@ from resolver.front.http import (
     api_reference,
     batches,
     identifiers,
+    imports,
     pages,
     public,
     search,
@@ -33,6 +34,7 @@ SERVER = "http://127.0.0.1:8080"
 def node_description() -> dict[str, Any]:
     fronts = (identifiers, batches, search, accounts)
     api = tuple(endpoint for front in fronts for endpoint in front.ENDPOINTS)
+    api += imports.ImportRest(None).endpoints()
     own = public.public_endpoints(cast(Any, None), api)
     return describe((*api, *own), server=SERVER, version="1.2.3")
 

@@ -60,6 +60,24 @@ _TEXTS = (
     Text("Is the process alive?", "进程是否存活"),
     Text("Should it get traffic?", "是否可以接收流量"),
     Text("Metrics in Prometheus text format", "Prometheus 文本格式的监控指标"),
+    Text("imports", "批量导入"),
+    Text("Files that are registered as a job.", "以任务方式登记的文件。"),
+    Text("Upload a file of identifiers, to be registered as a job", "上传标识文件，作为任务登记"),
+    Text("List imports, the latest first", "列出导入任务，最新的在前"),
+    Text("How an import stands", "查看导入任务的进度"),
+    Text(
+        "Stop an import (what is registered stays), or remove one that has ended",
+        "停止导入任务（已登记的保留），或删除已结束的任务",
+    ),
+    Text(
+        "Every fault of every bad row: line, column, reason, and what to do",
+        "每个错误行的每处错误：行、列、原因与处理办法",
+    ),
+    Text(
+        "The bad rows as a file, to be corrected and uploaded again",
+        "错误行文件，改正后可重新上传",
+    ),
+    Text("An empty file to fill in", "供填写的空白文件"),
     # Parameters
     Text(
         "Percent-encoded; the slash after the prefix may stay literal.",
@@ -90,10 +108,58 @@ _TEXTS = (
     ),
     Text("Sequence of the last entry you have.", "已有的最后一条日志的序号。"),
     Text("Seconds to wait for news (long poll).", "等待新条目的秒数（长轮询）。"),
+    Text("Name of the file, for people.", "文件名，仅供人阅读。"),
+    Text(
+        "Left out, it is found by content type, name and content.",
+        "省略时按内容类型、文件名与内容判断。",
+    ),
+    Text(
+        "Of CSV and NDJSON, e.g. gb18030; UTF-8 if left out.",
+        "CSV 与 NDJSON 的编码，例如 gb18030；省略时为 UTF-8。",
+    ),
+    Text(
+        "`valid-rows` registers every good row; `all` nothing while any is bad.",
+        "`valid-rows` 登记所有正确的行；`all` 在有任何错误行时不登记任何内容。",
+    ),
+    Text("Only find out what would happen.", "只检查，不写入。"),
+    Text("Prefix of the new identifiers.", "新标识的前缀。"),
+    Text(
+        "Their suffix, a pattern of columns such as `SN-{serial}`. Left out, a column"
+        " `identifier` holds whole identifiers.",
+        "后缀，由列名组成的模式，例如 `SN-{serial}`。省略时由 `identifier` 列给出完整标识。",
+    ),
+    Text(
+        "TITLE=TARGET, where the target is `identifier`, `status`, `template`, a"
+        " value as `TYPE` or `TYPE[index]`, or `-` for nothing. Other columns hold a value of the"
+        " type that is their title.",
+        "列名=目标；目标为 `identifier`、`status`、`template`、值（`类型` 或 `类型[索引]`），"
+        "或 `-` 表示忽略。其他列的列名即为值的类型。",
+    ),
+    Text(
+        "Whether cells that begin with `=` are bad, or text.",
+        "以 `=` 开头的单元格视为错误还是文本。",
+    ),
+    Text(
+        "Types of the values, commas between, in the order of their columns.",
+        "各值的类型，以逗号分隔，按列的顺序。",
+    ),
     # Replies
     Text("Done.", "成功。"),
     Text("Created.", "已创建。"),
     Text("Not modified.", "未变化。"),
+    Text(
+        "`rows` = `good` + `failed`, as far as it has come; `written` is what is in the registry.",
+        "`rows` = `good` + `failed`，为目前进度；`written` 为已写入注册库的行数。",
+    ),
+    Text("`bytes_done` of `bytes_total` belong to it.", "`bytes_done` 与 `bytes_total` 指该阶段。"),
+    Text("How many faults have which code.", "各错误代码的错误数。"),
+    Text(
+        "Why a job failed. `fields` may name an `encoding` that fits, with a `sample` of the text.",
+        "任务失败的原因。`fields` 可能给出合适的 `encoding` 以及文字 `sample`。",
+    ),
+    Text("Code of what it waits for to pass, or empty.", "正在等待其消除的错误代码，或为空。"),
+    Text("Format of the error file; empty where there is none.", "错误文件的格式；没有时为空。"),
+    Text("One fault of one row, with what to do about it.", "一行中的一处错误及处理办法。"),
     # Data types
     Text(
         "Mode `all` writes every row or none; `valid-rows` writes the good ones.",

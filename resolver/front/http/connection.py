@@ -52,6 +52,7 @@ class HttpLimits:
     requests_max: int = 512
     deadline_s: float = 2.0
     batch_deadline_s: float = 10.0
+    import_upload_s: float = 3_600.0
 
 
 class Connection(asyncio.Protocol):

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -52,7 +53,8 @@ class Asked:
     """One HTTP request. `path` and `query` as sent (still encoded); header names lower case.
 
     `tail` is what the route's `{…}` stands for, still percent-encoded. `certificate` is the one
-    (DER) whose key the client proved to have in the TLS handshake.
+    (DER) whose key the client proved to have in the TLS handshake. `parts` is the body of an
+    upload, which is read by whoever takes it; `body` is empty then.
     """
 
     method: str
@@ -66,6 +68,7 @@ class Asked:
     tail: str = ""
     tls: bool = False
     certificate: bytes = b""
+    parts: AsyncIterator[bytes] | None = None
 
     @property
     def chinese(self) -> bool:
@@ -197,13 +200,14 @@ class Reply:
     """`entry`: what is in the cache decides this reply, with the method, target and headers as
     `Asked` has them, and nothing else does: not who or where the peer is, not the node's address,
     not the time, except for max-age and Biaojie-Age. The express lane may keep it while the
-    entry is alive."""
+    entry is alive. `file` is sent in place of a body."""
 
     status: int
     body: bytes = b""
     content_type: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
     entry: Cached | None = None
+    file: Path | None = None
 
 
 def json_reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
@@ -261,7 +265,9 @@ class Endpoint(Generic[Q, A]):
     segments, else for one. `public`: answered for the public even while keys cannot be checked;
     `keyless`: the same for everybody, whatever key is sent. `authenticate`: where there are
     other ways to say who asks than a key.
-    `body`, `reply` and `media` are for the contract; `decode` does the validating.
+    `body`, `reply`, `media` and `also` (what else a reply may be) are for the contract; `decode`
+    does the validating. `upload`: the body is a file of one of these media types, and comes in
+    `Asked.parts`.
     """
 
     method: str
@@ -276,12 +282,14 @@ class Endpoint(Generic[Q, A]):
     body: type[BaseModel] | None = None
     reply: type[BaseModel] | None = None
     media: str = JSON
+    also: tuple[str, ...] = ()
     success: tuple[int, ...] = (200,)
     errors: tuple[type[BiaojieError], ...] = ()
     headers: tuple[str, ...] = ()
     public: bool = False
     keyless: bool = False
     whole_tail: bool = False
+    upload: tuple[str, ...] = ()
     error_encoder: Callable[[Asked, BiaojieError], Reply] | None = None
     authenticate: Callable[[Asked], Awaitable[Caller]] | None = None
     front: str = "http"

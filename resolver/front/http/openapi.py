@@ -27,13 +27,19 @@ HEADER_SCHEMAS: Mapping[str, Json] = {
     "If-None-Match": {},
     "Idempotency-Key": {"pattern": "^[!-~]([ -~]{0,253}[!-~])?$"},
 }
-PATH_EXAMPLES = {"identifier": "88.118.8/SN0001", "prefix": "88.118.8", "id": "abcd2345"}
+PATH_EXAMPLES = {
+    "identifier": "88.118.8/SN0001",
+    "prefix": "88.118.8",
+    "id": "abcd2345",
+    "import": "01JZ5V6Y8Q4T3N2M1K0H9G8F7E",
+}
 _ABOUT_PARAMETERS = ("title", "description", "allowEmptyValue")
 ALWAYS = (400, 408, 413, 429, 500, 503, 504)
 TAGS = (
     ("identifiers", "Resolve, register, change and retire identifiers."),
     ("prefixes", "Prefixes homed at this node."),
     ("keys", "API keys: who may do what."),
+    ("imports", "Files that are registered as a job."),
     ("changes", "The hash-chained change log."),
     ("node", "Health, metrics and this description."),
 )
@@ -133,6 +139,11 @@ def _operation(endpoint: Endpoint[Any, Any], schemas: Mapping[str, Json]) -> Jso
             "required": True,
             "content": {JSON: {"schema": _ref(endpoint.body)}},
         }
+    if endpoint.upload:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {media: {"schema": {"type": "string"}} for media in endpoint.upload},
+        }
     return operation
 
 
@@ -153,9 +164,10 @@ def _responses(endpoint: Endpoint[Any, Any]) -> Json:
             responses["304"] = {"description": "Not modified."}
         elif endpoint.reply is None:
             kind = "object" if endpoint.media == JSON else "string"
+            medias = (endpoint.media, *endpoint.also)
             responses[str(status)] = {
                 "description": "Done.",
-                "content": {endpoint.media: {"schema": {"type": kind}}},
+                "content": {media: {"schema": {"type": kind}} for media in medias},
             }
         else:
             responses[str(status)] = {
@@ -163,7 +175,7 @@ def _responses(endpoint: Endpoint[Any, Any]) -> Json:
                 "content": {JSON: {"schema": _ref(endpoint.reply)}},
             }
     by_status: dict[int, list[type[BiaojieError]]] = {status: [] for status in ALWAYS}
-    if endpoint.body is not None:
+    if endpoint.body is not None or endpoint.upload:
         by_status[415] = []
     if not endpoint.keyless:
         by_status[401] = []

@@ -14,8 +14,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from aiohttp.http_exceptions import BadHttpMessage
-from aiohttp.web_protocol import RequestPayloadError
 
 from biaojie.errors import (
     BiaojieError,
@@ -23,7 +21,6 @@ from biaojie.errors import (
     MethodNotAllowed,
     NotFound,
     OverCapacity,
-    RequestTimeout,
     TemporarilyUnavailable,
     TooLarge,
     TooManyRequests,
@@ -45,6 +42,7 @@ from .models import NoQuery
 from .replies import response_of
 from .routes import Routes
 from .tls_client import client_certificate
+from .transfers import parts_of, send_file, unread
 
 if TYPE_CHECKING:
     from .tls import TlsContext
@@ -213,7 +211,7 @@ class HttpFront:
 
     async def _answer(
         self, request: web.BaseRequest, lane_key: bytes | None, place: Place
-    ) -> web.Response:
+    ) -> web.StreamResponse:
         given = request.headers.get("X-Request-Id", "")
         request_id = (
             given
@@ -237,6 +235,8 @@ class HttpFront:
             finally:
                 self._body_bytes -= _beyond(len(asked.body))
             place.leave(quick=endpoint.operation in _QUICK and reply.status < 500)
+        if reply.file is not None:
+            return await send_file(request, reply, request_id, self._limits.reply_timeout_s)
         for_all = asked.method in ("GET", "HEAD", "OPTIONS")
         response = response_of(reply, request_id, for_all=for_all)
         await self._send(request, response)
@@ -279,7 +279,7 @@ class HttpFront:
         path, _, query = _printable(_ABSOLUTE.sub("", request.raw_path)).partition("?")
         refusal: BiaojieError | None = None
         endpoint: Endpoint[Any, Any] | None = None
-        tail, body = "", b""
+        tail, body, parts = "", b"", None
         try:
             methods, tail = self._routes.find(path.partition("#")[0])
             endpoint = methods.get("GET" if request.method == "HEAD" else request.method)
@@ -294,6 +294,9 @@ class HttpFront:
                 endpoint.operation == "changes" and "wait=" in request.raw_path
             ):
                 place.leave()  # those who wait for news have a bound of their own
+            elif endpoint.upload:
+                place.leave()  # and so have those who send files
+                parts = parts_of(request, self._limits.body_timeout_s)
             elif endpoint.body is not None:
                 place.expect()  # it takes up none while its body is on the way
                 body = await self._read(request)
@@ -314,6 +317,7 @@ class HttpFront:
             tail=tail,
             tls=request.secure,
             certificate=client_certificate(request.transport),
+            parts=parts,
         )
         return asked, endpoint, refusal
 
@@ -339,25 +343,8 @@ class HttpFront:
                         raise OverCapacity()
         except BaseException as error:
             self._body_bytes -= _beyond(len(body))
-            raise self._unread(error) from None
+            raise unread(error, self._limits.body_timeout_s) from None
         return bytes(body)
-
-    def _unread(self, error: BaseException) -> BaseException:
-        """Why a body could not be read, in our words."""
-        match error:
-            case TimeoutError():
-                seconds = f"{self._limits.body_timeout_s:g}"
-                return RequestTimeout(
-                    f"The body did not arrive within {seconds} s.",
-                    f"正文未在 {seconds} 秒内到达。",
-                )
-            case RequestPayloadError() | BadHttpMessage():
-                return InvalidRequest(
-                    "The body is not encoded as the headers say.",
-                    "正文编码与头部不符。",
-                    errors=[],
-                )
-        return error
 
     def _origin(self, secure: bool, host: str) -> str:
         if self._public_url:
@@ -395,6 +382,8 @@ class HttpFront:
         deadline_s = self._limits.deadline_s
         if endpoint.operation in _BATCHES:
             deadline_s = self._limits.batch_deadline_s
+        elif endpoint.upload:
+            deadline_s = self._limits.import_upload_s
         elif endpoint.operation == "changes":
             deadline_s += 31.0  # it may have been asked to wait; the wait itself is bounded
         # Callers are known before what they say is looked at.
