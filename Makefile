@@ -21,6 +21,7 @@ help:
 	@echo 'make restore-drill  how long backup, restore and move take   (ROWS=1000000)'
 	@echo 'make rolling  workers are replaced over and over under full load, nothing is lost   (ROLLING_S=60)'
 	@echo 'make crash  kills, cut replies, races: nothing acknowledged is lost   (KILLS=1000 CALLS=12500 ROUNDS=1000)'
+	@echo 'make outage  the database killed, frozen, out of reach: warm names go on   (OUTAGE_S=600)'
 	@echo 'make bench-peers  our fronts against nginx, redis, NSD and limits in C   (BENCH="--only http")'
 	@echo 'make overload  five times the peak, a loud tenant, a flood of unknown names   (BENCH="--rounds 3")'
 	@echo 'make soak   half an hour of load with writes and restarts   (SOAK_S=1800)'
@@ -77,6 +78,11 @@ CALLS ?= 12500
 ROUNDS ?= 1000
 crash: $(VENV)/.test
 	@$(BIN)/python -m tests.crash kills retries race --kills $(KILLS) --calls $(CALLS) --rounds $(ROUNDS) --seed $(SEED)
+
+# Each of four ways for so long.
+OUTAGE_S ?= 600
+outage: $(VENV)/.test
+	@$(BIN)/python -m tests.crash outage --seconds $(OUTAGE_S) --json bench/results/outage.json
 
 # Limits and drivers in C are built when a compiler is there; peers come from Debian when it may.
 BENCH ?=

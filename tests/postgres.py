@@ -94,6 +94,11 @@ class Postgres:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether the postmaster is there; it gives up where it cannot write its log."""
+        return self._process is not None and self._process.poll() is None
+
     def url(self, database: str = "postgres") -> str:
         """As a node takes it."""
         return f"postgresql+asyncpg://postgres@/{database}?host={self.root}"

@@ -21,16 +21,21 @@ from typing import Any
 from bench.processes import describe
 from tests.crash.group import running_group
 from tests.crash.kills import kills
+from tests.crash.outage import outage
 from tests.crash.retries import cut_replies, race
 
 DATABASES = ("sqlite", "postgresql")
-PARTS = ("kills", "retries", "race")
+PARTS = ("kills", "retries", "race", "outage")
+P99_MORE_MS = 10.0
+"""What an outage may add to the p99 of warm names."""
 
 
 async def _part(part: str, folder: Path, database: str, given: argparse.Namespace) -> Any:
     if part == "kills":
         number = given.kills // len(given.database)
         return await kills(folder, database, number=number, seed=given.seed, say=say)
+    if part == "outage":
+        return await outage(folder, away_s=given.seconds, before_s=20.0, say=say)
     async with running_group(folder, database) as (group, server):
         if part == "retries":
             return await cut_replies(group, server, number=given.calls, seed=given.seed)
@@ -52,8 +57,26 @@ def verdict(part: str, found: dict[str, Any]) -> str:
                 " a reply, all repeated: 1 record and 1 reply each;"
                 f" 422 {found['mismatches_refused']:,} of {found['mismatches_refused']:,}"
             )
+        case "outage":
+            return "; ".join(
+                f"{fault} {one['warm_answered']:,} warm answers, all right, longest call"
+                f" {one['longest_s']:.2f} s, back after {one['recovered_s']:.1f} s, p99 "
+                + ", ".join(
+                    f"{front} {p99['before']:.1f} -> {p99['away']:.1f} ms"
+                    for front, p99 in one["p99_ms"].items()
+                )
+                for fault, one in found["faults"].items()
+            )
         case _:
             return f"{found['clients']} clients, {found['rounds']} rounds: 1 winner in each"
+
+
+def slow(part: str, found: dict[str, Any]) -> bool:
+    """Whether it was right, but slower than promised."""
+    if part != "outage":
+        return False
+    p99s = [p99 for one in found["faults"].values() for p99 in one["p99_ms"].values()]
+    return any(p99["away"] > p99["before"] + P99_MORE_MS for p99 in p99s)
 
 
 def say(line: str) -> None:
@@ -76,6 +99,7 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=12_500, help="a fifth gets no further")
     parser.add_argument("--rounds", type=int, default=1_000)
     parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=600.0, help="of each outage")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("bench/results/crash.json"))
     given = parser.parse_args()
@@ -83,17 +107,18 @@ def main() -> int:
     document: dict[str, Any] = {"machine": describe(), "parts": []}
     passed = True
     for part in given.part:
-        for database in given.database:
+        for database in given.database if part != "outage" else ["postgresql"]:
             folder = Path(tempfile.mkdtemp(prefix=f"biaojie-{part}-"))
             began = time.monotonic()
             ok, found = _run(_part(part, folder, database, given))
-            passed = passed and ok
+            late = ok and slow(part, found)
+            passed = passed and ok and not late
             took = time.monotonic() - began
             told = verdict(part, found) if ok else f"FAILED, see {folder}: {found['error']}"
+            told += "; SLOWER than promised" * late
             print(f"{part} on {database}, {took:.0f} s, seed {given.seed}: {told}", flush=True)
-            document["parts"].append(
-                {"part": part, "database": database, "passed": ok, "seconds": took} | found
-            )
+            done = {"part": part, "database": database, "passed": ok and not late, "seconds": took}
+            document["parts"].append(done | found)
             if ok:
                 shutil.rmtree(folder, ignore_errors=True)
     document["passed"] = passed

@@ -171,15 +171,20 @@ def backends(server: Postgres) -> list[int]:
 
 @asynccontextmanager
 async def running_group(
-    folder: Path, database: str, workers: int = 2
+    folder: Path,
+    database: str,
+    workers: int = 2,
+    *,
+    options: tuple[str, ...] = (),
+    limit: Callable[[], None] | None = None,
 ) -> AsyncIterator[tuple[Group, Postgres | None]]:
     """A node with the prefix, gone afterwards. In the end it must stop as it should, its registry
-    be whole."""
-    server = await asyncio.to_thread(Postgres) if database == "postgresql" else None
+    be whole. `options` are PostgreSQL's settings, `limit` is as for `start`."""
+    server = await asyncio.to_thread(Postgres, *options) if database == "postgresql" else None
     group = Group(folder, workers, server.url() if server else None)
     try:
         await (migrate(server.url()) if server else asyncio.to_thread(group.migrate))
-        await asyncio.to_thread(group.start)
+        await asyncio.to_thread(group.start, limit)
         async with Client(group.url, group.key) as client:
             await client.prefixes.home(PREFIX, "acme")
         yield group, server

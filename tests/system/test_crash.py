@@ -1,4 +1,5 @@
-"""In short what `make crash` does for long: nothing acknowledged is lost, doubled or torn."""
+"""In short what `make crash` and `make outage` do for long: nothing acknowledged is lost, doubled
+or torn, and every front goes on without the database."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.crash.group import DATABASE_KINDS, WORKER_KINDS, Group, running_group
 from tests.crash.kills import kills
+from tests.crash.outage import outage
 from tests.crash.retries import cut_replies, race
 from tests.postgres import Postgres
 
@@ -43,3 +45,9 @@ async def test_retries_and_races(held: tuple[Group, Postgres | None]) -> None:
     assert done["done_before_the_retry"] >= 90
     done = await race(group, rounds=4, clients=60, seed=23)
     assert done["winners"].keys() <= {"http", "native"}
+
+
+async def test_a_database_that_is_away(tmp_path: Path) -> None:
+    """Beside test_outage.py: all fronts, several workers, and the network between as well."""
+    faults = ("killed", "frozen", "black-holed")
+    await outage(tmp_path, away_s=4.0, before_s=0.2, faults=faults, margin_s=1.5)
