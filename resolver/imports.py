@@ -264,9 +264,11 @@ class Imports:
         """The disk may fail us, which is no reason to stop looking."""
         try:
             return await asyncio.to_thread(look, *arguments)
+        except OSError as error:
+            log.error("imports cannot be looked at", reason=str(error))
         except Exception:
             log.exception("imports cannot be looked at")
-            return None
+        return None
 
     async def _work(self, claim: Claim, thread: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
