@@ -9,7 +9,7 @@ HOST ?= 127.0.0.1
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test peers balanced check fuzz rolling crash restore-drill browser bench-peers soak overload clean
+.PHONY: help run test peers balanced check fuzz rolling crash restore-drill browser bench-peers soak overload import-million clean
 
 help:
 	@echo 'make run    a node on an embedded registry with sample data   (PORT=8080 HOST=127.0.0.1 DATA=data)'
@@ -20,11 +20,12 @@ help:
 	@echo 'make fuzz   a million mutated Handle packets against the codec   (PACKETS=1000000 SEED=1)'
 	@echo 'make restore-drill  how long backup, restore and move take   (ROWS=1000000)'
 	@echo 'make rolling  workers are replaced over and over under full load, nothing is lost   (ROLLING_S=60)'
-	@echo 'make crash  kills, cut replies, races: nothing acknowledged is lost   (KILLS=1000 CALLS=12500 ROUNDS=1000)'
+	@echo 'make crash  kills, cut replies, races, a full disk: nothing acknowledged is lost   (KILLS=1000 CALLS=12500 ROUNDS=1000)'
 	@echo 'make outage  the database killed, frozen, out of reach: warm names go on   (OUTAGE_S=600)'
 	@echo 'make bench-peers  our fronts against nginx, redis, NSD and limits in C   (BENCH="--only http")'
 	@echo 'make overload  five times the peak, a loud tenant, a flood of unknown names   (BENCH="--rounds 3")'
 	@echo 'make soak   half an hour of load with writes and restarts   (SOAK_S=1800)'
+	@echo 'make import-million   a file of a million rows, one in a hundred bad, the node killed twice   (IMPORT_ROWS=1000000)'
 	@echo 'make clean  remove the virtualenv and caches, keep the data'
 
 $(VENV)/bin/python:
@@ -77,7 +78,7 @@ KILLS ?= 1000
 CALLS ?= 12500
 ROUNDS ?= 1000
 crash: $(VENV)/.test
-	@$(BIN)/python -m tests.crash kills retries race --kills $(KILLS) --calls $(CALLS) --rounds $(ROUNDS) --seed $(SEED)
+	@$(BIN)/python -m tests.crash kills retries race disk descriptors --kills $(KILLS) --calls $(CALLS) --rounds $(ROUNDS) --seed $(SEED)
 
 # Each of four ways for so long.
 OUTAGE_S ?= 600
@@ -99,6 +100,10 @@ soak: $(VENV)/.test
 
 overload: $(VENV)/.test
 	@$(BIN)/python -m bench.overload $(BENCH)
+
+IMPORT_ROWS ?= 1000000
+import-million: $(VENV)/.test
+	@IMPORT_ROWS=$(IMPORT_ROWS) $(BIN)/python -m pytest -q -s tests/system/test_import_whole.py
 
 # The browser tests need a Chromium; Debian and Ubuntu package one.
 browser:

@@ -40,6 +40,13 @@ change-prefix       401     403        403       403    200      401      401
 list-keys           401     403        403       403    200      401      401
 issue-key           401     403        403       403    201      401      401
 revoke-key          401     403        403       403    200      401      401
+import              401     403        202       202    202      401      401
+list-imports        401     200        200       200    200      401      401
+find-import         401     200        200       404    200      401      401
+cancel-import       401     403        200       404    200      401      401
+import-report       401     200        200       404    200      401      401
+import-errors       401     200        200       404    200      401      401
+import-template     200     200        200       200    200      200      200
 changes             401     200        200       200    200      401      401
 openapi             200     200        200       200    200      200      200
 healthz             200     200        200       200    200      200      200
@@ -103,6 +110,16 @@ def spare_key(admin: Described, name: str) -> str:
     return f"/api/v1/keys/{issued.json['id']}"
 
 
+def import_job(admin: Described, name: str) -> str:
+    """One of acme's, whose only row is bad, which has ended."""
+    key = admin.ask("POST", "/api/v1/keys", {"role": "registrar", "tenant": "acme"}).json["key"]
+    begun = admin.ask("POST", f"{IMPORTS}?name={name}", b"identifier\nnone\n", key=key)
+    id_ = str(begun.json["id"])
+    until(lambda: admin.ask("GET", f"{IMPORTS}/{id_}").json["state"] == "done")
+    return id_
+
+
+IMPORTS = "/api/v1/imports"
 REQUESTS: dict[str, Make] = {
     "resolve": lambda admin, name: ("GET", record(admin, name), None),
     "resolve-many": lambda admin, name: (
@@ -142,13 +159,28 @@ REQUESTS: dict[str, Make] = {
     "list-keys": lambda admin, name: ("GET", "/api/v1/keys", None),
     "issue-key": lambda admin, name: ("POST", "/api/v1/keys", {"role": "reader", "tenant": "a"}),
     "revoke-key": lambda admin, name: ("DELETE", spare_key(admin, name), None),
+    "import": lambda admin, name: ("POST", IMPORTS, b"identifier\nnone\n"),
+    "list-imports": lambda admin, name: ("GET", IMPORTS, None),
+    "find-import": lambda admin, name: ("GET", f"{IMPORTS}/{import_job(admin, name)}", None),
+    "cancel-import": lambda admin, name: ("DELETE", f"{IMPORTS}/{import_job(admin, name)}", None),
+    "import-report": lambda admin, name: (
+        "GET",
+        f"{IMPORTS}:report/{import_job(admin, name)}",
+        None,
+    ),
+    "import-errors": lambda admin, name: (
+        "GET",
+        f"{IMPORTS}:errors/{import_job(admin, name)}",
+        None,
+    ),
+    "import-template": lambda admin, name: ("GET", f"{IMPORTS}:template", None),
     "changes": lambda admin, name: ("GET", "/api/v1/changes", None),
     "openapi": lambda admin, name: ("GET", "/openapi.json", None),
     "healthz": lambda admin, name: ("GET", "/healthz", None),
     "readyz": lambda admin, name: ("GET", "/readyz", None),
     "metrics": lambda admin, name: ("GET", "/metrics", None),
 }
-CODES = {401: "unauthenticated", 403: "forbidden", 422: "batch-rejected"}
+CODES = {401: "unauthenticated", 403: "forbidden", 404: "not-found", 422: "batch-rejected"}
 
 
 def test_every_operation_has_a_rule(callers: Callers) -> None:

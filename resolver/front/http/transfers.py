@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -62,11 +63,16 @@ async def send_file(
     response.headers["Content-Type"] = reply.content_type
     try:
         with await asyncio.to_thread(reply.file.open, "rb") as file:
+            left = os.fstat(file.fileno()).st_size  # it may grow meanwhile
+            response.content_length = left
             async with asyncio.timeout(piece_s):
                 await response.prepare(request)
-            while request.method != "HEAD" and (
-                piece := await asyncio.to_thread(file.read, PIECE_BYTES)
-            ):
+            left = 0 if request.method == "HEAD" else left
+            while left > 0:
+                piece = await asyncio.to_thread(file.read, min(left, PIECE_BYTES))
+                if not piece:
+                    raise OSError("the file is shorter than it was")
+                left -= len(piece)
                 async with asyncio.timeout(piece_s):
                     await response.write(piece)
             await response.write_eof()
