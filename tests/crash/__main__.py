@@ -23,23 +23,36 @@ from tests.crash.group import running_group
 from tests.crash.kills import kills
 from tests.crash.outage import outage
 from tests.crash.retries import cut_replies, race
+from tests.crash.shortage import full_disk_apart, no_descriptors, why_not
 
 DATABASES = ("sqlite", "postgresql")
-PARTS = ("kills", "retries", "race", "outage")
+PARTS = ("kills", "retries", "race", "disk", "descriptors", "outage")
 P99_MORE_MS = 10.0
 """What an outage may add to the p99 of warm names."""
 
 
 async def _part(part: str, folder: Path, database: str, given: argparse.Namespace) -> Any:
-    if part == "kills":
-        number = given.kills // len(given.database)
-        return await kills(folder, database, number=number, seed=given.seed, say=say)
-    if part == "outage":
-        return await outage(folder, away_s=given.seconds, before_s=20.0, say=say)
+    match part:
+        case "outage":
+            return await outage(folder, away_s=given.seconds, before_s=20.0, say=say)
+        case "disk":
+            rounds, seed = given.disks, given.seed
+            return await asyncio.to_thread(
+                full_disk_apart, folder, database, rounds=rounds, seed=seed
+            )
+        case "descriptors":
+            return await no_descriptors(folder, database, seed=given.seed)
     async with running_group(folder, database) as (group, server):
-        if part == "retries":
-            return await cut_replies(group, server, number=given.calls, seed=given.seed)
-        return await race(group, rounds=given.rounds, clients=given.clients, seed=given.seed)
+        match part:
+            case "kills":
+                number = given.kills // len(given.database)
+                return await kills(group, server, number=number, seed=given.seed, say=say)
+            case "retries":
+                return await cut_replies(group, server, number=given.calls, seed=given.seed)
+            case _:
+                return await race(
+                    group, rounds=given.rounds, clients=given.clients, seed=given.seed
+                )
 
 
 def verdict(part: str, found: dict[str, Any]) -> str:
@@ -56,6 +69,19 @@ def verdict(part: str, found: dict[str, Any]) -> str:
                 f"{found['done_before_the_retry']:,} of {found['calls']:,} calls done without"
                 " a reply, all repeated: 1 record and 1 reply each;"
                 f" 422 {found['mismatches_refused']:,} of {found['mismatches_refused']:,}"
+            )
+        case "disk":
+            return (
+                f"{found['rounds']} times full ({found['killed_while_full']} kills meanwhile),"
+                f" {found['read_while_full']:,} reads answered, refused {found['refused']}:"
+                f" 0 of {found['acknowledged']:,} writes lost, again after at most"
+                f" {found['back_s']:.1f} s"
+            )
+        case "descriptors":
+            return (
+                f"{found['held']} of {found['descriptors']} held, {found['read_meanwhile']:,} reads"
+                f" answered, {found['acknowledged_meanwhile']:,} writes meanwhile,"
+                f" refused {found['refused']}: 0 lost, again after {found['back_s']:.1f} s"
             )
         case "outage":
             return "; ".join(
@@ -99,6 +125,7 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=12_500, help="a fifth gets no further")
     parser.add_argument("--rounds", type=int, default=1_000)
     parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--disks", type=int, default=10, help="how often it is filled")
     parser.add_argument("--seconds", type=float, default=600.0, help="of each outage")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("bench/results/crash.json"))
@@ -107,6 +134,10 @@ def main() -> int:
     document: dict[str, Any] = {"machine": describe(), "parts": []}
     passed = True
     for part in given.part:
+        if part == "disk" and (reason := why_not()):
+            print(f"disk: skipped, {reason}", flush=True)
+            document["parts"].append({"part": part, "skipped": reason})
+            continue
         for database in given.database if part != "outage" else ["postgresql"]:
             folder = Path(tempfile.mkdtemp(prefix=f"biaojie-{part}-"))
             began = time.monotonic()

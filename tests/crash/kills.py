@@ -10,12 +10,11 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench.proxy import Faults, Proxy
-from tests.crash.group import PREFIX, Group, harm, kinds_of, running_group
+from tests.crash.group import PREFIX, Group, harm, kinds_of
 from tests.crash.ledger import SETTLE_S, auditor, settle, writers
 from tests.postgres import Postgres
 
@@ -25,37 +24,19 @@ FAULTS = Faults(
 
 
 async def kills(
-    folder: Path,
-    database: str,
+    group: Group,
+    server: Postgres | None,
     *,
     number: int,
     seed: int,
-    workers: int = 2,
     clients: int = 12,
     pause_s: tuple[float, float] = (0.005, 2.0),
     kinds: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """So many kills at random moments of a node with workers, `pause_s` apart; `kinds`: of what
-    else than is usual. Raises AssertionError where a promise was broken; else says what was
-    done."""
-    async with running_group(folder, database, workers) as (group, server):
-        result = await _loop(
-            group, server, number, seed, clients, pause_s, kinds or kinds_of(group, server), say
-        )
-    return {"workers": workers, "seed": seed} | result
-
-
-async def _loop(
-    group: Group,
-    server: Postgres | None,
-    number: int,
-    seed: int,
-    clients: int,
-    pause_s: tuple[float, float],
-    kinds: Sequence[str],
-    say: Callable[[str], None],
-) -> dict[str, Any]:
+    """So many kills at random moments, `pause_s` apart; `kinds`: of what else than is usual.
+    Raises AssertionError where a promise was broken; else says what was done."""
+    kinds = kinds or kinds_of(group, server)
     chance = random.Random(seed)
     done: Counter[str] = Counter()
     back_s: list[float] = []
@@ -97,6 +78,7 @@ async def _loop(
             await settle(made)
             changes = await audit.everything(made, PREFIX)
             return {
+                "workers": group.workers,
                 "kills": done.total(),
                 "kinds": dict(done),
                 "acknowledged": sum(writer.acknowledged for writer in made),

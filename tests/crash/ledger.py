@@ -49,6 +49,8 @@ class Writer:
     def __init__(self, number: int, urls: Sequence[str], key: str, prefix: str, seed: int) -> None:
         self.number = number
         self.known: dict[str, Known] = {}
+        self.names: list[str] = []
+        """In the order in which they were registered."""
         self.changes: Counter[tuple[int, str]] = Counter()
         """How often it was told that a log entry holds a change of an identifier."""
         self.acknowledged = 0
@@ -104,7 +106,7 @@ class Writer:
             await asyncio.sleep(0.02)
 
     async def _write(self) -> None:
-        old = list(self.known)[-40:]
+        old = self.names[-40:]
         name = self._chance.choice(old) if old and self._chance.random() < 0.4 else None
         if name is not None and self.known[name][1] is not None:
             await (self._modify(name) if self._chance.random() < 0.85 else self._retire(name))
@@ -119,6 +121,8 @@ class Writer:
     def _note(self, receipt: Receipt, name: str, known: Known, action: str) -> None:
         told = (receipt.identifier, receipt.action.value, receipt.version)
         assert told == (name, action, known[0]), (receipt, name, known, action)
+        if name not in self.known:
+            self.names.append(name)
         self.known[name] = known
         self.changes[receipt.sequence, name] += 1
         self.acknowledged += 1
@@ -226,7 +230,7 @@ class Auditor:
         for client in clients:
             client.check()
             pending = set(client.pending)
-            before = dict(list(client.known.items())[-RECENT:])
+            before = {name: client.known[name] for name in client.names[-RECENT:]}
             found = await self.records(list(before))
             for name, known in before.items():
                 # What is being changed just now is compared when it is done.

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import resource
+import secrets
 import shutil
 import socket
 import subprocess
@@ -28,7 +29,6 @@ import psutil
 
 from biaojie import Client
 from biaojie.errors import (
-    BiaojieError,
     DeadlineExceeded,
     StorageFull,
     TemporarilyUnavailable,
@@ -36,12 +36,11 @@ from biaojie.errors import (
 )
 from tests.crash.group import PREFIX, Group, running_group
 from tests.crash.ledger import Writer, auditor, settle, writers
-from tests.postgres import Postgres
 
 DISK_MIB: Final = {"sqlite": 24, "postgresql": 192}
 LEFT_MAX: Final = 400_000
 """Octets that filling the disk may leave, so that it is full in the middle of something."""
-FULL_S: Final = 2.5
+FULL_S: Final = 1.5
 BACK_S: Final = 10.0
 WARM: Final = [f"{PREFIX}/warm-{n}" for n in range(20)]
 CLIENTS: Final = 6
@@ -59,6 +58,7 @@ class Prober:
         self.codes: Counter[str] = Counter()
         self.read = 0
         self._serial = 0
+        self._run = secrets.token_hex(4)
 
     async def __aenter__(self) -> Prober:
         writer = self._writers[1]
@@ -86,7 +86,7 @@ class Prober:
         done = 0
         for writer in self._writers:
             self._serial += 1
-            name = f"{PREFIX}/probe-{self._serial}"
+            name = f"{PREFIX}/probe-{self._run}-{self._serial}"
             try:
                 await writer.register(name, {"URL": "x" * 2_000})
                 done += 1
@@ -188,8 +188,7 @@ async def no_descriptors(folder: Path, database: str, *, seed: int) -> dict[str,
             writer.running.set()
         await asyncio.sleep(0.3)
         crowd = [_connected(group.ports[port]) for port in group.ports for _ in range(CROWD // 3)]
-        held = [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
-        assert max(held) >= DESCRIPTORS - 2, held
+        held = await _exhausted(pids)
         before, busy = sum(writer.acknowledged for writer in made), _cpu_s(pids)
         until = time.monotonic() + FULL_S
         while time.monotonic() < until:
@@ -222,6 +221,17 @@ async def no_descriptors(folder: Path, database: str, *, seed: int) -> dict[str,
         "busy_cores_meanwhile": busy / FULL_S,
         "back_s": back_s,
     }
+
+
+async def _exhausted(pids: list[int]) -> list[int]:
+    """How many descriptors each holds, once that is all that one may."""
+    until = time.monotonic() + BACK_S
+    while True:
+        held = [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+        if max(held) >= DESCRIPTORS - 2:
+            return held
+        assert time.monotonic() < until, f"they hold {held}"
+        await asyncio.sleep(0.05)
 
 
 def _connected(port: int) -> socket.socket:
@@ -258,7 +268,7 @@ def why_not() -> str | None:
 
 
 def full_disk_apart(folder: Path, database: str, *, rounds: int, seed: int) -> dict[str, Any]:
-    """`full_disk` in a process with a tmpfs at `folder`. Raises AssertionError with what it said."""
+    """`full_disk` in a process with a tmpfs at `folder`. Raises AssertionError."""
     run = [*_APART, sys.executable, "-m", __name__, folder, database, str(rounds), str(seed)]
     done = subprocess.run(run, capture_output=True, text=True, timeout=60 + 30 * rounds)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6_000:]
