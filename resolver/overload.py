@@ -27,7 +27,7 @@ LOOK_UP_S: Final = 0.1
 """A registry slower than this is no excuse."""
 WINDOW_S: Final = 0.1
 SAMPLES_MIN: Final = 8
-LIMIT_MIN: Final = 16
+LIMIT_MIN: Final = 64
 """The limit sinks to as many as are answered within the time allowed, but never below this."""
 FORGIVEN_S: Final = 0.5
 """After so long without a sample the limit grows by a step."""
@@ -36,16 +36,19 @@ PENALTY_S: Final = 0.03
 cheap, but without end it is not. Less than the 50 ms within which the refused are answered."""
 SWEEP_S: Final = 0.004
 """How far apart, at the least, the moments are at which penalties are looked at."""
-REFUSING_SHARE: Final = 0.15
-"""Of the processor's time that we get, what refusing may cost; that is for each"""
-REFUSAL_S: Final = 0.000_008
-"""over HTTP, as measured, system calls included, and"""
-FRAME_REFUSAL_S: Final = 0.000_006
+REFUSING_SHARE: Final = 0.2
+"""Of the processor's time that we get, what refusing may cost, so that four fifths are for work;
+that is for each"""
+REFUSAL_S: Final = 0.000_012
+"""over HTTP, as measured with thousands of connections, system calls included, and"""
+FRAME_REFUSAL_S: Final = 0.000_01
 """over the framed protocols; and of"""
 QUOTA_REFUSAL_S: Final = 0.000_02
 """one that has to be read first, because it depends on who asks."""
+READ_SHARE: Final = 2.0
+"""What one costs, of that, for which it is looked up first whether the cache has it;"""
 PIPELINED_SHARE: Final = 0.4
-"""What one costs, of that, that came in one piece with others; and"""
+"""what one costs that came in one piece with others; and"""
 REFUSED_AT_ONCE: Final = 4
 """how many of a piece are refused before its connection has to wait with the rest."""
 READ_AGAIN_PER_S: Final = 2_000
@@ -80,10 +83,12 @@ class Penalties:
     ) -> None:
         self.pause_s = pause_s
         self._refusal_s = refusal_s
+        self._most = PENALTY_S * max(READ_AGAIN_PER_S, REFUSING_SHARE / refusal_s)
         self._cpu_s = cpu_s
         self._held: deque[tuple[float, Held]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._filled = self._spent_s = self._left = 0.0
+        self._filled, self._spent_s = time.monotonic(), cpu_s()
+        self._left = PENALTY_S * READ_AGAIN_PER_S
 
     def __len__(self) -> int:
         return len(self._held)
@@ -119,12 +124,12 @@ class Penalties:
 
     def _fill(self, now: float) -> None:
         spent_s = self._cpu_s()
-        allowed = max(
-            min(now - self._filled, PENALTY_S) * READ_AGAIN_PER_S,
-            min(spent_s - self._spent_s, PENALTY_S) * REFUSING_SHARE / self._refusal_s,
+        earned = max(
+            (now - self._filled) * READ_AGAIN_PER_S,
+            (spent_s - self._spent_s) * REFUSING_SHARE / self._refusal_s,
         )
         self._filled, self._spent_s = now, spent_s
-        self._left = min(self._left, 0.0) + allowed
+        self._left = min(self._left + earned, self._most)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now = time.monotonic()

@@ -10,7 +10,9 @@ from contextlib import suppress
 from typing import Final
 
 TRIES: Final = 20
-BACKLOG: Final = 1024
+BACKLOG: Final = 4_096
+"""Connections that the system may hold for us until we take them, if it allows as many. For those
+beyond it plays dead: they try again after 1 s, 3 s and 7 s."""
 _TWINS: Final = {"127.0.0.1": "::1", "0.0.0.0": "::"}  # noqa: S104
 _NO_IPV6: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 _KINDS: Final = (socket.SOCK_STREAM, socket.SOCK_DGRAM)

@@ -149,6 +149,71 @@ def test_the_refused_are_read_from_less_often_and_then_again(world: LaneWorld) -
     assert world.run(work()) == (1, 2, 1)
 
 
+def test_what_waits_is_answered_in_its_turn(world: LaneWorld) -> None:
+    hit, miss = request(API + "SN1"), request(API + "nobody")
+    world.check([hit])
+
+    async def work() -> bytes:
+        pipe = Pipe(world.server)
+        with full(world):
+            pipe.feed(miss)
+            pipe.feed(hit)  # it needs no place
+            pipe.feed(miss)  # it came too soon
+            assert [pipe.out.count(b" 503 "), pipe.out.count(b" 200 ")] == [1, 1]
+            pipe.feed(hit, request("/healthz"))
+            await turns()
+            assert [pipe.out.count(b" 503 "), pipe.out.count(b" 200 ")] == [1, 1]
+            await asyncio.sleep(5 * PENALTY_S)
+            await turns()
+        pipe.close()
+        await turns(5)
+        return pipe.out
+
+    told = [part[:3] for part in world.run(work()).split(b"HTTP/1.1 ")[1:]]
+    assert told == [b"503", b"200", b"503", b"200", b"200"]
+
+
+def test_the_healthy_are_told_so_however_many_are_refused(world: LaneWorld) -> None:
+    async def work() -> bytes:
+        with full(world):
+            world.front.gate.penalties.charge(1e9)
+            pipe, other = Pipe(world.server), Pipe(world.server)
+            pipe.feed(request("/healthz"))
+            other.feed(request(API + "nobody"))
+            await turns()
+            assert other.out == b""
+            out = pipe.out
+            for each in (pipe, other):
+                each.close()
+            await asyncio.sleep(3 * PENALTY_S)  # who is gone is forgotten
+            assert other.out == b""
+        return out
+
+    assert world.run(work()).startswith(b"HTTP/1.1 200 ")
+
+
+def test_room_lets_in_who_waits(world: LaneWorld) -> None:
+    async def work() -> bytes:
+        gate = world.front.gate
+        with full(world):
+            gate.penalties.charge(1e9)
+            pipe = Pipe(world.server)
+            pipe.feed(request(API + "nobody"))
+            await turns()
+            assert pipe.out == b""
+            gate.running -= gate.limit // 2
+            gate.come_back()
+            gate.leave()
+            await turns()
+            out = pipe.out
+            pipe.close()
+            await turns(5)
+            gate.running += gate.limit // 2
+        return out
+
+    assert world.run(work()).startswith(b"HTTP/1.1 404 ")
+
+
 def test_places_are_given_back_however_it_ends(world: LaneWorld) -> None:
     gate = world.front.gate
     assert gate.running == 0

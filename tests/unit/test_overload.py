@@ -73,6 +73,30 @@ def test_at_five_times_capacity_the_work_goes_on_and_in_time(each_s: float) -> N
     assert gate.refused > 0
 
 
+@pytest.mark.parametrize("each_s", [0.000_02, 0.000_1, 0.000_2])
+def test_the_limit_follows_the_rate(each_s: float) -> None:
+    """As many are let in as are answered in time, however fast that is."""
+    clock = Clock()
+    gate = Gate(4_096, clock)
+    load(gate, clock, rate=5 / each_s, each_s=each_s, seconds=3)
+    assert 0.5 * TARGET_S / each_s < gate.limit < 2 * TARGET_S / each_s
+
+
+def test_who_steps_out_is_not_counted_as_done() -> None:
+    clock = Clock()
+    gates = Gate(512, clock), Gate(512, clock)
+    for _ in range(2_000):
+        for gate in gates:
+            gate.enter()
+        clock.now += 0.001
+        for gate in gates:
+            for _ in range(10 if gate is gates[1] else 0):
+                gate.step_out()
+                gate.come_back()
+            gate.leave(0.1)
+    assert gates[0].limit == gates[1].limit < 512
+
+
 def test_afterwards_it_opens_again() -> None:
     clock = Clock()
     gate = Gate(512, clock)
@@ -176,8 +200,47 @@ async def test_however_many_they_are_refusing_costs_a_share_of_the_time(
     await asyncio.sleep(0.25)
     passed = time.monotonic() - began
     read = sum(each.read for each in held)
-    assert 0 < read <= (passed + PENALTY_S) * per_s
+    assert 0 < read <= (passed + 2 * PENALTY_S) * per_s
     assert [each.read for each in held] == [1] * read + [0] * (len(held) - read), "in order"
+
+
+async def test_beyond_the_share_nobody_more_is_refused_at_once() -> None:
+    spent = [0.0]
+    penalties = Penalties(cpu_s=lambda: spent[0], refusal_s=0.001)
+    now = time.monotonic()
+    at_once = sum(penalties.allow(now) for _ in range(10_000))
+    assert 0 < at_once <= PENALTY_S * READ_AGAIN_PER_S + 1
+    assert penalties.exhausted(now)
+    spent[0] += 1.0  # of which a share is for refusing, but not for all who may come at once
+    now += 1.0
+    assert not penalties.exhausted(now)
+    most = PENALTY_S * max(READ_AGAIN_PER_S, REFUSING_SHARE / 0.001)
+    assert sum(penalties.allow(now) for _ in range(10_000)) == pytest.approx(most, abs=1)
+    assert not any(penalties.allow(now) for _ in range(10)), "until more has been earned"
+
+
+async def test_who_waits_is_refused_before_who_comes() -> None:
+    penalties = Penalties(0.01)
+    held = Held()
+    penalties.add(held)
+    assert penalties.allow(time.monotonic()), "while his time has not come"
+    time.sleep(0.02)  # noqa: ASYNC251 - so that nothing is done meanwhile
+    assert not penalties.allow(time.monotonic())
+    await asyncio.sleep(0.1)
+    assert held.read == 1
+    assert penalties.allow(time.monotonic())
+
+
+async def test_room_is_for_who_came_last() -> None:
+    gate = Gate(1)
+    assert gate.enter()
+    first, last = Held(), Held()
+    gate.penalties.add(first)
+    gate.penalties.add(last)
+    gate.leave()
+    assert (first.read, last.read) == (0, 1)
+    await asyncio.sleep(2 * PENALTY_S)
+    assert (first.read, last.read) == (1, 1)
 
 
 async def test_room_at_the_gate_shortens_it() -> None:

@@ -56,10 +56,10 @@ class HttpLimits:
 
 
 class Connection(asyncio.Protocol):
-    """`used` is when something was last asked, or it was opened (monotonic). `_held`: it waits
-    among the penalties, and is not read from unless all that came since is put `_aside`. What
-    comes before `_again` came too soon after a refusal, and waits `_among` those who were refused
-    for the same reason. `_waited`: what is looked at has done so."""
+    """`used` is when something was last asked, or it was opened (monotonic). What comes before
+    `_again` came too soon after a refusal: it is put `_aside` and waits `_among` those who were
+    refused for the same reason. `_waited`: what is looked at has done so. `_held`: it is not read
+    from until then, because it was refused by aiohttp or `_more` has come."""
 
     __slots__ = (
         "_again",
@@ -69,6 +69,7 @@ class Connection(asyncio.Protocol):
         "_handler",
         "_held",
         "_lane",
+        "_more",
         "_paused",
         "_server",
         "_waited",
@@ -88,7 +89,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._held = False
         self._waited = False
-        self._aside = b""
+        self._aside = self._more = b""
         self._again = 0.0
         self._among = server.door.gate.penalties
         self.used = _monotonic()
@@ -141,7 +142,7 @@ class Connection(asyncio.Protocol):
             ):
                 return
         elif self._aside:
-            self._aside += data
+            self._more += data
             self._held = True
             self.transport.pause_reading()
             return
@@ -195,17 +196,18 @@ class Connection(asyncio.Protocol):
             penalties.add(self)
 
     def read_again(self) -> None:
-        aside, self._aside = self._aside, b""
+        (aside, more), self._aside, self._more = (self._aside, self._more), b"", b""
+        held, self._held = self._held, False
         if self.transport.is_closing():
             return
-        if self._held:
-            self._held = False
-            if self._handler is None or self._handler.reads:
-                self.transport.resume_reading()
         if aside:
             self._waited = True
             self.data_received(aside)
             self._waited = False
+        if more:
+            self.data_received(more)
+        if held and not self._held and (self._handler is None or self._handler.reads):
+            self.transport.resume_reading()
 
     @property
     def gate(self) -> Gate:

@@ -347,13 +347,13 @@ class Connection(asyncio.Protocol):
         self._kept.clear()
         self._take(data, monotonic())
 
-    def penalize(self, penalties: Penalties) -> None:
-        """Something was refused. Of what has come with it some is still looked at; all else, and
-        what comes too soon, has to wait."""
+    def penalize(self, penalties: Penalties, share: float = 1.0) -> None:
+        """Something was refused, which cost `share` of what is usual. Of what has come with it
+        some is still looked at; all else, and what comes too soon, has to wait."""
         self._refused += 1
         self._among = penalties
         self._again = monotonic() + penalties.pause_s
-        penalties.charge(PIPELINED_SHARE if self._refused > 1 else 1)
+        penalties.charge(share * PIPELINED_SHARE if self._refused > 1 else share)
 
     def read_again(self) -> None:
         self._penalized = False

@@ -25,7 +25,7 @@ from biaojie.limits import PREFIX_CHARS_MAX
 from biaojie.making import maker
 from biaojie.record import Reference, Status, fold_type
 from biaojie.wire.native import Kind, answers, decode_request, requests
-from biaojie.wire.native.request_bodies import unknown_kind
+from biaojie.wire.native.request_bodies import decode_resolve, unknown_kind
 from registry.admission import Caller
 from registry.matching import Criterion
 from registry.operations import (
@@ -412,7 +412,9 @@ class PublicResolve:
     waits: bool = False
 
     def decode(self, data: Asked) -> Query:
-        query: Query = RESOLVE.decode(data)
+        query: Query | None = data.question
+        if query is None:
+            query = data.question = query_of(data, decode_resolve(data.body))
         return query
 
     async def service(self, service: Service, caller: Caller, query: Query) -> Resolution:

@@ -27,7 +27,7 @@ from registry.admission import PUBLIC, Caller
 
 from ...exchange import Waiting, new_request_id, serve, serve_at_hand
 from ...observe import CROWDED_LINE_S
-from ...overload import RETRY_S
+from ...overload import READ_SHARE, RETRY_S
 from .greeting import GREETING
 from .operations import (
     OPERATIONS,
@@ -173,19 +173,22 @@ class Session:
         return False
 
     def _over_capacity(self, asked: Asked, operation: str) -> None:
-        front = self._front
+        front, now = self._front, monotonic()
         front.gate.crowd()
-        front.in_full = monotonic() + CROWDED_LINE_S
         self._connection.send(busy_frame(asked.id, asked.request_id))
-        front.observer.answered(
-            "native",
-            operation,
-            OverCapacity.code,
-            0.0,
-            request_id=asked.request_id,
-            peer=self.peer,
-        )
-        self._connection.penalize(front.gate.penalties)
+        if now >= front.in_full or operation != front.resolve.operation:
+            front.in_full = now + CROWDED_LINE_S
+            front.observer.answered(
+                "native",
+                operation,
+                OverCapacity.code,
+                0.0,
+                request_id=asked.request_id,
+                peer=self.peer,
+            )
+        else:
+            front.crowded.add(0.0)
+        self._connection.penalize(front.gate.penalties, READ_SHARE)
 
     def _admit(self, caller: Caller, asked: Asked) -> None:
         """Charge the caller's tenant, unless that is done. Raises TooManyRequests."""
