@@ -58,15 +58,16 @@ class Bar:
         )
         if progress.checking:
             told = say("checking: ", "检查：") + told
+        self.tell(told, progress.bytes_done, progress.bytes_total)
+
+    def tell(self, told: str, done: int, total: int) -> None:
         if self._bar is not None:
-            self._bar.update(
-                self._task, completed=progress.bytes_done, total=progress.bytes_total, told=told
-            )
+            self._bar.update(self._task, completed=done, total=total, told=told)
             return
         now = time.monotonic()
         if now - self._shown_at >= PLAIN_EVERY_S:
             self._shown_at = now
-            share = 100 * progress.bytes_done // max(progress.bytes_total, 1)
+            share = 100 * done // max(total, 1)
             print(f"{self._name}: {share} %, {told}", file=sys.stderr, flush=True)
 
 

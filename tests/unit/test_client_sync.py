@@ -49,9 +49,16 @@ def threads() -> int:
 
 def test_it_has_every_method_of_the_client() -> None:
     from biaojie.administration import Keys, Prefixes
-    from biaojie.sync import SyncKeys, SyncPrefixes
+    from biaojie.importing import Imports
+    from biaojie.sync import SyncImports, SyncKeys, SyncPrefixes
 
-    for behind, face in ((Client, SyncClient), (Prefixes, SyncPrefixes), (Keys, SyncKeys)):
+    faces = (
+        (Client, SyncClient),
+        (Prefixes, SyncPrefixes),
+        (Keys, SyncKeys),
+        (Imports, SyncImports),
+    )
+    for behind, face in faces:
         names = [name for name in vars(behind) if not name.startswith("_")]
         assert names
         for name in names:

@@ -14,6 +14,7 @@ from .change import Action, BatchResult, Change, Entry, Receipt, RowResult
 from .errors import BiaojieError
 from .identifier import Identifier, Key
 from .record import Permissions, Record, Reference, Status, Value
+from .wire.imports import ImportJob, ImportOptions, RowFault
 
 if TYPE_CHECKING:
     from .client import Client
@@ -29,6 +30,8 @@ __all__ = [
     "Client",
     "Entry",
     "Identifier",
+    "ImportJob",
+    "ImportOptions",
     "IssuedKey",
     "Key",
     "Permissions",
@@ -40,6 +43,7 @@ __all__ = [
     "Resolved",
     "Role",
     "Row",
+    "RowFault",
     "RowResult",
     "Status",
     "SyncClient",

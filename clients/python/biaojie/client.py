@@ -29,6 +29,7 @@ from .calls import IssuedKey, Mint, Mode, Operation, Resolved, Row, Values
 from .change import Action, Entry, Receipt, RowResult
 from .errors import BiaojieError, InvalidRequest
 from .identifier import Identifier, check_prefix
+from .importing import Imports
 from .limits import BATCH_ROWS_MAX, PAGE_ROWS_MAX, RESOLVE_MANY_MAX
 from .record import Record, Status
 from .retry import Backoff, keyed
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from .handle_options import HandleOptions
     from .keys import PrivateKey
 
-__all__ = ["Client", "IssuedKey", "Keys", "Prefixes", "Resolved", "Row"]
+__all__ = ["Client", "Imports", "IssuedKey", "Keys", "Prefixes", "Resolved", "Row"]
 
 
 class Client:
@@ -106,6 +107,7 @@ class Client:
         )
         self.prefixes = Prefixes(self._transport, timeout_s)
         self.keys = Keys(self._transport, timeout_s)
+        self.imports = Imports(self._transport, timeout_s)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._transport.address}>"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -39,6 +39,8 @@ _JSON_TYPES = frozenset(("application/json", "application/problem+json"))
 
 @dataclass(frozen=True, slots=True)
 class Call:
+    """`source` gives the body in pieces, from the start for each attempt."""
+
     method: str
     path: str
     timeout_s: float
@@ -46,6 +48,7 @@ class Call:
     body: Json | None = None
     headers: Mapping[str, str] | None = None
     again: bool = True
+    source: Callable[[], AsyncIterator[bytes]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,8 @@ class HttpExchange:
         deadline = loop.time() + call.timeout_s
         failures = 0
         while True:
-            got = await self._attempt(session, call, url, headers, body, deadline)
+            sent = body if call.source is None else call.source()
+            got = await self._attempt(session, call, url, headers, sent, deadline)
             if isinstance(got, Reply):
                 return got
             failures += 1
@@ -151,7 +155,7 @@ class HttpExchange:
         call: Call,
         url: URL,
         headers: Mapping[str, str],
-        body: bytes | None,
+        body: bytes | AsyncIterator[bytes] | None,
         deadline: float,
     ) -> Reply | _Fault:
         """One request. Faults are returned, not raised from where they were caught: aiohttp's
@@ -185,6 +189,38 @@ class HttpExchange:
                 f"{self._base} 返回的 HTTP 不正确（{kind}）。",
             )
             return _Fault(strange, again=False)
+
+    async def stream(self, call: Call) -> AsyncGenerator[bytes, None]:
+        """The octets of a reply of any size and type, as they come; not tried again."""
+        session = self._open()
+        url = URL(self._base + call.path + _query(call.query), encoded=True)
+        fault: BiaojieError
+        try:
+            async with (
+                asyncio.timeout(call.timeout_s),
+                session.request(
+                    call.method,
+                    url,
+                    headers={**self._headers, "Accept": "*/*"},
+                    allow_redirects=False,
+                ) as response,
+            ):
+                if response.status == 200:
+                    async for piece in response.content.iter_any():
+                        yield piece
+                    return
+                raw = await self._read(response)
+                judged = _judge(response, raw, self._options.reply_octets_max)
+                fault = judged.error if isinstance(judged, _Fault) else MalformedAnswer()
+        except TimeoutError:
+            fault = DeadlineExceeded(
+                f"{self._base} did not send all within {call.timeout_s:g} s.",
+                f"{self._base} 未在 {call.timeout_s:g} 秒内发送完毕。",
+            )
+        except (aiohttp.ClientError, OSError) as error:
+            told = str(error) or type(error).__name__
+            fault = self._unreachable(told, told)
+        raise fault
 
     def _unreachable(self, en: str, zh: str) -> Unreachable:
         return Unreachable(f"{self._base}: {en}.", f"{self._base}：{zh}。")

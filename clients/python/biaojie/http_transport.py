@@ -13,6 +13,7 @@ from .calls import IssuedKey, Mint, Mode, Operation, Page, Resolved
 from .change import Action, BatchResult, Entry, Receipt
 from .errors import ERRORS, BiaojieError, MalformedAnswer
 from .http_exchange import Call, HttpExchange, segment
+from .http_imports import HttpImports
 from .identifier import Identifier
 from .record import Record
 from .transport import Options
@@ -29,8 +30,8 @@ _METHOD = {
 }
 
 
-class HttpTransport:
-    """A Transport to `http://…` or `https://…`."""
+class HttpTransport(HttpImports):
+    """A Transport to `http://…` or `https://…`. It is Importing as well."""
 
     def __init__(self, url: str, options: Options) -> None:
         self._http = HttpExchange(url, options)

@@ -27,6 +27,7 @@ from .change import RowResult
 from .client import Client
 from .errors import BiaojieError, InvalidIdentifier
 from .identifier import Identifier
+from .importing import Imports
 from .limits import BATCH_ROWS_MAX, RESOLVE_MANY_MAX
 from .retry import Backoff
 from .streams import parse_name, resolve_chunk
@@ -181,6 +182,19 @@ class SyncKeys(_Face[Keys]):
     revoke = _call(Keys.revoke)
 
 
+class SyncImports(_Face[Imports]):
+    """Files that the node registers as jobs of its own; see `Imports`."""
+
+    list = _iterate(Imports._pages, Imports.list)
+    run = _iterate(Imports._run_pages, Imports.run)
+    follow = _iterate(Imports._follow_pages, Imports.follow)
+    report = _iterate(Imports._report_pages, Imports.report)
+    start = _call(Imports.start)
+    get = _call(Imports.get)
+    cancel = _call(Imports.cancel)
+    save_errors = _call(Imports.save_errors)
+
+
 class SyncClient(_Face[Client]):
     """A node's client for code without an event loop, or inside one it does not own.
 
@@ -223,6 +237,7 @@ class SyncClient(_Face[Client]):
         super().__init__(thread, client)
         self.prefixes = SyncPrefixes(thread, client.prefixes)
         self.keys = SyncKeys(thread, client.keys)
+        self.imports = SyncImports(thread, client.imports)
         self._end = weakref.finalize(self, thread.close, client.close)
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
 from ..errors import ERRORS, BiaojieError, Internal, InvalidRequest, MalformedAnswer
+from .document import decode_time
 
 Mode = Literal["all", "valid-rows"]
 State = Literal["uploading", "queued", "running", "done", "failed", "cancelled"]
@@ -210,7 +211,8 @@ def decode_job(got: object) -> ImportJob:
         if told is not None:
             kind = ERRORS.get(told["code"], Internal)
             fault = kind(str(told["detail"]), str(told["detail_zh"]), **dict(told["fields"]))
-        counts = {name: int(document[name]) for name in (*_COUNTS, "created", "ended")}
+        counts = {name: int(document[name]) for name in _COUNTS}
+        counts |= {name: _epoch(document[name], name) for name in ("created", "ended")}
         return ImportJob(
             id=str(document["id"]),
             state=document["state"],
@@ -227,6 +229,13 @@ def decode_job(got: object) -> ImportJob:
         raise MalformedAnswer(
             f"Not an import: {type(error).__name__}.", f"不是导入任务：{type(error).__name__}。"
         ) from error
+
+
+def _epoch(got: object, name: str) -> int:
+    """As the JSON interface has it, or as it is kept."""
+    if isinstance(got, str):
+        return decode_time(got, name)
+    return int(cast(int, got)) if got is not None else 0
 
 
 def decode_fault(got: object) -> RowFault:
