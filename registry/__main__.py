@@ -4,8 +4,8 @@ SQL store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from .audit import Audit
+    from .exports import Page
     from .sql.transfer import Moved
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Commands on the registry.")
@@ -253,6 +254,28 @@ def move(
         return 1 if made.behind else 0
 
     _run(work())
+
+
+@asynccontextmanager
+async def open_pages(
+    database_url: str, data_dir: Path, prefixes: Sequence[str]
+) -> AsyncIterator[AsyncIterator[Page]]:
+    """What `biaojie export --direct` writes: the registry's records as they are read."""
+    import gc
+
+    from .exports import registry_pages
+    from .sql import open_store
+
+    # Rows come and go by the thousand and have no cycles: looking for some would take a fifth.
+    gc.set_threshold(200_000, 20, 20)
+    store = await open_store(
+        _url(database_url, data_dir), allow_unsafe_durability=True, read_timeout_s=60
+    )
+    try:
+        async with aclosing(registry_pages(store, prefixes)) as pages:
+            yield pages
+    finally:
+        await store.close()
 
 
 def _as_url(text: str) -> str:

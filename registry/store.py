@@ -32,6 +32,23 @@ class Found(NamedTuple):
     record: Record | None
 
 
+Plain = tuple[
+    bytes,
+    str,
+    int,
+    int,
+    str | None,
+    int,
+    int,
+    Sequence[tuple[int, str, bytes]],
+    Record | None,
+]
+"""A record as columns, which are many times quicker to make than a Record: folded suffix, status,
+version, sequence, template, created, modified (epoch seconds), values (index, type, data), and
+None. They say everything if the identifier is spelled as it is folded and each value has the usual
+ttl, permissions and timestamp and no references; else the last column is the record."""
+
+
 class ReceiptKey(NamedTuple):
     """An Idempotency-Key belongs to the API key that sent it."""
 
@@ -109,6 +126,12 @@ class ReadStore(Protocol):
 
     async def newest_record_sequence(self) -> int:
         """The greatest sequence any record or prefix carries; 0 if there is none."""
+        ...
+
+
+class PlainStore(ReadStore, Protocol):
+    async def list_plain(self, prefix: str, after: bytes | None, limit: int) -> list[Plain]:
+        """`list_records` as columns."""
         ...
 
 

@@ -13,9 +13,9 @@ from biaojie.change import Entry
 from biaojie.identifier import Key
 from biaojie.record import Record
 
-from ..store import Found
-from . import reader, tables
-from .engine import Pools
+from ..store import Found, Plain
+from . import listing, reader, tables
+from .engine import Reach
 from .faults import translated
 from .schema import UnfitDatabase
 from .writer import SqlTransaction
@@ -24,8 +24,13 @@ from .writer import SqlTransaction
 class SqlStore:
     """See registry.store.Store. Made by `open_store`."""
 
-    def __init__(self, pools: Pools) -> None:
+    def __init__(self, pools: Reach) -> None:
         self._pools = pools
+
+    @property
+    def reach(self) -> Reach:
+        """For other stores on the same connections."""
+        return self._pools
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[SqlTransaction]:
@@ -40,6 +45,10 @@ class SqlStore:
 
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
         return await self._pools.read(lambda c: reader.list_records(c, prefix, after, limit))
+
+    async def list_plain(self, prefix: str, after: bytes | None, limit: int) -> list[Plain]:
+        rows = await self._pools.read(lambda c: listing.list_rows(c, prefix, after, limit))
+        return listing.plain(prefix, rows)
 
     async def find_prefixes(self, names: Sequence[str]) -> dict[str, Prefix]:
         return await self._pools.read(lambda c: reader.find_prefixes(c, names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -70,3 +71,25 @@ async def test_the_drill(tmp_path: Path, postgres_url: str) -> None:
     assert "截断" in refused
     said, _ = biaojie("verify", "--database-url", postgres_url)
     assert "50 records" in said
+
+
+async def test_an_export_without_a_node(tmp_path: Path, database_url: str) -> None:
+    async with opened(database_url) as store, registering(store) as registrar:
+        await home(registrar)
+        await write(registrar, *(create(f"S{n}") for n in range(3)), create("T", "two\nlines"))
+    said, _ = biaojie("export", "--direct", "--database-url", database_url)
+    assert [json.loads(line)["identifier"] for line in said.splitlines()] == [
+        "88.118.8/S0",
+        "88.118.8/S1",
+        "88.118.8/S2",
+        "88.118.8/T",
+    ]
+    file = tmp_path / "x.hdl"
+    direct = ("--direct", "--database-url", database_url)
+    _, told = biaojie("export", "88.118.8", *direct, "--format", "handle", "-o", file)
+    assert "3 records" in told
+    assert "1 records, 1 values" in told
+    assert file.read_text().count("CREATE ") == 3
+    _, refused = biaojie("export", "88.118.9", *direct, "-o", tmp_path / "no", code=1)
+    assert "prefix-not-here" in refused
+    assert os.listdir(tmp_path).count("no") == 0

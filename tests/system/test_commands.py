@@ -275,6 +275,13 @@ def test_an_export_holds_everything_and_imports_again(shell: Shell) -> None:
     shell("retire", "88.118.35/d")
     exported = [json.loads(line) for line in shell("export", "88.118.35").splitlines()]
     assert [record["identifier"][-1] for record in exported] == ["a", "b", "c", "d"]
+    several = shell("export", "88.118.36", "88.118.35").splitlines()
+    assert [json.loads(line) for line in several] == exported
+    assert set(several) <= set(shell("export").splitlines()), "of all prefixes"
+    batch = shell("export", "88.118.35", "--format", "handle")
+    assert "CREATE 88.118.35/a\n1 URL 86400 1110 UTF8 https://a.example\n" in batch
+    assert "3 records, 2 values" in shell.errors
+    shell("export", "88.118.35", "--format", "xml", code=2)
     shell("export", "88.118.35", "--format", "csv", "-o", "x.csv")
     assert "x.csv: 4 records" in shell.errors
     sheet = (shell.folder / "x.csv").read_text()
