@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -86,16 +87,18 @@ def worker(
     settings = _settings(config)
     post = Post(slot, workers, folder, adopt(sockets))
     speaks = SupervisorPipe(pipe, settings.worker_silent_s / BEATS)
-    _serve_here(settings, Duty(demo=demo, fills=demo and first, post=post, pipe=speaks))
+    _serve_here(settings, Duty(demo, demo and first, not first, post, speaks))
 
 
 @dataclass(frozen=True, slots=True)
 class Duty:
     """What a process that serves is to do besides: `fills` with the `demo` data. Alone it has no
-    `post`, and nobody at the other end of a `pipe`."""
+    `post`, and nobody at the other end of a `pipe`. It `waits` for a registry out of reach where
+    others have found it: the first of a node says at once that there is none."""
 
     demo: bool = False
     fills: bool = False
+    waits: bool = False
     post: Post | None = None
     pipe: SupervisorPipe | None = None
 
@@ -205,13 +208,23 @@ async def _run(settings: Settings, duty: Duty) -> None:
         await duty.pipe.may_begin()  # what must be imported has been
         if stop.is_set():
             return
-    store = await open_store(
+    opening = partial(
+        open_store,
         settings.registry_url,
         allow_unsafe_durability=settings.allow_unsafe_durability,
         read_timeout_s=settings.store_timeout_s,
         write_timeout_s=settings.commit_timeout_s,
         pool_size=settings.database_connections - 1,
     )
+    if duty.post is not None and duty.waits:
+        from .worker_waiting import wait_for
+
+        opened = await wait_for(opening, duty.post.sockets, stop)
+        if opened is None:
+            return
+        store = opened
+    else:
+        store = await opening()
     shown: tuple[str, ...] = ()
     if duty.demo:
         from .demo import examples, fill
