@@ -62,7 +62,8 @@ make_query, make_resolution = maker(Query), maker(Resolution)
 
 def shown(answer: Answer, query: Query) -> Resolution:
     """What of a public answer the query asks for. Raises the absence."""
-    view = select(answer.found(), query)
+    record = answer.record if answer.record is not None else answer.found()
+    view = select(record, query)
     entry = answer.entry if answer.whole else None
     return make_resolution(
         view, answer.source, answer.age_s, answer.ttl_s, False, answer.whole, entry

@@ -261,31 +261,35 @@ class Service:
         sensitive = self._case_sensitive
         keys = [query.identifier.key(case_sensitive=sensitive) for query in queries]
         outcomes = await self._resolver.resolve_many(keys)
-        away = {
-            key.prefix
-            for key, outcome in zip(keys, outcomes, strict=True)
-            if isinstance(outcome, Answer) and outcome.absence is Elsewhere
-        }
-        nodes: dict[str, Prefix | None] = {}
-        gone: BiaojieError | None = None
-        if away:
-            try:
-                nodes = await self._referral.responsible_for(away)
-            except BiaojieError as error:
-                gone = error
         found: list[Resolution | BiaojieError] = []
-        for query, key, outcome in zip(queries, keys, outcomes, strict=True):
+        away: list[int] = []
+        for n, outcome in enumerate(outcomes):
             if isinstance(outcome, BiaojieError):
                 found.append(outcome)
             elif outcome.absence is None:
-                found.append(shown(outcome, query))
-            elif outcome.absence is Elsewhere and gone is not None:
-                found.append(gone.again())
-            elif outcome.absence is Elsewhere and (node := nodes[key.prefix]) is not None:
-                found.append(elsewhere(node))
+                found.append(shown(outcome, queries[n]))
             else:
                 found.append(outcome.absence())
+                if outcome.absence is Elsewhere:
+                    away.append(n)
+        if away:
+            await self._say_where(keys, away, found)
         return found
+
+    async def _say_where(
+        self, keys: Sequence[Key], away: Sequence[int], found: list[Resolution | BiaojieError]
+    ) -> None:
+        """Put into `found`, for each of the numbers `away`, who answers for its prefix."""
+        try:
+            nodes = await self._referral.responsible_for({keys[n].prefix for n in away})
+        except BiaojieError as error:
+            for n in away:
+                found[n] = error.again()
+            return
+        for n in away:
+            node = nodes[keys[n].prefix]
+            if node is not None:
+                found[n] = elsewhere(node)
 
     async def list_records(
         self, caller: Caller, prefix: str, after: bytes | None, limit: int

@@ -68,13 +68,12 @@ class _Flight:
     told: set[Key] = field(default_factory=set)
     """Whose error has been given to somebody."""
 
-    def outcome(self, key: Key) -> Outcome:
-        outcome = self.outcomes[key]
-        if isinstance(outcome, BiaojieError):
-            if key in self.told:
-                return outcome.again()
-            self.told.add(key)
-        return outcome
+    def error(self, key: Key, error: BiaojieError) -> BiaojieError:
+        """To the first who asks the error itself, one of his own to each of the others."""
+        if key in self.told:
+            return error.again()
+        self.told.add(key)
+        return error
 
 
 class CacheStep:
@@ -106,33 +105,43 @@ class CacheStep:
 
     async def resolve(self, keys: Sequence[Key], onward: Onward) -> list[Outcome]:
         now = self._clock()
-        outcomes: list[Outcome] = []
-        flights: dict[_Flight, list[int]] = {}  # which of `keys` each will bring
+        outcomes: list[Outcome] = [_LATER] * len(keys)
+        entries, absent, under_way = self.cached.entries, self.absent, self._flights
         ours, missing = _Flight(), []
+        awaited: list[int] = []
+        flights = {ours: awaited}  # which of `keys` each will bring
+        joined = 0
         for n, key in enumerate(keys):
-            kept = self._kept(key, now)
-            if kept is not None:
-                outcomes.append(kept)
-                continue
-            outcomes.append(_LATER)
-            flight = self._flights.get(key)
+            if key in entries or key in absent:
+                kept = self._kept(key, now)
+                if kept is not None:
+                    outcomes[n] = kept
+                    continue
+            flight = under_way.get(key)
             if flight is None:
-                flight = self._flights[key] = ours
+                under_way[key] = ours
                 missing.append(key)
-            flights.setdefault(flight, []).append(n)
-        asked = sum(map(len, flights.values()))
+                awaited.append(n)
+            else:
+                joined += 1
+                flights.setdefault(flight, []).append(n)
         self.counts["miss"] += len(missing)
-        self.counts["joined"] += asked - len(missing)
+        self.counts["joined"] += joined
         if missing:
             ours.task = asyncio.ensure_future(self._fly(ours, missing, onward))
+        else:
+            del flights[ours]
         for flight, numbers in flights.items():
             assert flight.task is not None
             # Shielded: one caller running out of time must not end the flight for the others.
             await asyncio.shield(flight.task)
             for n in numbers:
-                outcome = flight.outcome(keys[n])
-                if isinstance(outcome, _FAILURES):
-                    outcome = self._instead(keys[n], outcome)
+                outcome = flight.outcomes[keys[n]]
+                if isinstance(outcome, BiaojieError):
+                    outcome = flight.error(keys[n], outcome)
+                    if isinstance(outcome, _FAILURES):
+                        outcomes[n] = self._instead(keys[n], outcome)
+                        continue
                 outcomes[n] = outcome
         return outcomes
 
@@ -198,15 +207,16 @@ class CacheStep:
                 if self._flights.get(key) is flight:
                     del self._flights[key]
                     current.append(key)
-        flight.outcomes = dict(zip(keys, outcomes, strict=True))
+        brought = flight.outcomes = dict(zip(keys, outcomes, strict=True))
         now = self._clock()
         for key in current:
-            outcome = flight.outcomes[key]
+            outcome = brought[key]
             if isinstance(outcome, Answer):
                 self._keep(key, outcome, now)
 
     def _keep(self, key: Key, answer: Answer, now: float) -> None:
-        self._drop(key)
+        if key in self.cached.entries:
+            self._drop(key)
         record = answer.record
         if record is None:
             assert answer.absence is not None
@@ -215,7 +225,8 @@ class CacheStep:
             while len(self.absent) > self._absent_max:
                 self.absent.popitem(last=False)
             return
-        self.absent.pop(key, None)
+        if key in self.absent:
+            del self.absent[key]
         kept = min(answer.ttl_s, self._ttl_max_s)
         size = size_of(key, record)
         entry = Cached(record, now, now + kept, size, answer.ttl_s, answer.whole)

@@ -75,8 +75,9 @@ class LocalStep:
     async def resolve(self, keys: Sequence[Key], onward: Onward) -> Sequence[Outcome]:
         outcomes: list[Outcome] = []
         elsewhere: list[int] = []
+        looked_up = await self.fetch_many(keys)
         now = self._clock()
-        for n, found in enumerate(await self.fetch_many(keys)):
+        for n, found in enumerate(looked_up):
             if isinstance(found, BiaojieError):
                 outcomes.append(found)
                 continue
@@ -203,12 +204,15 @@ class LocalStep:
 
 
 def _settle(batch: Batch, answers: Sequence[Found], failure: BiaojieError | None) -> None:
+    told: dict[_Wanted, int] = {}
     for number, waiting in enumerate(batch.values()):
         for wanted, n in waiting:
             wanted.found[n] = answers[number] if failure is None else failure.again()
-            wanted.left -= 1
-            if not wanted.left and not wanted.told.done():
-                wanted.told.set_result(None)
+            told[wanted] = told.get(wanted, 0) + 1
+    for wanted, count in told.items():
+        wanted.left -= count
+        if not wanted.left and not wanted.told.done():
+            wanted.told.set_result(None)
 
 
 _NOTHING = Found(None, None)

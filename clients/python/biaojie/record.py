@@ -254,7 +254,8 @@ class Record:
         least = TTL_CACHE_MAX_S
         for value in self.values:
             left = value.ttl - int(now) if value.ttl_absolute else value.ttl
-            least = min(least, left)
+            if left < least:  # noqa: PLR1730  (`min` takes three times as long)
+                least = left
         return max(least, 0)
 
 

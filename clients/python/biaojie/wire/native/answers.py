@@ -114,14 +114,9 @@ def encode_resolution_tail(record: Record) -> bytes:
 
 
 def encode_resolution_head(age_s: int, ttl_s: int, source: str) -> bytes:
-    return RESOLUTION.pack(
-        _ARRAY_4,
-        _UINT_32,
-        min(max(age_s, 0), _SECONDS_MAX),
-        _UINT_32,
-        min(max(ttl_s, 0), _SECONDS_MAX),
-        SOURCE_NUMBERS[source],
-    )
+    if not (0 <= age_s <= _SECONDS_MAX and 0 <= ttl_s <= _SECONDS_MAX):
+        age_s, ttl_s = (min(max(seconds, 0), _SECONDS_MAX) for seconds in (age_s, ttl_s))
+    return RESOLUTION.pack(_ARRAY_4, _UINT_32, age_s, _UINT_32, ttl_s, SOURCE_NUMBERS[source])
 
 
 def encode_resolution(record: Record, age_s: int, ttl_s: int, source: str) -> bytes:

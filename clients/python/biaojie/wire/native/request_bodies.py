@@ -210,6 +210,11 @@ _make_write: Final = maker(Write)
 _ACTIONS: Final = {action.value: action for action in ACTIONS}
 
 
+def decode_resolve(body: bytes) -> Resolve:
+    """`decode_request` of the kind RESOLVE, which is what most requests are."""
+    return _decode_resolve(unpack(body))
+
+
 def _decode_resolve(got: object) -> Resolve:
     parts = row(got, 1, "resolve")
     identifier = _identifier(parts[0], "identifier")

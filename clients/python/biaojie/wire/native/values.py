@@ -115,8 +115,9 @@ def decode_values(got: object, path: str) -> tuple[Value, ...]:
 
 
 def encode_record(record: Record) -> Row:
+    identifier = record.identifier
     return (
-        str(record.identifier),
+        f"{identifier.prefix}/{identifier.suffix}",
         STATUS_NUMBERS[record.status],
         record.version,
         record.sequence,
