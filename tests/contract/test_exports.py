@@ -6,7 +6,7 @@ import io
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import pytest
@@ -148,7 +148,7 @@ async def test_a_damaged_record_is_named_and_gives_no_other_its_values(store: An
 
 @pytest.mark.parametrize("form", ["ndjson", "csv"])
 async def test_an_export_of_the_registry_imports_again(
-    store: Any, form: Form, tmp_path: Path
+    store: Any, form: Literal["ndjson", "csv"], tmp_path: Path
 ) -> None:
     file = tmp_path / f"x.{form}"
     with file.open("wb") as out:
