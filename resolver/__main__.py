@@ -198,7 +198,7 @@ def _serve_here(settings: Settings, duty: Duty) -> None:
 
 async def _run(settings: Settings, duty: Duty) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends at once."""
-    from registry.sql import open_store
+    from registry.sql import open_standbys, open_store
 
     from .node import Node
 
@@ -230,7 +230,15 @@ async def _run(settings: Settings, duty: Duty) -> None:
         from .demo import examples, fill
 
         shown = examples(settings.demo_prefix)
-    node = Node(settings, store, examples=shown, post=duty.post)
+    standbys = None
+    if settings.replica_urls:
+        standbys = await open_standbys(
+            store,
+            settings.replica_urls,
+            read_timeout_s=settings.store_timeout_s,
+            pool_size=settings.database_connections - 1,
+        )
+    node = Node(settings, store, examples=shown, post=duty.post, standbys=standbys)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT) if duty.pipe is None else (signal.SIGTERM,):
         loop.add_signal_handler(number, _stop_or_quit, stop)

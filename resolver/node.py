@@ -28,7 +28,8 @@ from registry.admission import SYSTEM
 from registry.indexing import Indexer
 from registry.registrar import Registrar
 from registry.staging import Rules
-from registry.store import Store
+from registry.standbys import StandbyReader
+from registry.store import ReadStore, Store
 from registry.witness import Witness
 
 from .core import Resolver
@@ -92,8 +93,10 @@ class Node:
         *,
         examples: tuple[str, ...] = (),
         post: Post | None = None,
+        standbys: StandbyReader | None = None,
     ) -> None:
-        """`post` is the place among several processes that serve together."""
+        """`post` is the place among several processes that serve together. `standbys` answer
+        what the public asks and the cache does not know; all else is for `store`."""
         self.post = post or Post()
         self.settings = settings
         self.store = store
@@ -121,6 +124,16 @@ class Node:
         self.local = LocalStep(
             store, self.health, watcher=self.observer, timeout_s=settings.store_timeout_s
         )
+        self.standbys = standbys
+        reading: ReadStore = store
+        self._answering = self.local
+        if standbys is not None:
+            reading = standbys
+            self._answering = LocalStep(
+                reading, self.health, watcher=self.observer, timeout_s=settings.store_timeout_s
+            )
+            self.observer.watch(standbys.readings)
+            self.observer.watch(standbys.counts, counters=True)
         self.registrar = Registrar(
             store,
             on_commit=self._committed,
@@ -130,11 +143,13 @@ class Node:
             commit_timeout_s=settings.commit_timeout_s,
         )
         self.tail = Tail(store, self.health, [], poll_s=settings.poll_s)
-        referral = ReferralStep(store, timeout_s=settings.store_timeout_s)
+        referral = ReferralStep(reading, timeout_s=settings.store_timeout_s)
         self.service = Service(
             store,
             self.registrar,
-            Resolver([self.cache, self.local, referral], self.cache.at_hand, self.cache.is_coming),
+            Resolver(
+                [self.cache, self._answering, referral], self.cache.at_hand, self.cache.is_coming
+            ),
             self.local,
             self.tail,
             referral=referral,
@@ -144,6 +159,8 @@ class Node:
         )
         self.indexer = Indexer(store, case_sensitive=case_sensitive)
         self.tail.listeners += [self.cache, self.service, self.indexer]
+        if standbys is not None:
+            self.tail.listeners.append(standbys)
         fronts = (identifiers, batches, search, accounts)
         authenticator = Authenticator(
             self.local, self.service.guesses, case_sensitive=case_sensitive
@@ -332,6 +349,8 @@ class Node:
         await self.store.settle_rules(self.settings.suffix_case_sensitive)
         self.registrar.start()
         await self.tail.start()
+        if self.standbys is not None:
+            self.standbys.position = lambda: self.tail.seen
         self.indexer.start()
         await first_key(self.store, self.registrar, self.settings.data_dir)
         if self.settings.large_pages:
@@ -395,6 +414,7 @@ class Node:
         await self.tail.stop()
         await self.indexer.stop()
         await self.local.close()
+        await self._answering.close()
         if self._pages_task is not None:
             self._pages_task.cancel()
             await asyncio.gather(self._pages_task, return_exceptions=True)
@@ -403,6 +423,8 @@ class Node:
             await asyncio.gather(self._witness_task, return_exceptions=True)
             with contextlib.suppress(BiaojieError, OSError):
                 self._witness.note(*await self.store.head())
+        if self.standbys is not None:
+            await self.standbys.close()
         await self.store.close()
         log.info("stopped")
 

@@ -50,6 +50,12 @@ class Settings(BaseModel):
         description="Registry: `postgresql+asyncpg://user:password@host/name` or"
         " `sqlite+aiosqlite:///file`; empty for `registry.db` in the data folder.",
     )
+    replica_url: str = Field(
+        "",
+        repr=False,
+        description="Streaming standbys of that PostgreSQL, spaces between: what the public asks"
+        " and the cache does not know is read there, as far as they are up to date.",
+    )
     allow_unsafe_durability: bool = Field(
         False,
         description="Start even if PostgreSQL has fsync or synchronous_commit off"
@@ -345,6 +351,13 @@ class Settings(BaseModel):
             raise ValueError("must begin with postgresql+asyncpg:// or sqlite+aiosqlite:///")
         return url
 
+    @field_validator("replica_url")
+    @classmethod
+    def _replicas(cls, urls: str) -> str:
+        if not all(url.startswith("postgresql+asyncpg://") for url in urls.split()):
+            raise ValueError("each must begin with postgresql+asyncpg://")
+        return urls
+
     @field_validator("public_url")
     @classmethod
     def _public(cls, url: str) -> str:
@@ -380,6 +393,8 @@ class Settings(BaseModel):
                 f"store_timeout_s ({self.store_timeout_s:g}) must be less than"
                 f" deadline_s ({self.deadline_s:g})"
             )
+        if self.replica_url and not self.database_url.startswith("postgresql"):
+            raise ValueError("replica_url needs a PostgreSQL in database_url")
         if (self.tls_certificate_file is None) != (self.tls_key_file is None):
             raise ValueError("tls_certificate_file and tls_key_file go together")
         if self.tls_enabled and self.tls_certificate_file is None and not self.tls_self_signed:
@@ -391,10 +406,15 @@ class Settings(BaseModel):
         """The database URL, the default filled in."""
         return self.database_url or f"sqlite+aiosqlite:///{self.data_dir / 'registry.db'}"
 
+    @property
+    def replica_urls(self) -> list[str]:
+        return self.replica_url.split()
+
     def masked(self) -> dict[str, Any]:
         """All settings as they are in effect, without secrets."""
         shown = self.model_dump(mode="json")
         shown["database_url"] = mask_url(self.registry_url)
+        shown["replica_url"] = " ".join(map(mask_url, self.replica_urls))
         return shown
 
 

@@ -59,6 +59,8 @@ class Tail:
         self._head = (0, b"")
         self._nudged = asyncio.Event()
         self.released = False
+        self.seen = 0
+        """The newest entry known here, whether it was followed or this process wrote it."""
         self._own: dict[int, tuple[bytes, bytes]] = {}
         """Entries of this process by sequence: the hash before, and their own."""
 
@@ -70,6 +72,7 @@ class Tail:
     async def start(self) -> None:
         """Begin after the present end of the log: the caches are still empty."""
         self._head = await self._store.head()
+        self.seen = self.sequence
         self._task = asyncio.create_task(self._run(), name="tail")
 
     async def stop(self) -> None:
@@ -84,6 +87,7 @@ class Tail:
         but its listeners, who know this entry, are not told of it again: what they have cached
         since is newer."""
         if entry is not None:
+            self.seen = max(self.seen, entry.sequence)
             self._own[entry.sequence] = entry.previous, entry.hash
             while len(self._own) > OWN_MAX:
                 del self._own[next(iter(self._own))]
@@ -148,6 +152,7 @@ class Tail:
             for listener in self.listeners:
                 listener.clear()
             self._head = head
+            self.seen = self.sequence
             return False
         if self._all_own(head):
             self._follow(head)
@@ -180,4 +185,5 @@ class Tail:
         for sequence in range(self.sequence + 1, head[0] + 1):
             self._own.pop(sequence, None)
         self._head = head
+        self.seen = max(self.seen, self.sequence)
         self.committed()

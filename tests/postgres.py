@@ -74,9 +74,12 @@ class Postgres:
             for part in ("-c", option)
         ]
         self._process: subprocess.Popen[bytes] | None = None
+        self._make_data()
+        self.start()
+
+    def _make_data(self) -> None:
         initdb = ["initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
         self._run([*initdb, "--no-sync", "--no-instructions"])
-        self.start()
 
     def _run(self, command: list[Any]) -> None:
         subprocess.run(
@@ -189,3 +192,26 @@ class Postgres:
 
     def drop_database(self, name: str) -> None:
         self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+class Standby(Postgres):
+    """A copy of a server that follows it by streaming, and takes reads."""
+
+    def __init__(self, primary: Postgres, *options: str) -> None:
+        self._primary = primary
+        super().__init__(*options)
+
+    def _make_data(self) -> None:
+        source = ["-h", self._primary.root, "-U", "postgres"]
+        self._run(["pg_basebackup", *source, "-D", self._data, "-R", "--checkpoint=fast"])
+
+    def pause(self) -> None:
+        """Take the log in, but do not replay it: fall behind."""
+        self.execute("SELECT pg_wal_replay_pause()")
+        deadline = time.monotonic() + 10
+        while self.execute("SELECT pg_get_wal_replay_pause_state()")[0][0] != "paused":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def resume(self) -> None:
+        self.execute("SELECT pg_wal_replay_resume()")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from .engine import Limits, Pools, read_url
 from .schema import UnfitDatabase, check_durability, check_schema, explained, file_of, migrate
+from .standbys import open_standbys
 from .store import SqlStore
 
-__all__ = ["SqlStore", "UnfitDatabase", "migrate", "open_store"]
+__all__ = ["SqlStore", "UnfitDatabase", "migrate", "open_standbys", "open_store"]
 
 
 async def open_store(

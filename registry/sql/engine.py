@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from sqlalchemy import URL, exc, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -155,6 +155,18 @@ class _Pool:
 async def _hang_up(connection: AsyncConnection) -> None:
     await connection.invalidate()
     await connection.close()
+
+
+class Reach(Protocol):
+    """What a store needs of a database; see `Pools`."""
+
+    async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T: ...
+
+    def write(self) -> AbstractAsyncContextManager[AsyncConnection]: ...
+
+    def connections(self) -> dict[str, int]: ...
+
+    async def close(self) -> None: ...
 
 
 class Pools:

@@ -250,6 +250,20 @@ def test_passwords_are_masked(url: str, shown: str) -> None:
     assert "ter2" not in str(settings.masked())
 
 
+def test_standbys_need_a_postgresql_to_follow() -> None:
+    url = "postgresql+asyncpg://u:hunter2@a/n"
+    environment = {"BIAOJIE_DATABASE_URL": url, "BIAOJIE_REPLICA_URL": f"{url}  {url}"}
+    settings = load(None, environment)
+    assert settings.replica_urls == [url, url]
+    shown = "postgresql+asyncpg://u:***@a/n"
+    assert settings.masked()["replica_url"] == f"{shown} {shown}"
+    assert "hunter2" not in repr(settings)
+    with pytest.raises(SettingsFault, match="replica_url needs a PostgreSQL"):
+        load(None, {"BIAOJIE_REPLICA_URL": url})
+    with pytest.raises(SettingsFault, match="each must begin"):
+        load(None, environment | {"BIAOJIE_REPLICA_URL": f"{url} sqlite:///x"})
+
+
 def test_masked_shows_every_setting() -> None:
     assert list(Settings().masked()) == list(Settings.model_fields)
     assert Settings().masked()["database_url"] == "sqlite+aiosqlite:///data/registry.db"
