@@ -148,7 +148,7 @@ class DocumentFile:
         unpacker = msgpack.Unpacker(
             self.file,
             use_list=True,
-            strict_map_key=True,
+            strict_map_key=False,
             read_size=65_536,
             max_buffer_size=ROW_BYTES_MAX,
             ext_hook=_refuse_extension,

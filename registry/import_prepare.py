@@ -219,7 +219,7 @@ def _unzstd(file: BinaryIO) -> Iterator[bytes]:
         data = frame.unused_data + data or file.read(PIECE_BYTES)
 
 
-_ZSTD_BYTES = 1_024
+_ZSTD_BYTES = 256
 """Given at a time: a block takes 4 octets or more, and unfolds to 128 KiB at most."""
 
 
@@ -342,7 +342,13 @@ def _recoder(encoding: str) -> Callable[[bytes, bool], bytes]:
         ) from None
 
     def recode(data: bytes, final: bool) -> bytes:
-        return decoder.decode(data, final).encode("utf-8", "surrogateescape")
+        try:
+            return decoder.decode(data, final).encode("utf-8", "surrogateescape")
+        except UnicodeError:
+            raise InvalidFile(
+                f"The file is not in the encoding {encoding[:40]}.",
+                f"文件不是 {encoding[:40]} 编码。",
+            ) from None
 
     return recode
 
