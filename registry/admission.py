@@ -137,10 +137,12 @@ def decide_record(
     *,
     strict_slash: bool,
     holds: int = 0,
+    sequence: int = 0,
 ) -> Decision:
     """The outcome of an operation on a record, given what is there now.
 
-    `holds` are the AdminRight bits of a Handle identity on this record.
+    `holds` are the AdminRight bits of a Handle identity on this record. A new record carries
+    `sequence` already; one that was there still has its own.
     `strict_slash` refuses new identifiers with a slash in the suffix, as some national nodes do.
     """
     prefix, current = found
@@ -160,9 +162,9 @@ def decide_record(
         raise IdentifierRetired(f"{name} has been retired.", f"{name} 已注销。")
     match operation:
         case Create():
-            return _create(operation, current, now, strict_slash)
+            return _create(operation, current, now, strict_slash, sequence)
         case Put():
-            return _put(operation, current, now, strict_slash)
+            return _put(operation, current, now, strict_slash, sequence)
         case Modify():
             return _modify(operation, current, now)
         case Retire():
@@ -252,7 +254,7 @@ def _checked_template(template: str | None, otherwise: str | None) -> str | None
     return otherwise if template is None else str(Identifier.parse(template))
 
 
-def _new(operation: Create | Put, now: int, strict_slash: bool) -> Decision:
+def _new(operation: Create | Put, now: int, strict_slash: bool, sequence: int) -> Decision:
     if strict_slash and "/" in operation.identifier.suffix:
         raise InvalidRecord(
             "identifier: this node registers no suffix with a slash in it.",
@@ -267,23 +269,27 @@ def _new(operation: Create | Put, now: int, strict_slash: bool) -> Decision:
         1,
         now,
         now,
-        0,
+        sequence,
     )
     return Decision(Action.CREATE, record)
 
 
-def _create(operation: Create, current: Record | None, now: int, strict_slash: bool) -> Decision:
+def _create(
+    operation: Create, current: Record | None, now: int, strict_slash: bool, sequence: int
+) -> Decision:
     if current is not None:
         raise IdentifierTaken(
             f"{current.identifier} is already registered.", f"{current.identifier} 已被注册。"
         )
-    return _new(operation, now, strict_slash)
+    return _new(operation, now, strict_slash, sequence)
 
 
-def _put(operation: Put, current: Record | None, now: int, strict_slash: bool) -> Decision:
+def _put(
+    operation: Put, current: Record | None, now: int, strict_slash: bool, sequence: int
+) -> Decision:
     _check(operation.condition, current)
     if current is None:
-        return _new(operation, now, strict_slash)
+        return _new(operation, now, strict_slash, sequence)
     _changeable(current, operation.status)
     values = _stamped(check_values(operation.values), now)
     return Decision(

@@ -339,15 +339,15 @@ class Registrar:
         return entry, answers
 
     def _apply(self, submission: Submission, staging: Staging) -> Outcome | BiaojieError:
-        began = staging.mark()
+        began = done = staging.mark()
         results: list[Receipt | BiaojieError] = []
         failed = False
         for operation in submission.operations:
-            mark = staging.mark()
             try:
                 results.append(staging.apply(operation, submission.caller))
+                done = staging.mark()
             except BiaojieError as error:
-                staging.back_to(mark)
+                staging.back_to(done)
                 failed = True
                 results.append(error)
             except Exception:
@@ -361,8 +361,8 @@ class Registrar:
             return BatchRejected(results=tuple(results))
         if submission.dry_run:
             staging.back_to(began)
-        written = staging.mark() != began
-        return _make_outcome(tuple(results), staging.sequence if written else 0, False)
+            done = began
+        return _make_outcome(tuple(results), staging.sequence if done != began else 0, False)
 
 
 def _side(caller: Caller) -> str:

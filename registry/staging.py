@@ -187,9 +187,9 @@ class Staging:
 
     def _apply_record(self, operation: RecordOperation, caller: Caller) -> Receipt:
         key = operation.identifier.key(case_sensitive=self.rules.case_sensitive)
-        loaded = self.found[key]
-        # A prefix changed earlier in this commit is as that change left it.
-        found = Found(self.prefixes.get(key.prefix, loaded.prefix), loaded.record)
+        found = self.found[key]
+        if self.prefixes:  # one changed earlier in this commit is as that change left it
+            found = Found(self.prefixes.get(key.prefix, found.prefix), found.record)
         decision = decide_record(
             operation,
             caller,
@@ -197,6 +197,7 @@ class Staging:
             self.now,
             strict_slash=self.rules.strict_slash,
             holds=self._holds(caller, found.record, [key.prefix]) if caller.handle else 0,
+            sequence=self.sequence,
         )
         record = decision.record
         if record is None:
@@ -206,7 +207,9 @@ class Staging:
             return self._note(
                 decision.action, str(old.identifier), "purged", old.version + 1, caller, ZERO
             )
-        self._set(self.found, key, Found(found.prefix, record.at(self.sequence)))
+        if record.sequence != self.sequence:
+            record = record.at(self.sequence)
+        self._set(self.found, key, Found(found.prefix, record))
         return self._note(
             decision.action,
             str(record.identifier),

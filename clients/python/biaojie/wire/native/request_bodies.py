@@ -242,15 +242,11 @@ def _decode_resolve_many(got: object) -> ResolveMany:
     )
 
 
-def _settable(got: object, path: str) -> Status | None:
-    status = None if got is None else decode_status(got, path)
+def _settable(got: object, path: str) -> Status:
+    status = decode_status(got, path)
     if status is Status.RETIRED:
         raise bad_record(path, "retired is reached by action retire.", "注销请用 retire 操作。")
     return status
-
-
-def _template(got: object, path: str) -> str | None:
-    return None if got is None else _identifier(got, path)
 
 
 def _decode_operation(got: object, path: str) -> Operation:
@@ -258,9 +254,12 @@ def _decode_operation(got: object, path: str) -> Operation:
     if not isinstance(action, str) or action not in _ACTIONS:
         known = ", ".join(ACTIONS)
         raise bad(f"{path}.action", f"must be one of {known}.", f"应为 {known} 之一。")
+    # Paths are put together only for those who need them: it takes as long as the decoding.
     return _make_operation(
         _ACTIONS[action],
-        _identifier(identifier, f"{path}.identifier"),
+        identifier
+        if type(identifier) is str and 0 < len(identifier) <= _IDENTIFIER_TEXT_MAX
+        else _identifier(identifier, f"{path}.identifier"),
         () if values is None else decode_values(values, f"{path}.values"),
         ()
         if remove is None
@@ -268,8 +267,8 @@ def _decode_operation(got: object, path: str) -> Operation:
             whole(n, f"{path}.remove", least=1, most=INDEX_MAX)
             for n in many(remove, VALUES_MAX, f"{path}.remove")
         ),
-        _settable(status, f"{path}.status"),
-        _template(template, f"{path}.template"),
+        None if status is None else _settable(status, f"{path}.status"),
+        None if template is None else _identifier(template, f"{path}.template"),
     )
 
 
@@ -338,8 +337,8 @@ def _decode_mint(got: object) -> Mint:
         text(prefix, PREFIX_CHARS_MAX, "prefix", least=1),
         text(start, SUFFIX_START_CHARS_MAX, "suffix_start"),
         decode_values(values, "values"),
-        _settable(status, "status"),
-        _template(template, "template"),
+        None if status is None else _settable(status, "status"),
+        None if template is None else _identifier(template, "template"),
         _idempotency_key(key),
     )
 

@@ -61,7 +61,8 @@ def encode_value(value: Value) -> Row:
     )
 
 
-def decode_value(got: object, path: str) -> Value:
+def decode_value(got: object, path: str, number: int) -> Value:
+    """`number` is which of the values at `path` it is."""
     if type(got) is tuple and len(got) >= 8:
         index, type_, data, ttl, absolute, timestamp, permissions, references = got[:8]
         if (
@@ -78,11 +79,11 @@ def decode_value(got: object, path: str) -> Value:
             and 0 <= timestamp <= EPOCH_MAX
             and 0 <= permissions <= 15
         ):
-            named = _references(references, f"{path}.references") if references else ()
+            named = _references(references, f"{path}[{number}].references") if references else ()
             allowed = _PERMISSIONS[permissions]
             return make_value(index, type_, data, ttl, absolute, timestamp, allowed, named)
     raise bad_record(
-        path,
+        f"{path}[{number}]",
         "must be [index, type, data, ttl, ttl_absolute, timestamp, permissions, references].",
         "应为 [index, type, data, ttl, ttl_absolute, timestamp, permissions, references]。",
     )
@@ -111,7 +112,7 @@ def decode_values(got: object, path: str) -> tuple[Value, ...]:
         raise bad_record(path, "must be an array.", "应为数组。")
     if len(got) > VALUES_MAX:
         raise bad_record(path, f"over {VALUES_MAX} values.", f"超过 {VALUES_MAX} 个值。")
-    return tuple([decode_value(item, f"{path}[{n}]") for n, item in enumerate(got)])
+    return tuple([decode_value(item, path, n) for n, item in enumerate(got)])
 
 
 def encode_record(record: Record) -> Row:
