@@ -9,7 +9,9 @@ The Handle protocol cannot mark an answer; its way to say "temporarily" is "serv
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -28,7 +30,8 @@ from biaojie.errors import (
     TemporarilyUnavailable,
 )
 from registry.sql import migrate
-from tests.crash.group import PREFIX, Group
+from tests.crash.group import PREFIX, START_S, Group
+from tests.crash.ledger import auditor
 from tests.postgres import Postgres
 
 T = TypeVar("T")
@@ -137,7 +140,7 @@ class Askers:
 
     def __init__(self, here: World) -> None:
         group = here.group
-        urls = {
+        self.urls = urls = {
             "http": group.url,
             "native": group.native_url,
             "handle": f"hdl://127.0.0.1:{group.ports['handle_port']}",
@@ -318,6 +321,11 @@ async def outage(
                 say(f"{fault}: {found[fault]}")
         finally:
             await askers.stop()
+        async with auditor(lambda: here.group.url, here.group.key) as audit:
+            logged = Counter(name for _, name in (await audit.logged(PREFIX)).elements())
+        assert set(logged.values()) == {1}, "a write was done twice"
+        verified = await asyncio.to_thread(here.group.command, "verify")
+        assert verified.returncode == 0, verified.stdout + verified.stderr
     return {"away_s": away_s, "faults": found}
 
 
@@ -359,3 +367,58 @@ async def _one(
             for front in askers.clients
         },
     }
+
+
+async def worker_lost(folder: Path, *, calls: int, margin_s: float) -> dict[str, Any]:
+    """A worker dies while the database is away. Its successor has nothing to answer from: who
+    reaches it is sent away at once, who reaches the other gets what that one knows, and after the
+    return all is well soon."""
+    async with world(folder) as here:
+        askers = Askers(here)
+        await askers.prepare()
+        await askers.stop()
+        await asyncio.to_thread(here.server.kill)
+        try:
+            await asyncio.sleep(NOTICED_S)
+            lost = here.group.serving()[0]
+            os.kill(lost, signal.SIGKILL)
+            met: Counter[str] = Counter()
+            # Until the successor has loaded the program nobody is there to send people away.
+            await _said(here.group, '"waiting for the registry"')
+            longest_s = 0.0
+            for _ in range(calls):
+                for front, url in askers.urls.items():
+                    began = time.monotonic()
+                    # A connection for each call, and so either worker.
+                    async with Client(url, timeout_s=CALL_S, retries=0) as client:
+                        try:
+                            await client.resolve(f"{PREFIX}/warm-1")
+                            met[f"{front} answered"] += 1
+                        except IdentifierNotFound:
+                            raise
+                        except BiaojieError as error:
+                            met[f"{front} {error.code}"] += 1
+                    longest_s = max(longest_s, time.monotonic() - began)
+                await asyncio.sleep(0.05)
+        finally:
+            await asyncio.to_thread(here.server.start)
+            back = time.monotonic()
+        assert longest_s < DEADLINE_S + margin_s, f"{longest_s:.2f} s, {met}"
+        pids = here.group.serving()
+        assert lost not in pids
+        for url in askers.urls.values():
+            for _ in range(ASKERS):
+                async with Client(url, timeout_s=CALL_S, retries=0) as client:
+                    await _until(lambda c=client: c.resolve(f"{PREFIX}/cold-1"))
+        await _said(here.group, '"worker ready"', len(pids) + 1)
+        back_s = time.monotonic() - back
+        assert back_s < RECOVERED_S + margin_s, f"recovered after {back_s:.2f} s"
+    return {"met": dict(met), "longest_s": longest_s, "recovered_s": back_s}
+
+
+async def _said(group: Group, event: str, times: int = 1) -> None:
+    """Return when the node's log has it so often."""
+    until = time.monotonic() + START_S
+    while group.log.count(event) < times:
+        assert time.monotonic() < until, f"{event} is not in the log"
+        await asyncio.sleep(0.05)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.crash.group import DATABASE_KINDS, WORKER_KINDS, running_group
 from tests.crash.kills import kills
-from tests.crash.outage import outage
+from tests.crash.outage import outage, worker_lost
 from tests.crash.retries import cut_replies, race
 from tests.crash.shortage import full_disk_apart, no_descriptors, why_not
 
@@ -41,6 +41,12 @@ async def test_kills_retries_and_races(
 async def test_a_database_that_is_away(tmp_path: Path) -> None:
     """Beside test_outage.py: all fronts, several workers, and the network between as well."""
     await outage(tmp_path, away_s=4.0, before_s=0.2, faults=("killed", "black-holed"), margin_s=1.5)
+
+
+async def test_a_worker_that_dies_meanwhile(tmp_path: Path) -> None:
+    met = (await worker_lost(tmp_path, calls=15, margin_s=1.5))["met"]
+    assert met["http answered"] > 0
+    assert met["native answered"] > 0
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
