@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left, bisect_right, insort
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -18,8 +19,9 @@ from biaojie.errors import TemporarilyUnavailable
 from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 
-from .changelog import ZERO
+from .changelog import ZERO, pack_changes
 from .matching import Match
+from .statistics import ENTRIES_MAX, Cell, Logged, Statistics, count, resolutions
 from .store import INDEXING_MAX, Found, Loaded, ReceiptKey, StoredReceipt
 
 _FEW = 64
@@ -157,6 +159,8 @@ class MemoryStore:
         self._found: dict[tuple[bytes, bool], list[Key]] = {}
         self._lock = asyncio.Lock()
         self._wait_s = wait_s
+        self._counted = 0
+        self._statistics: Counter[Cell] = Counter()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[MemoryTransaction]:
@@ -270,6 +274,23 @@ class MemoryStore:
         state = self._state
         carried = [r.sequence for r in state.records.values() if r is not None]
         return max([*carried, *(p.sequence for p in state.prefixes.values())], default=0)
+
+    async def fold_statistics(self) -> bool:
+        entries = self._state.log[self._counted :][:ENTRIES_MAX]
+        self._counted += len(entries)
+        for entry in entries:
+            packed = pack_changes(entry.changes)
+            logged = Logged(entry.sequence, entry.time_ms, "", "", entry.count, packed)
+            self._statistics.update(count([logged]))
+        return len(entries) == ENTRIES_MAX
+
+    async def add_resolutions(self, day: int, count: int) -> None:
+        self._statistics.update(resolutions(day, count))
+
+    async def read_statistics(self, prefixes: Sequence[str], days: Sequence[int]) -> Statistics:
+        wanted = {(day, prefix) for day in days for prefix in prefixes}
+        cells = {cell: n for cell, n in self._statistics.items() if cell[:2] in wanted}
+        return Statistics(self._counted, cells)
 
     async def settle_rules(self, case_sensitive: bool) -> None:
         """Nothing outlives the process, so nothing can differ."""

@@ -18,6 +18,7 @@ from biaojie.identifier import Key
 from biaojie.record import Record
 
 from .matching import Match
+from .statistics import StatisticsStore
 
 LOOK_UP_MAX = 4_096
 """Most keys that one `look_up` takes."""
@@ -215,7 +216,7 @@ class Transaction(Protocol):
         ...
 
 
-class Store(ReadStore, Protocol):
+class Store(ReadStore, StatisticsStore, Protocol):
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Commits durably when the block ends, rolls back if it raises."""
         ...

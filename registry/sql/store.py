@@ -13,8 +13,16 @@ from biaojie.change import Entry
 from biaojie.identifier import Key
 from biaojie.record import Record
 
+from ..statistics import (
+    DAYS_MAX,
+    ENTRIES_MAX,
+    PREFIXES_MAX,
+    Statistics,
+    count,
+    resolutions,
+)
 from ..store import Found, Plain
-from . import listing, reader, tables
+from . import listing, reader, statistics, tables
 from .engine import Reach
 from .faults import translated
 from .schema import UnfitDatabase
@@ -93,6 +101,27 @@ class SqlStore:
             greatest, at = await self._pools.read(partial(reader.scan_sequences, after=at))
             newest = max(newest, greatest)
         return newest
+
+    async def fold_statistics(self) -> bool:
+        before, entries = await self._pools.read(statistics.uncounted)
+        if not entries:
+            return False
+        counts = count(entries)
+        async with self._pools.write() as connection:
+            with translated():
+                if await statistics.move(connection, before, entries[-1].sequence):
+                    await statistics.add(connection, counts)
+        return len(entries) == ENTRIES_MAX
+
+    async def add_resolutions(self, day: int, count: int) -> None:
+        async with self._pools.write() as connection:
+            with translated():
+                await statistics.add(connection, resolutions(day, count))
+
+    async def read_statistics(self, prefixes: Sequence[str], days: Sequence[int]) -> Statistics:
+        assert len(prefixes) <= PREFIXES_MAX
+        assert len(days) <= DAYS_MAX + 1
+        return await self._pools.read(lambda c: statistics.read(c, prefixes, days))
 
     async def settle_rules(self, case_sensitive: bool) -> None:
         wanted = "yes" if case_sensitive else "no"

@@ -151,6 +151,27 @@ chain_head = Table(
 """One row, id 1, made by the first migration."""
 
 
+statistics = Table(
+    "statistics",
+    metadata,
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("prefix", _exact(), primary_key=True),
+    Column("action", _exact(), primary_key=True),
+    Column("count", _big(), nullable=False),
+    sqlite_with_rowid=False,
+)
+"""See registry.statistics. `day` counts from 1970-01-01 UTC, 0 stands for all days; `prefix` is
+folded, empty for all together."""
+
+statistics_head = Table(
+    "statistics_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("sequence", _big(), nullable=False),
+)
+"""One row, id 1: the newest entry of the change log that `statistics` counts."""
+
+
 rules = Table(
     "rules",
     metadata,

@@ -1,0 +1,63 @@
+"""The table of statistics: the change log is read apart from the commits that write it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import bindparam, case, or_, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ..statistics import ENTRIES_MAX, Cell, Logged, Statistics
+from .tables import changelog, statistics, statistics_head
+
+_c, _s = changelog.c, statistics.c
+_MIXED = or_(_c.action == "", _c.prefix == "")
+_ENTRIES = (
+    select(_c.sequence, _c.time_ms, _c.action, _c.prefix, _c.count, case((_MIXED, _c.changes)))
+    .where(_c.sequence > bindparam("after"))
+    .order_by(_c.sequence)
+    .limit(ENTRIES_MAX)
+)
+_COUNTED = select(statistics_head.c.sequence).where(statistics_head.c.id == 1)
+_MOVE = (
+    update(statistics_head)
+    .where(statistics_head.c.id == 1, statistics_head.c.sequence == bindparam("before"))
+    .values(sequence=bindparam("to"))
+)
+_ADD = text(
+    "INSERT INTO statistics (day, prefix, action, count) VALUES (:day, :prefix, :action, :count)"
+    " ON CONFLICT (day, prefix, action) DO UPDATE SET count = statistics.count + excluded.count"
+)
+_READ = select(_s.day, _s.prefix, _s.action, _s.count).where(
+    _s.day.in_(bindparam("days", expanding=True)),
+    _s.prefix.in_(bindparam("prefixes", expanding=True)),
+)
+
+
+async def uncounted(connection: AsyncConnection) -> tuple[int, list[Logged]]:
+    """Up to which entry all are counted, and the entries that come next."""
+    counted = int((await connection.execute(_COUNTED)).scalar_one())
+    rows = (await connection.execute(_ENTRIES, {"after": counted})).all()
+    return counted, [Logged(*row) for row in rows]
+
+
+async def move(connection: AsyncConnection, before: int, to: int) -> bool:
+    """Whether nobody else has counted meanwhile."""
+    return (await connection.execute(_MOVE, {"before": before, "to": to})).rowcount == 1
+
+
+async def add(connection: AsyncConnection, counts: Mapping[Cell, int]) -> None:
+    rows = [{**cell._asdict(), "count": number} for cell, number in sorted(counts.items())]
+    if rows:
+        await connection.execute(_ADD, rows)
+
+
+async def read(
+    connection: AsyncConnection, prefixes: Sequence[str], days: Sequence[int]
+) -> Statistics:
+    # Before the numbers: what is added in between would not agree with it.
+    while True:
+        counted = int((await connection.execute(_COUNTED)).scalar_one())
+        rows = (await connection.execute(_READ, {"prefixes": prefixes, "days": days})).all()
+        if counted == int((await connection.execute(_COUNTED)).scalar_one()):
+            return Statistics(counted, {Cell(row[0], row[1], row[2]): row[3] for row in rows})
