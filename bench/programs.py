@@ -155,12 +155,14 @@ def drive(
     once: bool = False,
     rate: float = 0.0,
     reconnect: bool = False,
+    anew: bool = False,
     pids: Sequence[int] = (),
     cores: frozenset[int],
 ) -> Sample:
     """Ask for `seconds`, or each request `once`; in a closed loop, or at a `rate`. Raises
     BenchFault when the driver cannot, when an answer was wrong, when none came at all; errors,
-    such as refusals, are counted and said."""
+    such as refusals, are counted and said. `reconnect`: a connection that the server ends is made
+    anew. `anew`: each request has a connection of its own; over TCP, one outstanding on each."""
     command = [
         str(program("drive_udp" if asked.udp else "drive_tcp")),
         *asked.options(),
@@ -169,6 +171,7 @@ def drive(
         *("--once", "1" if once else "0"),
         *("--rate", str(int(rate))),
         *(("--reconnect", "1") if reconnect and not asked.udp else ()),
+        *(("--anew", "1") if anew and not asked.udp else ()),
     ]
     if pids:
         command += ["--server-pids", ",".join(map(str, pids))]

@@ -2,7 +2,7 @@
  *
  *   drive_tcp --frame native|handle|http|redis --port P [--host IPV4] --requests FILE [--needles FILE]
  *             [--hello FILE] [--connections C] [--depth D] [--once 1] [--rate R]
- *             [--reconnect 1] [--warm-ms N] [--ms N] [--server-pids N,N]
+ *             [--reconnect 1] [--anew 1] [--warm-ms N] [--ms N] [--server-pids N,N]
  *
  * A closed loop: the next request leaves when a reply has come. With `--rate` an open one: they
  * leave R times a second, whatever the server does.
@@ -15,6 +15,9 @@
  *
  * With `--reconnect` a connection that the server ends is made anew: what was outstanding on it is
  * counted as cut, and asked no more. Otherwise it is the end of the run.
+ *
+ * With `--anew` there is a connection for each request, of servers that end it after their answer;
+ * connecting counts in the latency.
  *
  * The server's processor time is read at the two ends of the counted time, by the one who
  * measures, so that both are of the same span. */
@@ -40,6 +43,7 @@ struct asked {
 
 struct connection {
     int socket, writing, unflushed;
+    int spent; /* has answered and is not asked again; 2: a new one is to follow */
     struct asked *slots;
     size_t oldest, newest; /* without ids: the replies come in this order, modulo the depth */
     uint8_t *in, *out;
@@ -57,7 +61,7 @@ static int poll_fd;
 static struct pace pace;
 static struct sockaddr_in server;
 static struct messages hello;
-static int reconnects;
+static int reconnects, anew;
 
 /* Room for requests, in an open loop. */
 static struct room {
@@ -86,6 +90,9 @@ static void ask(struct connection *c, size_t slot, uint64_t now) {
 
 /* A connection that the server ended: made anew, or it is the end of the run. */
 static void lose(struct connection *c, const char *why);
+
+/* In place of a connection that has served its one request. */
+static void renew(struct connection *c, uint64_t now);
 
 static void flush(struct connection *c) {
     while (c->out_sent < c->out_size) {
@@ -135,6 +142,8 @@ static void take(struct connection *c, const uint8_t *reply, size_t size, uint64
     }
     if (pace.mean_ns > 0)
         rooms[rooms_free++] = (struct room){c, slot};
+    else if (anew)
+        c->spent = 1 + !!more;
     else if (more)
         ask(c, slot, now);
 }
@@ -170,6 +179,7 @@ static void hear(struct connection *c, uint64_t now, int more) {
     if (octets < 0 || (at == 0 && c->in_size == IN_OCTETS)) die("the stream cannot be followed");
     memmove(c->in, c->in + at, c->in_size - at);
     c->in_size -= at;
+    if (c->spent) return renew(c, now);
     if (c->out_size) flush(c);
 }
 
@@ -177,10 +187,12 @@ static void hear(struct connection *c, uint64_t now, int more) {
 static void meet(struct connection *c) {
     int one = 1;
     struct timeval patience = {.tv_sec = 10};
-    c->socket = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    /* One that is made anew connects while the others are served: what is sent waits for it. */
+    c->socket = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | (anew ? SOCK_NONBLOCK : 0), 0);
     setsockopt(c->socket, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     setsockopt(c->socket, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
-    if (connect(c->socket, (const struct sockaddr *)&server, sizeof server) < 0)
+    if (connect(c->socket, (const struct sockaddr *)&server, sizeof server) < 0 &&
+        !(anew && errno == EINPROGRESS))
         die("cannot connect: %s", strerror(errno));
     setsockopt(c->socket, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     for (size_t i = 0; i < hello.count; i++) {
@@ -222,6 +234,21 @@ static void lose(struct connection *c, const char *why) {
     flush(c);
 }
 
+static void renew(struct connection *c, uint64_t now) {
+    struct linger at_once = {.l_onoff = 1}; /* else the ports would run out */
+    setsockopt(c->socket, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+    close(c->socket);
+    int follows = c->spent == 2;
+    c->in_size = c->out_size = c->out_sent = 0;
+    c->writing = c->spent = 0;
+    c->oldest = c->newest = 0;
+    c->socket = -1;
+    if (!follows || (order.once && order.next == order.count)) return;
+    meet(c);
+    ask(c, 0, now);
+    flush(c);
+}
+
 int main(int argc, char **argv) {
     frame = frame_named(option(argc, argv, "--frame", NULL));
     if (frame == FRAMES || frame == DNS) die("--frame: native, handle, http or redis");
@@ -236,6 +263,9 @@ int main(int argc, char **argv) {
     if (needles.count && needles.count != requests.count) die("as many needles as requests");
     server = server_address(argc, argv);
     reconnects = (int)number(argc, argv, "--reconnect", "0", 0, 1);
+    anew = (int)number(argc, argv, "--anew", "0", 0, 1);
+    if (anew && (depth > 1 || hello.count || number(argc, argv, "--rate", "0", 0, 100000000)))
+        die("--anew: not with --depth, --hello or --rate");
     poll_fd = epoll_create1(EPOLL_CLOEXEC);
     for (long i = 0; i < count; i++) {
         connections[i].in = malloc(IN_OCTETS);

@@ -12,12 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from biaojie.errors import BiaojieError
+from biaojie.handle_options import Login
 
 from .. import results
 from ..processes import ROOT, Cores, describe
 from ..programs import Sample
 from ..words import BenchFault
-from .stage import Peer, Stage, say
+from .given import Peer, read_login, read_names
+from .stage import Stage, say
 from .table import (
     GROUPS,
     MARKS,
@@ -46,7 +48,9 @@ def _options(text: str, known: list[str]) -> list[str]:
     return wanted or known
 
 
-def _peer(handle: str, rest: str, url: str, pids: str, names: Path | None) -> Peer | None:
+def _peer(
+    handle: str, rest: str, url: str, pids: str, names: Path | None, login: Login | None
+) -> Peer | None:
     if not (handle or rest or url):
         return None
     if (handle or rest) and names is None:
@@ -56,9 +60,8 @@ def _peer(handle: str, rest: str, url: str, pids: str, names: Path | None) -> Pe
             "--handle-server 与 --handle-rest 需要 --peer-names 文件：每行一个标识，"
             "制表符后为应答应包含的内容。",
         )
-    lines = names.read_text(encoding="utf-8").splitlines() if names is not None else []
-    pairs = tuple((line.partition("\t")[0], line.partition("\t")[2]) for line in lines if line)
-    return Peer(handle, rest, url, tuple(int(p) for p in pids.split(",") if p), pairs)
+    given = read_names(names) if names is not None else ()
+    return Peer(handle, rest, url, tuple(int(p) for p in pids.split(",") if p), given, login)
 
 
 def measure(stage: Stage, rounds: int, seconds: float) -> dict[str, list[Sample]]:
@@ -116,6 +119,7 @@ def _document(
         "names": stage.names.count,
         "pinned": stage.cores.apart,
         "answer_octets": stage.sizes,
+        "notes": stage.notes,
         "skipped": stage.skipped,
         "samples": {key: [asdict(sample) for sample in of] for key, of in samples.items()},
         "paced": {key: [asdict(sample) for sample in of] for key, of in paced.items()},
@@ -139,6 +143,7 @@ def _markdown(
         "Server on one core, what asks it on the other (with PostgreSQL)."
         if stage.cores.apart
         else "There is one core only: server and generator share it.",
+        *stage.notes,
     ]
     parts = [
         head(describe()),
@@ -180,11 +185,22 @@ def main(
     peer_pids: Annotated[
         str, typer.Option(help="Its processes, if they are on this machine: for CPU time.")
     ] = "",
+    peer_admin: Annotated[
+        str,
+        typer.Option(help="Who may create at --handle-server: 300:88.118.8/ADMIN. Creates stay."),
+    ] = "",
+    peer_key: Annotated[
+        Path | None, typer.Option(help="File with the private key of --peer-admin.")
+    ] = None,
+    peer_secret: Annotated[
+        Path | None, typer.Option(help="File with its secret, instead of a key.")
+    ] = None,
 ) -> None:
     """Our fronts against limits and peers. 与同类服务和性能上限对比。"""
     try:
         groups = _options(only, [group.key for group in GROUPS])
-        peer = _peer(handle_server, handle_rest, url, peer_pids, peer_names)
+        login = read_login(peer_admin, peer_key, peer_secret)
+        peer = _peer(handle_server, handle_rest, url, peer_pids, peer_names, login)
         cores = Cores.of_this_machine()
         with (
             tempfile.TemporaryDirectory(prefix="biaojie-bench-") as folder,

@@ -11,16 +11,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
+
+from biaojie.wire.handle import Malformed
 
 from ..names import OwnNames
 from ..node import Node
 from ..processes import ROOT, Cores, family, on
 from ..programs import DATAGRAMS, PIPELINED, SINGLE, Asked, Sample, Shape, drive, sample_of
 from ..words import BenchFault
-from . import questions, servers
+from . import given, questions, servers
+from .creates import Creates, admit
+from .given import Peer
 from .questions import Questions, Writer
 from .work import dns_query, http_get, needle_of, plain_name, redis_get
 
@@ -35,8 +40,6 @@ COMMIT_CALLERS: Final = SINGLE
 WRITES_PER_S: Final = 40_000
 """So many registrations are readied for a second; who is faster stops early."""
 _BARE_OVER_S: Final = 60.0
-PEER_WARM_S: Final = 15.0
-"""A Java server is asked for so long before anything is counted."""
 CACHE_OCTETS_MIN: Final = 2**20
 _USUAL_OCTETS: Final = 250
 # One client asks for everybody, answers are four times the question: limits are raised, not off.
@@ -53,31 +56,9 @@ Paced = Callable[[float, float], Sample]
 """Seconds and questions a second in, a sample out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """What the operator has at hand and started: addresses, names with what each answer holds."""
-
-    handle: str = ""
-    rest: str = ""
-    url: str = ""
-    pids: tuple[int, ...] = ()
-    names: tuple[tuple[str, str], ...] = ()
-
-    count: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "count", len(self.names))
-
-    def name(self, number: int) -> str:
-        return self.names[number][0]
-
-    def data(self, number: int, generation: int) -> bytes:
-        return self.names[number][1].encode()
-
-
 class Stage:
     """`measures`: how each line is measured, by its key; `paced`: how in an open loop, where that
-    can be. Use as a context manager."""
+    can be; `notes`: what a reader of the table must know. Use as a context manager."""
 
     def __init__(
         self, folder: Path, cores: Cores, names: int, groups: Sequence[str], peer: Peer | None
@@ -89,6 +70,7 @@ class Stage:
         self.measures: dict[str, Measure] = {}
         self.paced: dict[str, Paced] = {}
         self.skipped: list[str] = []
+        self.notes: list[str] = []
         self.sizes: dict[str, int] = {}
         self._folder = folder
         self._stack = ExitStack()
@@ -153,6 +135,8 @@ class Stage:
         if self._wants("miss", "durable"):
             with self._part("PostgreSQL"):
                 self._postgres()
+        if self._wants("creates"):
+            self._creates()
         if self.peer is not None:
             self._peer(self.peer)
 
@@ -190,6 +174,29 @@ class Stage:
         ours("node.handle-udp", "handle", "handle_port", questions.handle(names), DATAGRAMS)
         ours("node.native", "native", "native_port", questions.native(names))
         ours("node.pipeline", "native", "native_port", questions.native(names), PIPELINED)
+
+    def _creates(self) -> None:
+        """On the registry that a node has where nothing else is set."""
+        say("a node for creates")
+        node = Node(self._place("node-creates"), self.cores.server, settings=_NODE)
+        self._stack.callback(node.close)
+        port = node.ports.get("handle_port")
+        if port is None:
+            self.skipped.append("node.creates: the node does not serve it")
+            return
+        kept = Creates(
+            questions.HOST,
+            port,
+            PREFIX,
+            admit(node, PREFIX),
+            self._writer,
+            lambda: family(node.pid),
+            self.cores.generator,
+        )
+        self.measures["node.creates"] = kept.measure
+        self.measures["node.creates-anew"] = replace(kept, anew=True).measure
+        if "native_port" in node.ports:
+            self.measures["node.creates-native"] = partial(self._durable, node)
 
     def _size(self, group: str) -> int:
         """What a peer answers is as long as what we answer."""
@@ -333,9 +340,7 @@ class Stage:
         if self._wants("durable"):
             self.measures["bare.commits"] = self._bare("commits", dsn, COMMIT_CALLERS)
             if serves:
-                self.measures["node.durable"] = lambda seconds, number: self._durable(
-                    node, seconds, number
-                )
+                self.measures["node.durable"] = partial(self._durable, node)
 
     def _bare(self, what: str, dsn: str, shape: Shape) -> Measure:
         callers = str(shape.connections * shape.depth)
@@ -393,43 +398,71 @@ class Stage:
     # What the operator has --------------------------------------------------------------
 
     def _peer(self, peer: Peer) -> None:
-        """It is not ours: what goes wrong with it ends its own line, not the run."""
-
-        def pids() -> Sequence[int]:
-            return [member for pid in peer.pids for member in family(pid)]
-
-        def peers(key: str, asked: Asked) -> None:
-            with self._part(key):
-                try:
-                    drive(asked, seconds=PEER_WARM_S, cores=self.cores.generator, reconnect=True)
-                except BenchFault as fault:
-                    raise servers.Missing(fault.en) from None
-                self.measures[key] = lambda seconds, _: drive(
+        def peers(key: str, asked: Asked, anew: bool = False) -> None:
+            def measure(seconds: float, _: int) -> Sample:
+                return drive(
                     asked,
                     seconds=seconds,
-                    pids=pids(),
+                    pids=peer.processes(),
                     cores=self.cores.generator,
                     reconnect=True,
+                    anew=anew,
                 )
+
+            self._given(key, measure)
 
         writer = self._writer
         data = writer.file(peer.data(n, 0) for n in range(peer.count)) if peer.count else None
-        if peer.handle and self._wants("handle-tcp", "handle-udp"):
-            host, port = _address(peer.handle, 2641)
+        if peer.handle and self._wants("handle-tcp", "handle-udp", "creates"):
+            host, port = given.address(peer.handle, 2641)
             asked = writer.of(questions.handle(peer), peer.count, data)
+            anew = self._hangs_up(host, port, asked.first)
             for group, shape in (("tcp", SINGLE), ("udp", DATAGRAMS)):
                 if self._wants(f"handle-{group}"):
-                    given = Asked("handle", port, asked.requests, data, shape=shape, host=host)
-                    peers(f"peer.handle-{group}", given)
+                    of = Asked("handle", port, asked.requests, data, shape=shape, host=host)
+                    peers(f"peer.handle-{group}", of, anew)
+            if self._wants("creates") and peer.login is not None:
+                creates = Creates(
+                    host,
+                    port,
+                    peer.prefix,
+                    peer.login,
+                    writer,
+                    peer.processes,
+                    self.cores.generator,
+                    anew,
+                )
+                self._given("peer.creates", creates.measure)
         if peer.rest and self._wants("rest"):
-            host, port = _address(peer.rest, 8000)
+            host, port = given.address(peer.rest, 8000)
             asked = writer.of(questions.rest(peer), peer.count, data)
             peers("peer.rest", Asked("http", port, asked.requests, data, host=host))
         if peer.url and self._wants("http"):
-            host, port = _address(peer.url, 80)
+            host, port = given.address(peer.url, 80)
             path = peer.url.partition("://")[2].partition("/")[2]
             asked = writer.of(lambda _: http_get(f"/{path}", f"{host}:{port}"), 1)
             peers("peer.url", Asked("http", port, asked.requests, host=host))
+
+    def _hangs_up(self, host: str, port: int, question: bytes) -> bool:
+        try:
+            hangs_up = given.hangs_up(host, port, question)
+        except (OSError, Malformed):
+            return False  # measuring says why
+        if hangs_up:
+            self.notes.append(
+                "The Handle server given ends a connection after each answer, so each question"
+                " to it over TCP has one of its own."
+            )
+        return hangs_up
+
+    def _given(self, key: str, measure: Measure) -> None:
+        """A line of what is not ours, warmed first."""
+        with self._part(key):
+            try:
+                measure(given.WARM_S, -1)
+            except BenchFault as fault:
+                raise servers.Missing(fault.en) from None
+            self.measures[key] = measure
 
 
 def warmed(asked: Asked, pids: Sequence[int], cores: frozenset[int]) -> None:
@@ -448,18 +481,6 @@ _USES: Final = {
     "redis-server": ("native", "pipeline"),
     "nsd": ("handle-udp",),
 }
-
-
-def _address(url: str, port: int) -> tuple[str, int]:
-    """IPv4 address and port of `host:port` or a URL."""
-    import socket
-
-    where = url.partition("://")[2].partition("/")[0] if "://" in url else url
-    host, _, given = where.partition(":")
-    try:
-        return socket.gethostbyname(host), int(given or port)
-    except (OSError, ValueError):
-        raise BenchFault(f"{url}: no IPv4 address and port", f"{url}：无效的地址或端口") from None
 
 
 def say(what: str) -> None:

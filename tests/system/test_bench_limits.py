@@ -107,6 +107,50 @@ def test_an_answer_to_another_question_is_wrong(limit: Server, tmp_path: Path) -
         drive(asked, seconds=0.2, cores=CORES.generator)
 
 
+class OneEach:
+    """A server that ends each connection after its first answer."""
+
+    def __init__(self, reply: bytes, connections: int) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._listener.settimeout(20)
+        self.port = self._listener.getsockname()[1]
+        self.served = 0
+        self._thread = threading.Thread(target=self._serve, args=(reply, connections))
+        self._thread.start()
+
+    def _serve(self, reply: bytes, connections: int) -> None:
+        with self._listener:
+            for _ in range(connections):
+                connection, _ = self._listener.accept()
+                with connection:
+                    connection.settimeout(20)
+                    if connection.recv(65_536):
+                        connection.sendall(reply)
+                        self.served += 1
+
+    def close(self) -> None:
+        self._thread.join(30)
+
+
+def test_a_connection_for_each_request(tmp_path: Path) -> None:
+    count, shape = 40, Shape(4, 1)
+    write_messages(tmp_path / "requests", [native(b"q")] * count)
+    reply = struct.pack("!IIB", 7, 1, 0x81) + b"ok"
+    server = OneEach(reply, count)
+    asked = Asked("native", server.port, tmp_path / "requests", shape=shape)
+    try:
+        sample = drive(asked, seconds=20, once=True, anew=True, cores=CORES.generator)
+    finally:
+        server.close()
+    assert (sample.replies, sample.lost, server.served) == (count, 0, count)
+
+
+def test_a_connection_for_each_request_on_many(limit: Server, requests: Path) -> None:
+    asked = Asked("native", limit.port, requests)
+    sample = drive(asked, seconds=20, once=True, anew=True, cores=CORES.generator)
+    assert (sample.replies, sample.lost) == (499, 0)
+
+
 class Scripted:
     """A server that gives one connection what it was told to give for its first request."""
 

@@ -165,6 +165,11 @@ class HandleServer:
         """Whether somebody waits for it over TCP."""
         return self._tcp is not None and self._tcp.busy
 
+    @property
+    def session(self) -> Session | None:
+        """The session that writes go through, once one has been set up."""
+        return self._session
+
     async def close(self) -> None:
         session, self._session = self._session, None
         if session is not None and self._loop.time() < session.until:
