@@ -65,7 +65,9 @@ TENANTS_MAX: Final = 10_000
 class Held(Protocol):
     """A connection that is not read from for now."""
 
-    def read_again(self) -> None: ...
+    def read_again(self, now: float) -> None:
+        """Its time has come, or there is room, at the monotonic time `now`."""
+        ...
 
 
 class Penalties:
@@ -107,8 +109,8 @@ class Penalties:
             self._fill(now)
         return self._left <= 0 or (bool(self._held) and self._held[0][0] <= now)
 
-    def add(self, connection: Held) -> None:
-        self._held.append((time.monotonic() + self.pause_s, connection))
+    def add(self, connection: Held, now: float) -> None:
+        self._held.append((now + self.pause_s, connection))
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self.pause_s, self._sweep, loop)
@@ -120,7 +122,7 @@ class Penalties:
     def release_one(self) -> None:
         """There is room for one who waits."""
         if self._held:
-            self._held.pop()[1].read_again()
+            self._held.pop()[1].read_again(time.monotonic())
 
     def _fill(self, now: float) -> None:
         spent_s = self._cpu_s()
@@ -136,7 +138,7 @@ class Penalties:
         self._fill(now)
         while self._left > 0 and self._held and self._held[0][0] <= now:
             self._left -= 1
-            self._held.popleft()[1].read_again()
+            self._held.popleft()[1].read_again(now)
         self._timer = None
         if self._held:
             wait_s = max(self._held[0][0] - now, SWEEP_S)

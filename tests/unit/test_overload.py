@@ -170,15 +170,15 @@ class Held:
     def __init__(self) -> None:
         self.read = 0
 
-    def read_again(self) -> None:
+    def read_again(self, now: float) -> None:
         self.read += 1
 
 
 async def test_the_refused_are_read_from_again_when_their_time_has_come() -> None:
     penalties = Penalties(0.1)
     first, second = Held(), Held()
-    penalties.add(first)
-    penalties.add(second)
+    penalties.add(first, time.monotonic())
+    penalties.add(second, time.monotonic())
     await asyncio.sleep(0)
     assert (first.read, second.read, len(penalties)) == (0, 0, 2)
     await asyncio.sleep(0.5)
@@ -196,7 +196,7 @@ async def test_however_many_they_are_refusing_costs_a_share_of_the_time(
     held = [Held() for _ in range(per_s)]
     began = time.monotonic()
     for each in held:
-        penalties.add(each)
+        penalties.add(each, time.monotonic())
     await asyncio.sleep(0.25)
     passed = time.monotonic() - began
     read = sum(each.read for each in held)
@@ -222,7 +222,7 @@ async def test_beyond_the_share_nobody_more_is_refused_at_once() -> None:
 async def test_who_waits_is_refused_before_who_comes() -> None:
     penalties = Penalties(0.01)
     held = Held()
-    penalties.add(held)
+    penalties.add(held, time.monotonic())
     assert penalties.allow(time.monotonic()), "while his time has not come"
     time.sleep(0.02)  # noqa: ASYNC251 - so that nothing is done meanwhile
     assert not penalties.allow(time.monotonic())
@@ -235,8 +235,8 @@ async def test_room_is_for_who_came_last() -> None:
     gate = Gate(1)
     assert gate.enter()
     first, last = Held(), Held()
-    gate.penalties.add(first)
-    gate.penalties.add(last)
+    gate.penalties.add(first, time.monotonic())
+    gate.penalties.add(last, time.monotonic())
     gate.leave()
     assert (first.read, last.read) == (0, 1)
     await asyncio.sleep(2 * PENALTY_S)
@@ -248,7 +248,7 @@ async def test_room_at_the_gate_shortens_it() -> None:
     assert gate.enter()
     assert not gate.enter()
     held = Held()
-    gate.penalties.add(held)
+    gate.penalties.add(held, time.monotonic())
     gate.leave()
     assert held.read == 1
     await asyncio.sleep(2 * PENALTY_S)

@@ -176,7 +176,7 @@ class Connection(asyncio.Protocol):
         if now < self._again or not penalties.allow(now):
             self._aside = data
             self._partial = self._penalized = True
-            penalties.add(self)
+            penalties.add(self, now)
             return True
         busy = work.refuse(data)
         if busy is None:
@@ -287,9 +287,9 @@ class Connection(asyncio.Protocol):
             penalties.charge()
         else:
             self._penalized = True
-            penalties.add(self)
+            penalties.add(self, monotonic())
 
-    def read_again(self) -> None:
+    def read_again(self, now: float) -> None:
         self._penalized = False
         self._refused = 0
         aside, self._aside = self._aside, b""
@@ -299,7 +299,7 @@ class Connection(asyncio.Protocol):
             if gate.full and not (self._deaf or self._last):
                 busy = self._front.work.refuse(aside)
                 if busy is not None:
-                    self._again = monotonic() + gate.penalties.pause_s
+                    self._again = now + gate.penalties.pause_s
                     self._write(busy)
                 return
             self._framing.feed(aside)

@@ -58,8 +58,8 @@ class HttpLimits:
 class Connection(asyncio.Protocol):
     """`used` is when something was last asked, or it was opened (monotonic). What comes before
     `_again` came too soon after a refusal: it is put `_aside` and waits `_among` those who were
-    refused for the same reason. `_waited`: what is looked at has done so. `_held`: it is not read
-    from until then, because it was refused by aiohttp or `_more` has come."""
+    refused for the same reason. `_waited`: what is looked at has done so. `_held`: it is not read from until then, because `_more` has come
+    or something was refused by aiohttp."""
 
     __slots__ = (
         "_again",
@@ -89,7 +89,8 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._held = False
         self._waited = False
-        self._aside = self._more = b""
+        self._aside: tuple[bytes, bytes, bytes, float] | None = None
+        self._more = b""
         self._again = 0.0
         self._among = server.door.gate.penalties
         self.used = _monotonic()
@@ -141,7 +142,7 @@ class Connection(asyncio.Protocol):
                 data, start, block if key else b"", now
             ):
                 return
-        elif self._aside:
+        elif self._aside is not None:
             self._more += data
             self._held = True
             self.transport.pause_reading()
@@ -162,22 +163,27 @@ class Connection(asyncio.Protocol):
     def _turned_away(self, data: bytes, start: bytes, block: bytes, now: float) -> bool:
         """Whether `data` was refused, or waits for that. `block` is empty where it is no plain
         request."""
-        door = self._server.door
-        gate = door.gate
         if start in ALWAYS_SERVED_STARTS:
             return False
         if not self._waited and len(data) <= ASIDE_OCTETS:
+            gate = self._server.door.gate
             among = gate.penalties if gate.full else self._among
             at_once = among is gate.penalties and not gate.full
             if now < self._again or not (at_once or among.allow(now)):
-                self._aside = data
+                self._aside = data, start, block, now
                 self._express = False
-                among.add(self)
+                among.add(self, now)
                 return True
-        told = door.plain_refusal(start, block, now)
-        penalties = gate.penalties
+        return self._refused(data, start, block, now)
+
+    def _refused(
+        self, data: bytes, start: bytes, block: bytes, now: float, waited_s: float = 0.0
+    ) -> bool:
+        door = self._server.door
+        told = door.plain_refusal(start, block, now, waited_s)
+        penalties = door.gate.penalties
         if told is None:
-            refusal = door.refusal(data, self.transport)
+            refusal = door.refusal(data, self.transport, waited_s)
             if refusal is None:
                 self._again, self._among = 0.0, penalties
                 return False
@@ -193,17 +199,21 @@ class Connection(asyncio.Protocol):
         if not self._held and not self.transport.is_closing():
             self._held = True
             self.transport.pause_reading()
-            penalties.add(self)
+            penalties.add(self, _monotonic())
 
-    def read_again(self) -> None:
-        (aside, more), self._aside, self._more = (self._aside, self._more), b"", b""
+    def read_again(self, now: float) -> None:
+        (aside, more), self._aside, self._more = (self._aside, self._more), None, b""
         held, self._held = self._held, False
         if self.transport.is_closing():
             return
-        if aside:
-            self._waited = True
-            self.data_received(aside)
-            self._waited = False
+        if aside is not None:
+            data, start, block, came = aside
+            self._express = self._lane is not None and not self._paused
+            shut = self._express and self._server.door.closed(now)
+            if not (shut and self._refused(data, start, block, now, now - came)):
+                self._waited = True
+                self.data_received(data)
+                self._waited = False
         if more:
             self.data_received(more)
         if held and not self._held and (self._handler is None or self._handler.reads):

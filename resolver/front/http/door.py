@@ -22,7 +22,7 @@ from biaojie.errors import BiaojieError, NotFound
 from biaojie.wire.handle import is_tunnel
 
 from ...exchange import new_request_id
-from ...observe import CROWDED_LINE_S, FAST_S, Observer, Tally
+from ...observe import CROWDED_LINE_S, Observer, Tally
 from ...overload import Gate, Penalties
 from ...service import Service
 from .endpoint import Asked, Endpoint, Reply
@@ -116,9 +116,12 @@ class Door:
         gate = self.gate
         return gate.running >= gate.limit or now < self.quotas.until
 
-    def plain_refusal(self, start: bytes, block: bytes, began: float) -> bytes | None:
+    def plain_refusal(
+        self, start: bytes, block: bytes, began: float, waited_s: float = 0.0
+    ) -> bytes | None:
         """`refusal` by the gate, quickly, of a plain request to resolve, which is what most ask:
-        with the same headers all are told the same. None where it has to be worked out."""
+        with the same headers all are told the same. None where it has to be worked out. It is
+        counted as having taken `waited_s`: all else is microseconds."""
         known = self._plain.get(block)
         if known is None or began >= self._in_full or not self.gate.full:
             return None
@@ -132,16 +135,14 @@ class Door:
             self._date = http_date().encode()
         request_id = new_request_id().encode()
         told = (status, self._date, before, request_id, between, request_id, after)
-        seconds = _monotonic() - began
-        if seconds < FAST_S:
-            tally.seconds += seconds
-            tally.buckets[0] += 1
+        if waited_s:
+            tally.add(waited_s)
         else:
-            tally.add(seconds)
+            tally.buckets[0] += 1
         return b"".join(told)
 
     def refusal(
-        self, data: bytes, transport: asyncio.BaseTransport
+        self, data: bytes, transport: asyncio.BaseTransport, waited_s: float = 0.0
     ) -> tuple[bytes, Penalties] | None:
         """What to send instead of looking at `data`, and among whom the sender has to wait; None
         if it is for the ordinary path."""
@@ -201,7 +202,7 @@ class Door:
             endpoint.front,
             endpoint.operation,
             error.code,
-            _monotonic() - began,
+            _monotonic() - began + waited_s,
             request_id=asked.request_id,
             peer=asked.peer,
         )

@@ -62,6 +62,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_again",
         "_among",
+        "_came",
         "_deadline",
         "_deaf",
         "_ended",
@@ -98,7 +99,7 @@ class Connection(asyncio.Protocol):
         self._wanted = 0
         self._unsent: list[bytes] = []
         self._unsent_octets = self._held = self._refused = 0
-        self._again = 0.0
+        self._again = self._came = 0.0
         self._among = front.gate.penalties
         self._flushing = self._holding = False
         self._deaf = self._last = self._ended = self._penalized = False
@@ -204,14 +205,14 @@ class Connection(asyncio.Protocol):
             self._again = 0.0
             return False
         if now < self._again or among.exhausted(now):
-            self._wait(data, among)
+            self._wait(data, among, now)
             return True
         if not (gate.full and self._refused_unread(data, now)):
             return False
         among.charge(1)
         return True
 
-    def _refused_unread(self, data: bytes, now: float) -> bool:
+    def _refused_unread(self, data: bytes, now: float, waited_s: float = 0.0) -> bool:
         """Refuse, while the gate is full, one public request for which the cache is to be
         bypassed: no more than that need be known of it."""
         front = self._front
@@ -228,17 +229,18 @@ class Connection(asyncio.Protocol):
         self._partial_since = None
         front.gate.crowd()
         self._transport.write(busy_frame(data[4:8], new_request_id()))  # type: ignore[union-attr]
-        front.crowded.add(monotonic() - now)
+        front.crowded.add(waited_s)
         return True
 
-    def _wait(self, data: bytes, penalties: Penalties) -> None:
+    def _wait(self, data: bytes, penalties: Penalties, now: float) -> None:
         """Put `data` aside: it came too soon, or too many are refused."""
         self._kept += data
         self._wanted = len(data)
         self._partial_since = None
         self._table = NOTHING_READY
         self._penalized = True
-        penalties.add(self)
+        self._came = now
+        penalties.add(self, now)
 
     def _take(self, data: bytes, now: float) -> None:
         """Answer or begin the requests in `data` that have come whole, as far as the limits
@@ -303,7 +305,7 @@ class Connection(asyncio.Protocol):
             data = data[at:]
         if data and self._refused >= REFUSED_AT_ONCE and not self._penalized:
             self._penalized = True
-            self._among.add(self)
+            self._among.add(self, now)
         if data:
             self._wanted = 4
             if len(data) >= 4 and not self._full:
@@ -355,16 +357,16 @@ class Connection(asyncio.Protocol):
         self._again = monotonic() + penalties.pause_s
         penalties.charge(share * PIPELINED_SHARE if self._refused > 1 else share)
 
-    def read_again(self) -> None:
+    def read_again(self, now: float) -> None:
         self._penalized = False
         if self._deaf:
             return
-        data, now = bytes(self._kept), monotonic()
+        data = bytes(self._kept)
         self._kept.clear()
         front = self._front
         if self._holding or self._last or not front.gate.full:
             self._take(data, now)
-        elif self._refused_unread(data, now):
+        elif self._refused_unread(data, now, now - self._came):
             self._table = front.lane.everything
         else:
             self._take(data, now)
