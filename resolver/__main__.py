@@ -242,6 +242,8 @@ async def _run(settings: Settings, duty: Duty) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT) if duty.pipe is None else (signal.SIGTERM,):
         loop.add_signal_handler(number, _stop_or_quit, stop)
+    if duty.pipe is None:
+        loop.add_signal_handler(signal.SIGHUP, _hang_up, stop)
     try:
         await node.start()
         # What a start makes stays: the collector need never look at it again, and did not
@@ -300,6 +302,19 @@ def _stop_or_quit(stop: asyncio.Event) -> None:
     if stop.is_set():
         os._exit(130)
     stop.set()
+
+
+def _hang_up(stop: asyncio.Event) -> None:
+    """SIGHUP for a process without a supervisor: nobody could take its place meanwhile. Whoever
+    sees the log in a terminal has closed it; others asked for a reload, and are told."""
+    import structlog
+
+    if sys.stderr.isatty():
+        stop.set()
+        return
+    structlog.get_logger("biaojie.node").warning(
+        "nothing is reloaded", why="a single process is not replaced; serve with --workers 2"
+    )
 
 
 def _announce(settings: Settings, port: int) -> None:

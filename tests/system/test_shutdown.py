@@ -59,6 +59,15 @@ def refuses(node: RunningNode) -> bool:
     return False
 
 
+def test_a_single_process_goes_on_at_a_reload_and_says_so(fresh: RunningNode) -> None:
+    assert fresh.process is not None
+    fresh.process.send_signal(signal.SIGHUP)
+    until(lambda: "nothing is reloaded" in fresh.log)
+    assert Described(fresh.port).ask("GET", "/readyz").status == 200
+    terminate(fresh)
+    assert exit_code(fresh) == 0
+
+
 @pytest.fixture
 def held(fresh: RunningNode) -> Iterator[tuple[list[Wire], sqlite3.Connection]]:
     """Five writes under way, that end when the lock is given back."""

@@ -58,8 +58,8 @@ class HttpLimits:
 class Connection(asyncio.Protocol):
     """`used` is when something was last asked, or it was opened (monotonic). What comes before
     `_again` came too soon after a refusal: it is put `_aside` and waits `_among` those who were
-    refused for the same reason. `_waited`: what is looked at has done so. `_held`: it is not read from until then, because `_more` has come
-    or something was refused by aiohttp."""
+    refused for the same reason. `_waited`: what is looked at has done so. `_held`: it is not read
+    from until then, because `_more` has come or something was refused by aiohttp."""
 
     __slots__ = (
         "_again",
