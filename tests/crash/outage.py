@@ -29,6 +29,7 @@ from biaojie.errors import (
     IdentifierNotFound,
     TemporarilyUnavailable,
 )
+from biaojie.handle_options import HandleOptions
 from registry.sql import migrate
 from tests.crash.group import PREFIX, START_S, Group
 from tests.crash.ledger import auditor
@@ -389,8 +390,10 @@ async def worker_lost(folder: Path, *, calls: int, margin_s: float) -> dict[str,
             for _ in range(calls):
                 for front, url in askers.urls.items():
                     began = time.monotonic()
-                    # A connection for each call, and so either worker.
-                    async with Client(url, timeout_s=CALL_S, retries=0) as client:
+                    # A connection for each call, and so either worker. A datagram that nobody
+                    # takes is lost as any may be; how long its sender waits is its own affair.
+                    tcp = HandleOptions(udp=False) if front == "handle" else None
+                    async with Client(url, timeout_s=CALL_S, retries=0, handle=tcp) as client:
                         try:
                             await client.resolve(f"{PREFIX}/warm-1")
                             met[f"{front} answered"] += 1
