@@ -57,6 +57,10 @@ longer: to refuse them all in time would leave no time for work."""
 ASIDE_OCTETS: Final = 4_096
 """A request up to this size is taken from the system and put aside while it waits. Not to read
 from its connection, and to read again, would cost more."""
+PLACE_OCTETS: Final = 256
+"""A request for many identifiers takes one more place for each so many octets, some ten of them;"""
+LARGE_SHARE: Final = 8
+"""but no more than all places by this."""
 RETRY_S: Final = 1
 """When those who were refused are asked to come again."""
 TENANTS_MAX: Final = 10_000
@@ -146,7 +150,8 @@ class Penalties:
 
 
 class Gate:
-    """`enter` before work, `leave` after it. `limit` is how many may be within just now.
+    """`enter` before work, `leave` after it. `limit` is how many may be within just now. What asks
+    for much takes several places, see `places_for`, if there is room for one.
     `penalties`: connections that were refused here; they are read from again as room is made.
     `look_up_s` says how long the registry took to answer lately; without end while it is
     down, for then time says nothing."""
@@ -190,12 +195,17 @@ class Gate:
     def full(self) -> bool:
         return self.running >= self.limit
 
-    def enter(self) -> bool:
+    def places_for(self, octets: int) -> int:
+        """What a request takes that asks for many identifiers in a body of so many octets: a
+        part of all places at the most, for the others have to go on."""
+        return min(1 + octets // PLACE_OCTETS, max(1, self.limit // LARGE_SHARE))
+
+    def enter(self, places: int = 1) -> bool:
         """Whether there is room; if so it is taken."""
         if self.running >= self.limit:
             self.crowd()
             return False
-        self.running += 1
+        self.running += places
         return True
 
     def crowd(self) -> None:
@@ -207,10 +217,10 @@ class Gate:
         self.crowd()
         return OverCapacity(retry_after_s=RETRY_S)
 
-    def leave(self, seconds: float | None = None) -> None:
+    def leave(self, seconds: float | None = None, places: int = 1) -> None:
         """`seconds` it took, of requests that should be quick; None for others."""
-        self._done += 1
-        self.step_out()
+        self._done += places
+        self.step_out(places)
         if seconds is None:
             if self.limit < self.most:
                 self._forgive()
@@ -222,15 +232,17 @@ class Gate:
             if now - self._since >= WINDOW_S:
                 self._judge(now)
 
-    def step_out(self) -> None:
-        """Leave a place for a moment."""
-        self.running -= 1
-        if self.penalties and self.running < max(1, self.limit - self.limit // 8):
+    def step_out(self, places: int = 1) -> None:
+        """Leave one's places for a moment."""
+        self.running -= places
+        enough = max(1, self.limit - self.limit // 8)
+        while places and self.penalties and self.running < enough:
             self.penalties.release_one()
+            places -= 1
 
-    def come_back(self) -> None:
-        """Into a place that was left for a moment, whether there is room or not."""
-        self.running += 1
+    def come_back(self, places: int = 1) -> None:
+        """Into places that were left for a moment, whether there is room or not."""
+        self.running += places
 
     def _forgive(self) -> None:
         """Where nothing tells how long requests wait, what was seen before holds not for ever."""
@@ -256,33 +268,35 @@ class Gate:
 
 
 class Place:
-    """The place of one request, from when it came, if it `began` with one. Where the request is
+    """The places of one request, from when it came, if it `began` with one. Where the request is
     refused, its connection has to wait among the `penalties` then."""
 
-    __slots__ = ("_gate", "_since", "_within", "penalties")
+    __slots__ = ("_gate", "_places", "_since", "penalties")
 
     def __init__(self, gate: Gate, began: float | None = None) -> None:
         self._gate = gate
-        self._within = began is not None
+        self._places = int(began is not None)
         self._since = time.monotonic() if began is None else began
         self.penalties: Penalties | None = None
 
     def expect(self) -> None:
         """Raises OverCapacity if there is no room now."""
-        if not self._within and self._gate.full:
+        if not self._places and self._gate.full:
             self.penalties = self._gate.penalties
             raise self._gate.refuse()
 
-    def enter(self) -> None:
-        """Raises OverCapacity."""
+    def enter(self, octets: int = 0) -> None:
+        """`octets` of a body that asks for many identifiers. Raises OverCapacity."""
         self.expect()
-        self._within = self._within or self._gate.enter()
+        places = self._gate.places_for(octets)
+        if not self._places and self._gate.enter(places):
+            self._places = places
 
     def leave(self, *, quick: bool = False) -> None:
         """`quick`: it was a request whose time tells how much others wait."""
-        if self._within:
-            self._within = False
-            self._gate.leave(time.monotonic() - self._since if quick else None)
+        if self._places:
+            places, self._places = self._places, 0
+            self._gate.leave(time.monotonic() - self._since if quick else None, places)
 
 
 class Quotas:

@@ -12,7 +12,7 @@ import pytest
 from biaojie.account import Role
 from biaojie.wire.handle import MEDIA_TYPE
 from registry.accounts import new_key
-from resolver.overload import PENALTY_S, Penalties
+from resolver.overload import PENALTY_S, Gate, Penalties
 from tests.lane_world import API, PAGE, PREFIX, REST, LaneWorld, Pipe, request, turns
 
 RATE = 20
@@ -212,6 +212,29 @@ def test_room_lets_in_who_waits(world: LaneWorld) -> None:
         return out
 
     assert world.run(work()).startswith(b"HTTP/1.1 404 ")
+
+
+@pytest.mark.parametrize(("names", "places"), [(2, 1), (1_000, 2)])
+def test_to_ask_for_many_takes_more_places(
+    world: LaneWorld, monkeypatch: pytest.MonkeyPatch, names: int, places: int
+) -> None:
+    """Of 16 an eighth at the most."""
+    taken: list[int] = []
+    enter = Gate.enter
+
+    def entered(gate: Gate, places: int = 1) -> bool:
+        taken.append(places)
+        return enter(gate, places)
+
+    monkeypatch.setattr(Gate, "enter", entered)
+    listed = ",".join(f'"{PREFIX}/name{n}"' for n in range(names))
+    body = f'{{"identifiers":[{listed}]}}'.encode()
+    head = ("Content-Type: application/json", f"Content-Length: {len(body)}")
+    asked = request("/api/v1/identifiers:resolve", *head, method="POST", body=body)
+    told, _ = world.run(world.say(world.server, [asked]))
+    assert b" 200 " in told
+    assert taken == [places]
+    assert world.front.gate.running == 0
 
 
 def test_places_are_given_back_however_it_ends(world: LaneWorld) -> None:

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from biaojie.errors import OverCapacity
-from biaojie.wire.native import Kind, Resolve, encode_request
+from biaojie.wire.native import Kind, Resolve, ResolveMany, encode_request
 from resolver.front.native.work import error_frame
 from resolver.overload import PENALTY_S, REFUSED_AT_ONCE, Penalties
 from tests.native_world import Peer, World, error, event_loop_policy, request, world
@@ -178,3 +179,21 @@ def test_what_is_bypassed_is_told_from_the_octets() -> None:
         assert body[-1] == 0xC3
         for other in (Resolve(name), Resolve(name, (1,)), Resolve(name, (), ("URL",))):
             assert encode_request(other)[1][-1] != 0xC3
+
+
+async def test_to_ask_for_many_takes_more_places() -> None:
+    async with world(native_requests_max=64) as node, node.peer() as peer:
+        gate = node.front.gate
+        taken = []
+        begin = node.parts.service.resolve_many
+
+        async def resolve_many(*arguments: Any, **named: Any) -> Any:
+            taken.append(gate.running)
+            return await begin(*arguments, **named)
+
+        node.parts.service.resolve_many = resolve_many  # type: ignore[method-assign]
+        for count in (2, 1_000):
+            names = tuple(f"{PREFIX}/name{n}" for n in range(count))
+            await peer.answer(ResolveMany(names))
+        assert taken == [1, 8]
+        assert gate.running == 0

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from biaojie.errors import OverCapacity
 from resolver.overload import (
     LIMIT_MIN,
     PENALTY_S,
@@ -19,6 +20,7 @@ from resolver.overload import (
     TARGET_S,
     Gate,
     Penalties,
+    Place,
     Quotas,
 )
 
@@ -80,6 +82,29 @@ def test_the_limit_follows_the_rate(each_s: float) -> None:
     gate = Gate(4_096, clock)
     load(gate, clock, rate=5 / each_s, each_s=each_s, seconds=3)
     assert 0.5 * TARGET_S / each_s < gate.limit < 2 * TARGET_S / each_s
+
+
+async def test_who_asks_for_much_takes_several_places() -> None:
+    gate = Gate(64)
+    assert [gate.places_for(octets) for octets in (0, 255, 256, 1_000, 10**6)] == [1, 1, 2, 4, 8]
+    large, small = Place(gate), Place(gate)
+    large.enter(10**6)
+    small.enter()
+    assert gate.running == 9
+    gate.running += 55
+    waiting = [Held() for _ in range(20)]
+    for held in waiting:
+        gate.penalties.add(held, time.monotonic())
+    with pytest.raises(OverCapacity):
+        Place(gate).enter()
+    large.leave()
+    large.leave()  # it has left
+    assert gate.running == 56
+    small.leave()
+    assert gate.running == 55
+    assert sum(held.read for held in waiting) == 1, "room for those is kept, an eighth of all"
+    gate.limit = 8
+    assert gate.places_for(10**6) == 1
 
 
 def test_who_steps_out_is_not_counted_as_done() -> None:

@@ -300,7 +300,7 @@ class HttpFront:
             elif endpoint.body is not None:
                 place.expect()  # it takes up none while its body is on the way
                 body = await self._read(request)
-                place.enter()
+                place.enter(len(body) if endpoint.operation == "resolve-many" else 0)
             else:
                 place.enter()
         except BiaojieError as error:

@@ -27,7 +27,7 @@ from registry.admission import PUBLIC, Caller
 
 from ...exchange import Waiting, new_request_id, serve, serve_at_hand
 from ...observe import CROWDED_LINE_S
-from ...overload import READ_SHARE, RETRY_S
+from ...overload import PLACE_OCTETS, READ_SHARE, RETRY_S
 from .greeting import GREETING
 from .operations import (
     OPERATIONS,
@@ -47,9 +47,6 @@ if TYPE_CHECKING:
 
 BODY_OCTETS_FREE: Final = 65_536
 """A request up to this size is decoded on the loop and not counted as held."""
-PLACE_OCTETS: Final = 256
-"""A request for many identifiers takes one more place of its connection's pipeline for each so
-many octets: a thousand of them would else hold a million look-ups and their answers."""
 JOINING_SHARE: Final = 8
 """How many may be waiting with others for the same names, as a share of `native_requests_max`."""
 STREAMS_MAX: Final = 16
@@ -225,7 +222,11 @@ class Session:
         held = len(asked.body) if len(asked.body) > BODY_OCTETS_FREE else 0
         self.octets += held
         if slot:
-            self._front.gate.come_back()  # there was room just now
+            if asked.kind == Kind.RESOLVE_MANY:
+                slot = self._front.gate.places_for(len(asked.body))
+            self._front.gate.come_back(slot)  # there was room just now
+        # Of the pipeline it takes as many as it asks for: a thousand requests for a thousand
+        # identifiers each would else hold a million look-ups and their answers.
         places = 1 + (len(asked.body) // PLACE_OCTETS if asked.kind in MANY else 0)
         self.places += places
         began = monotonic() if asked.kind == Kind.RESOLVE else None
@@ -248,7 +249,7 @@ class Session:
         self.octets -= held
         self.places -= places
         if slot:
-            self._front.gate.leave(None if began is None else monotonic() - began)
+            self._front.gate.leave(None if began is None else monotonic() - began, slot)
         if self._unwelcome:
             self._unwelcome = False
             self._connection.dismiss()
