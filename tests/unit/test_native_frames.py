@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from biaojie.wire.native import (
     Framing,
     Kind,
     decode_error,
+    decode_request,
     encode_error,
     encode_frame,
     encode_resolve,
@@ -166,3 +168,29 @@ def test_a_field_may_have_any_name() -> None:
     assert isinstance(error, BiaojieError)
     assert error.code == "internal"
     assert error.request_id == "r"
+
+
+NOT_ALLOWED = "it has what is not allowed there: a map, an extension type, too long an array"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "it ends within the value"),
+        (b"\xc6\xff\xff\xff\xff", "it ends within the value"),
+        (b"\x01\x01", "more octets follow the value"),
+        (b"\x91" * 2_000, "it is nested too deeply"),
+        (b"\xa1\xff", "a text in it is not UTF-8"),
+        (b"\xc1", "an octet in it begins no value"),
+        (b"\x81\xc0\xc0", NOT_ALLOWED),
+        (b"\xd4\x01\x01", NOT_ALLOWED),
+        (b"\xdd\x7f\xff\xff\xff", NOT_ALLOWED),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_said_in_our_words(body: bytes, said: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        decode_request(Kind.RESOLVE, body)
+    text = "The body is not one msgpack value of this protocol"
+    assert caught.value.detail.en == f"{text}: {said}."
+    assert not re.search("Error|ExtraData|unpack|max_", str(caught.value.detail))
+    assert re.search("[一-鿿]", caught.value.detail.zh)

@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 
 import msgpack
 
-from ...errors import BiaojieError, InvalidRecord, InvalidRequest, MalformedAnswer
+from ...errors import BiaojieError, InvalidRecord, InvalidRequest, MalformedAnswer, Text
 from ...limits import BATCH_ROWS_MAX
 
 Row = tuple[Any, ...]
@@ -46,8 +46,8 @@ def unpack(body: bytes) -> Any:
     # RecursionError and MemoryError are how deep nesting may end.
     except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
         raise InvalidRequest(
-            f"The body is not one msgpack value of this protocol: {_named(error)}.",
-            f"帧体不是本协议的单个 msgpack 值：{_named(error)}。",
+            f"The body is not one msgpack value of this protocol: {_why(error).en}.",
+            f"帧体不是本协议的单个 msgpack 值：{_why(error).zh}。",
         ) from None
 
 
@@ -57,13 +57,28 @@ def unpack_answer(body: bytes) -> Any:
         return msgpack.unpackb(body, use_list=False, strict_map_key=True)
     except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
         raise MalformedAnswer(
-            f"The body is not one msgpack value: {_named(error)}.",
-            f"帧体不是单个 msgpack 值：{_named(error)}。",
+            f"The body is not one msgpack value: {_why(error).en}.",
+            f"帧体不是单个 msgpack 值：{_why(error).zh}。",
         ) from None
 
 
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__} {error}".strip()[:120]
+def _why(error: BaseException) -> Text:
+    """What msgpack found, in our words: what it says itself names its parts, not the caller's."""
+    match error:
+        case msgpack.ExtraData():
+            return Text("more octets follow the value", "值之后还有多余的字节")
+        case msgpack.StackError() | RecursionError() | MemoryError():
+            return Text("it is nested too deeply", "嵌套过深")
+        case UnicodeDecodeError():
+            return Text("a text in it is not UTF-8", "其中的文本不是 UTF-8")
+        case msgpack.FormatError():
+            return Text("an octet in it begins no value", "其中有不能作为值开头的字节")
+        case ValueError() if "incomplete" in str(error):
+            return Text("it ends within the value", "值尚未结束帧体已结束")
+    return Text(
+        "it has what is not allowed there: a map, an extension type, too long an array",
+        "其中有不允许的内容：映射、扩展类型或过长的数组",
+    )
 
 
 def _refuse_map(pairs: object) -> NoReturn:
