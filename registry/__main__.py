@@ -125,6 +125,43 @@ def _report(found: Audit, *, log_only: bool) -> int:
     return 0
 
 
+@app.command()
+def stats(
+    prefix: Annotated[
+        str, typer.Argument(help="Only of this prefix. 前缀。", show_default=False)
+    ] = "",
+    days: Annotated[int, typer.Option(min=1, max=366, help="How many days. 天数。")] = 30,
+    as_json: Annotated[bool, typer.Option("--json", help="As GET /api/v1/stats gives it.")] = False,
+    database_url: DatabaseUrl = "",
+    data_dir: DataDir = Path("data"),
+) -> None:
+    """Identifiers, registrations and resolutions by day and prefix. 统计标识、注册与解析。
+
+    Counted from the change log, which the numbers agree with up to the entry that is named;
+    resolutions are those that nodes have added so far.
+    """
+
+    async def work() -> int:
+        import json
+
+        from .sql import open_store
+        from .statistics import as_document
+        from .statistics_command import numbers, show
+
+        store = await open_store(_url(database_url, data_dir), allow_unsafe_durability=True)
+        try:
+            made = await numbers(store, prefix, days)
+        finally:
+            await store.close()
+        if as_json:
+            typer.echo(json.dumps(as_document(made), ensure_ascii=False))
+        else:
+            show(made)
+        return 0
+
+    _run(work())
+
+
 @app.command("new-admin-key")
 def new_admin_key(database_url: DatabaseUrl = "", data_dir: DataDir = Path("data")) -> None:
     """Issue another admin key straight into the registry, for when the first is lost."""

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from datetime import date, timedelta
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgpack
 
@@ -66,6 +66,10 @@ class Totals:
     @property
     def identifiers(self) -> int:
         return self.registered - self.purged
+
+    @property
+    def four(self) -> tuple[int, int, int, int]:
+        return self.registered, self.changed, self.retired, self.purged
 
 
 class StatisticsStore(Protocol):
@@ -236,3 +240,31 @@ def _plus(one: Totals, other: Totals) -> Totals:
 def date_of(day: int) -> str:
     """As ISO 8601."""
     return (date(1970, 1, 1) + timedelta(days=day)).isoformat()
+
+
+_FOUR = ("registered", "changed", "retired", "purged")
+
+
+def as_document(made: Report) -> dict[str, Any]:
+    """As JSON has it."""
+
+    def each(totals: Totals, **more: Any) -> dict[str, Any]:
+        counts = dict(zip(_FOUR, totals.four, strict=True))
+        return {**more, **counts}
+
+    def resolved(totals: Totals) -> int | None:
+        return totals.resolved if made.whole else None
+
+    return {
+        "sequence": made.sequence,
+        "total": each(
+            made.total, identifiers=made.total.identifiers, resolved=resolved(made.total)
+        ),
+        "days": [
+            each(totals, day=date_of(day), resolved=resolved(totals)) for day, totals in made.days
+        ],
+        "prefixes": [
+            each(totals, prefix=p.name, tenant=p.tenant, identifiers=totals.identifiers)
+            for p, totals in made.prefixes
+        ],
+    }

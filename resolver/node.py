@@ -35,6 +35,7 @@ from registry.witness import Witness
 from .core import Resolver
 from .front.handle import HandleFront, HandleLimits
 from .front.http import accounts, batches, identifiers, search
+from .front.http import statistics as statistics_front
 from .front.http.connection import HttpLimits
 from .front.http.handle_auth import RestAuthentication
 from .front.http.handles import HandleRest
@@ -60,6 +61,7 @@ from .observe import Observer
 from .overload import FRAME_REFUSAL_S, REFUSAL_S, Gate
 from .service import Service
 from .settings import Settings
+from .statistics import Statistician
 from .steps.cache import CacheStep
 from .steps.local import LocalStep
 from .steps.referral import ReferralStep
@@ -158,10 +160,13 @@ class Node:
             tenant_rate_max=settings.tenant_rate_max,
         )
         self.indexer = Indexer(store, case_sensitive=case_sensitive)
+        self.statistician = Statistician(
+            store, lambda: self.observer.resolved, folds=not self.post.slot
+        )
         self.tail.listeners += [self.cache, self.service, self.indexer]
         if standbys is not None:
             self.tail.listeners.append(standbys)
-        fronts = (identifiers, batches, search, accounts)
+        fronts = (identifiers, batches, search, accounts, statistics_front)
         authenticator = Authenticator(
             self.local, self.service.guesses, case_sensitive=case_sensitive
         )
@@ -363,6 +368,7 @@ class Node:
             await self.neighbours.start()
         await self._listen()
         self.imports.start()
+        self.statistician.start()
         self.status = "ok"
         log.info(
             "serving",
@@ -413,6 +419,7 @@ class Node:
             await self.neighbours.stop()
         await self.tail.stop()
         await self.indexer.stop()
+        await self.statistician.stop()
         await self.local.close()
         await self._answering.close()
         if self._pages_task is not None:

@@ -33,6 +33,8 @@ _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _CROWDED = frozenset({"over-capacity", "too-many-requests"})
 CROWDED_LINE_S = 0.1
 """Between two log lines of one kind of them: writing more would cost more than refusing does."""
+RESOLVING = frozenset({"resolve", "resolve-many", "page", "handle-get", "resolution"})
+"""Operations that resolve, under their names at all fronts."""
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 log = structlog.get_logger("biaojie.request")
 
@@ -109,6 +111,15 @@ class Observer:
         if tally is None:
             tally = self._tallies[named] = Tally()
         return tally
+
+    @property
+    def resolved(self) -> int:
+        """Requests to resolve that were answered; one for many names counts as one."""
+        return sum(
+            tally.count
+            for (_, operation, outcome), tally in self._tallies.items()
+            if operation in RESOLVING and outcome == "ok"
+        )
 
     def looked_up(self, keys: int, seconds: float, ok: bool) -> None:
         self.look_up_s = seconds

@@ -35,8 +35,10 @@ from registry.changelog import part_of, subject_prefix
 from registry.handle_rights import admins, groups_of, held, prefix_identifier
 from registry.operations import Operation
 from registry.registrar import Idempotency, Mode, Outcome, Registrar, Submission
+from registry.statistics import Report
 from registry.store import Found, Store
 
+from . import statistics
 from .core import Answer, Resolver, Source
 from .guesses import Guesses
 from .overload import Quotas
@@ -328,6 +330,12 @@ class Service:
         """Identifiers by their values; see `Search.find`."""
         holds = await self._holds(caller, fold_prefix(question.prefix)) if question.prefix else 0
         return await self._search.find(caller, question, holds=holds)
+
+    async def statistics(
+        self, caller: Caller, prefix: str | None, days: int, after: str | None, limit: int
+    ) -> Report:
+        """See `statistics.ask`."""
+        return await statistics.ask(self._store, caller, prefix, days, after, limit)
 
     def cursor(self, record: Record) -> bytes:
         """Where the page that ends with `record` goes on."""

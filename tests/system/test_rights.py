@@ -35,6 +35,7 @@ purge               401     403        403       403    200      401      401
 batch               401     422        200       422    200      401      401
 list-prefixes       401     200        200       200    200      401      401
 find-prefix         401     200        200       403    200      401      401
+stats               401     200        200       200    200      401      401
 home-prefix         401     403        403       403    201      401      401
 change-prefix       401     403        403       403    200      401      401
 list-keys           401     403        403       403    200      401      401
@@ -177,6 +178,7 @@ REQUESTS: dict[str, Make] = {
     "changes": lambda admin, name: ("GET", "/api/v1/changes", None),
     "openapi": lambda admin, name: ("GET", "/openapi.json", None),
     "healthz": lambda admin, name: ("GET", "/healthz", None),
+    "stats": lambda admin, name: ("GET", "/api/v1/stats", None),
     "readyz": lambda admin, name: ("GET", "/readyz", None),
     "metrics": lambda admin, name: ("GET", "/metrics", None),
 }

@@ -21,6 +21,7 @@ from resolver.front.http import (
     pages,
     public,
     search,
+    statistics,
 )
 from resolver.front.http.api_texts import CHINESE
 from resolver.front.http.negotiation import Language
@@ -32,7 +33,7 @@ SERVER = "http://127.0.0.1:8080"
 
 
 def node_description() -> dict[str, Any]:
-    fronts = (identifiers, batches, search, accounts)
+    fronts = (identifiers, batches, search, accounts, statistics)
     api = tuple(endpoint for front in fronts for endpoint in front.ENDPOINTS)
     api += imports.ImportRest(None).endpoints()
     own = public.public_endpoints(cast(Any, None), api)

@@ -51,7 +51,7 @@ KEYED: tuple[type[BiaojieError], ...] = (*REFUSED, IdempotencyMismatch, Idempote
 _KEY_ID = re.compile(r"[0-9A-Za-z]{1,64}")
 
 
-def _cursor(text: str | None) -> str | None:
+def name_of_cursor(text: str | None) -> str | None:
     if text is None:
         return None
     try:
@@ -78,7 +78,7 @@ class _PrefixWrite:
 
 
 async def _list_prefixes(service: Service, caller: Caller, query: PageQuery) -> dict[str, Any]:
-    found = await service.list_prefixes(caller, _cursor(query.after), query.limit)
+    found = await service.list_prefixes(caller, name_of_cursor(query.after), query.limit)
     last = fold_prefix(found[-1].name) if len(found) == query.limit else None
     return _page([document.encode_prefix(prefix) for prefix in found], last)
 
@@ -124,7 +124,7 @@ def _encode_written_prefix(asked: Asked, answer: tuple[Prefix, bool]) -> Reply:
 
 
 async def _list_keys(service: Service, caller: Caller, query: PageQuery) -> dict[str, Any]:
-    found = await service.list_keys(caller, _cursor(query.after), query.limit)
+    found = await service.list_keys(caller, name_of_cursor(query.after), query.limit)
     last = found[-1].id if len(found) == query.limit else None
     return _page([document.encode_key(key) for key in found], last)
 

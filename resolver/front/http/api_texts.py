@@ -46,6 +46,27 @@ _TEXTS = (
         "List prefixes (all for an admin, its tenant's for others)",
         "列出前缀（管理员可见全部，其他角色仅见所属租户）",
     ),
+    Text(
+        "Count identifiers and changes by day and prefix (all for an admin, its tenant's for"
+        " others)",
+        "按日期与前缀统计标识与变更（管理员可见全部，其他角色仅见所属租户）",
+    ),
+    Text("Only of this prefix.", "仅统计该前缀。"),
+    Text("How many days, today included.", "天数，含当日。"),
+    Text("Changes, not identifiers.", "变更次数，而非标识数。"),
+    Text("Those there are, retired ones included.", "现有标识数，含已注销。"),
+    Text(
+        "Answered requests to resolve; only for an admin, of all prefixes together.",
+        "已应答的解析请求数；仅管理员可见，为全部前缀之和。",
+    ),
+    Text("In UTC.", "UTC 日期。"),
+    Text(
+        "What the change log says up to entry `sequence`, and what nodes have added.",
+        "截至变更日志第 `sequence` 条的统计，以及各节点累计的解析数。",
+    ),
+    Text("The newest entry of the change log that is counted.", "已计入的最新变更序号。"),
+    Text("Each of the days, the oldest first.", "逐日列出，最早的在前。"),
+    Text("Cursor for more of `prefixes`.", "`prefixes` 后续页的游标。"),
     Text("Home a prefix at this node (admin)", "在本节点托管前缀（管理员）"),
     Text("Look at a prefix", "查看前缀"),
     Text(

@@ -1,0 +1,92 @@
+"""The endpoint for statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from biaojie.errors import Forbidden, InvalidIdentifier, PrefixNotHere, Unauthenticated
+from biaojie.identifier import check_prefix, fold_prefix
+from registry.admission import Caller
+from registry.statistics import DAYS_MAX, Report, as_document
+
+from ...service import Service
+from .accounts import name_of_cursor
+from .cursor import cursor_text
+from .endpoint import Asked, Endpoint, Reply, json_reply
+from .models import PageQuery, PrefixText, Shape
+
+
+class StatisticsQuery(PageQuery):
+    prefix: PrefixText | None = Field(None, description="Only of this prefix.")
+    days: int = Field(30, ge=1, le=DAYS_MAX, description="How many days, today included.")
+
+
+class NumbersReply(Shape):
+    registered: int
+    changed: int = Field(description="Changes, not identifiers.")
+    retired: int
+    purged: int
+
+
+class TotalReply(NumbersReply):
+    identifiers: int = Field(description="Those there are, retired ones included.")
+    resolved: int | None = Field(
+        description="Answered requests to resolve; only for an admin, of all prefixes together."
+    )
+
+
+class DayReply(NumbersReply):
+    day: str = Field(description="In UTC.", examples=["2030-01-01"])
+    resolved: int | None
+
+
+class PrefixNumbersReply(NumbersReply):
+    prefix: str
+    tenant: str
+    identifiers: int
+
+
+class StatisticsReply(Shape):
+    """What the change log says up to entry `sequence`, and what nodes have added."""
+
+    sequence: int = Field(description="The newest entry of the change log that is counted.")
+    total: TotalReply
+    days: list[DayReply] = Field(description="Each of the days, the oldest first.")
+    prefixes: list[PrefixNumbersReply]
+    next: str | None = Field(description="Cursor for more of `prefixes`.")
+
+
+async def _ask(
+    service: Service, caller: Caller, query: StatisticsQuery
+) -> tuple[StatisticsQuery, Report]:
+    prefix = None if query.prefix is None else check_prefix(query.prefix)
+    after = name_of_cursor(query.after)
+    return query, await service.statistics(caller, prefix, query.days, after, query.limit)
+
+
+def _encode(asked: Asked, answer: tuple[StatisticsQuery, Report]) -> Reply:
+    query, report = answer
+    onward = None
+    if query.prefix is None and len(report.prefixes) == query.limit:
+        onward = cursor_text(fold_prefix(report.prefixes[-1][0].name).encode())
+    return json_reply({**as_document(report), "next": onward})
+
+
+ENDPOINTS: tuple[Endpoint[Any, Any], ...] = (
+    Endpoint(
+        "GET",
+        "/api/v1/stats",
+        "stats",
+        "prefixes",
+        "Count identifiers and changes by day and prefix (all for an admin, its tenant's for"
+        " others)",
+        lambda asked: asked.query_as(StatisticsQuery),
+        _ask,
+        _encode,
+        query=StatisticsQuery,
+        reply=StatisticsReply,
+        errors=(Unauthenticated, Forbidden, InvalidIdentifier, PrefixNotHere),
+    ),
+)

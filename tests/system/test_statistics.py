@@ -1,0 +1,103 @@
+"""Statistics of a node: over the API and on its machine, and after it was stopped and started."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.system.described import IDS, Described, metrics
+from tests.system.wire import until
+
+if TYPE_CHECKING:
+    from tests.system.conftest import RunningNode
+
+STATS = "/api/v1/stats"
+OPERATIONS = {"resolve", "resolve-many", "page", "handle-get", "resolution"}
+
+
+def stats(node: RunningNode, *arguments: str) -> Any:
+    """What the command says; the node need not run."""
+    done = subprocess.run(
+        node.command("stats", "--json", "--data-dir", str(node.data_dir), *arguments),
+        env=node.settings(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_numbers_agree_with_what_was_asked_also_after_a_restart(
+    make_node: Callable[..., RunningNode], workers: str
+) -> None:
+    before = datetime.now(UTC).date().isoformat()
+    node = make_node(workers=workers)
+    node.home("88.118.8", "acme")
+    node.home("88.118.9", "globex")
+    admin = Described(node.port, node.key)
+    for n in range(7):
+        assert admin.ask("PUT", f"{IDS}/88.118.8/S{n}", {"values": []}).status == 201
+    assert admin.ask("PUT", f"{IDS}/88.118.8/S0", {"values": []}).status == 200
+    assert admin.ask("DELETE", f"{IDS}/88.118.8/S1").status == 200
+    assert admin.ask("PUT", f"{IDS}/88.118.9/S0", {"values": []}).status == 201
+    for _ in range(30):  # most of them answered by the express lane
+        assert node.ask("GET", f"{IDS}/88.118.8/S0").status == 200
+    assert node.ask("GET", f"{IDS}/88.118.8/S1").status == 410
+    assert node.ask("GET", f"{IDS}/88.118.8/none").status == 404
+    assert until(lambda: stats(node)["total"]["registered"] == 8)
+
+    def seen(key: str, query: str = "?days=1") -> Any:
+        return Described(node.port, key).ask("GET", STATS + query).json
+
+    whole = seen(node.key)
+    sequence = json.loads(node.ask("GET", "/api/v1/changes?limit=1000", key=node.key).body)["next"]
+    assert whole["sequence"] == sequence
+    own = seen(node.issue("reader", "globex"))
+    numbers = ("identifiers", "registered", "changed", "retired", "purged")
+    assert [whole["total"][name] for name in numbers] == [8, 8, 1, 1, 0]
+    assert [own["total"][name] for name in (*numbers, "resolved")] == [1, 1, 0, 0, 0, None]
+    assert [item["prefix"] for item in own["prefixes"]] == ["88.118.9"]
+    first = seen(node.key, "?limit=1")
+    assert (first["prefixes"][0]["prefix"], len(first["days"])) == ("88.118.8", 30)
+    second = seen(node.key, f"?limit=1&after={first['next']}")
+    assert second["prefixes"][0]["prefix"] == "88.118.9"
+    assert seen(node.key, "?prefix=88.118.9&days=366")["total"]["identifiers"] == 1
+    for query in ("?days=0", "?days=367", "?after=AA==", "?prefix=a%20b", "?limit=0", "?x=1"):
+        assert Described(node.port, node.key).ask("GET", STATS + query).status == 400, query
+
+    counted = sum(
+        int(count)
+        for (name, labels), count in metrics(Described(node.port, node.key)).items()
+        if name == "biaojie_requests_total"
+        and dict(labels)["operation"] in OPERATIONS
+        and dict(labels)["outcome"] == "ok"
+    )
+    assert counted == 30
+    assert node.stop() == 0
+    after = stats(node)
+    assert after["total"]["resolved"] == 30
+    assert sum(day["resolved"] for day in after["days"]) == 30
+    today = datetime.now(UTC).date().isoformat()
+    assert {day["day"] for day in after["days"] if day["resolved"]} <= {before, today}
+    node.start()
+    for _ in range(5):
+        assert node.ask("GET", f"{IDS}/88.118.8/S0").status == 200
+    assert node.stop() == 0
+    assert stats(node)["total"]["resolved"] == 35
+    assert stats(node, "88.118.8")["total"]["identifiers"] == 7
+    shown = subprocess.run(
+        node.command("stats", "--data-dir", str(node.data_dir)),
+        env=node.settings(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    assert "8 identifiers 标识" in shown
