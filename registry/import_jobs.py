@@ -121,11 +121,17 @@ class Jobs:
     # Uploading --------------------------------------------------------------------------
 
     def begin(
-        self, options: ImportOptions, owner: Owner, idempotency_key: str = ""
+        self,
+        options: ImportOptions,
+        owner: Owner,
+        idempotency_key: str = "",
+        *,
+        go_on: bool = False,
     ) -> tuple[ImportJob, bool]:
         """A job that waits for its file, and False; or the one that this key of the same caller
-        has begun, and True. Raises OverCapacity, TooManyRequests, IdempotencyMismatch,
-        StorageFull."""
+        has begun, and True. One whose file is not whole yet is taken up again if it is to
+        `go_on`, else it is forgotten: whoever sent it begins anew. Raises OverCapacity,
+        TooManyRequests, IdempotencyMismatch, StorageFull."""
         waiting = owned = 0
         for _, kept in self._all():
             if idempotency_key and (kept.key_id, kept.idempotency_key) == (
@@ -134,8 +140,10 @@ class Jobs:
             ):
                 if kept.job.options != options:
                     raise IdempotencyMismatch()
-                if kept.job.state != "uploading":
+                if go_on or kept.job.state != "uploading":
                     return self.find(kept.job.id), True
+                self.discard(kept.job.id)
+                continue
             if not kept.job.over:
                 waiting += 1
                 owned += kept.job.tenant == owner.tenant

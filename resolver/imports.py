@@ -131,14 +131,21 @@ class Imports:
     # What callers may do -----------------------------------------------------------------
 
     async def begin(
-        self, caller: Caller, options: ImportOptions, idempotency_key: str = ""
+        self,
+        caller: Caller,
+        options: ImportOptions,
+        idempotency_key: str = "",
+        *,
+        go_on: bool = False,
     ) -> tuple[ImportJob, bool]:
         """See `Jobs.begin`. Needs a key that may write."""
         owner = Owner(caller.key_id, caller.tenant)
         if caller.handle is not None:
             raise Forbidden("Imports take an API key.", "导入需使用 API 密钥。")
         authorize(caller, Right.WRITE, caller.tenant)
-        return await asyncio.to_thread(self.jobs.begin, options, owner, idempotency_key)
+        return await asyncio.to_thread(
+            self.jobs.begin, options, owner, idempotency_key, go_on=go_on
+        )
 
     async def append(self, caller: Caller, id_: str, data: bytes, at: int | None) -> int:
         await self._mine(caller, id_, Right.WRITE)

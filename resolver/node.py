@@ -191,6 +191,7 @@ class Node:
             _chosen(ImportLimits, settings),
             case_sensitive=case_sensitive,
         )
+        self.service.imports = self.imports
         self.observer.watch(self.imports.readings)
         self.observer.watch(self.imports.counts, counters=True)
         api = tuple(endpoint for front in fronts for endpoint in front.ENDPOINTS)

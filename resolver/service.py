@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from biaojie.account import ApiKey, Prefix, Role
 from biaojie.change import Action, Entry
@@ -47,6 +48,9 @@ from .search import Findings, Question, Search
 from .steps.local import LocalStep
 from .steps.referral import ReferralStep
 from .tail import Tail
+
+if TYPE_CHECKING:
+    from .imports import Imports
 
 ROWS_CHARGED = 100
 """A batch costs its tenant one request more for so many rows."""
@@ -91,6 +95,8 @@ class Service:
         self._clock = clock
         self._monotonic = monotonic
         self._keys: OrderedDict[bytes, tuple[ApiKey, float]] = OrderedDict()
+        self.imports: Imports | None = None
+        """Set where files can be imported."""
         self.guesses = Guesses()
         self.quotas = Quotas(tenant_rate_max, monotonic)
 

@@ -120,7 +120,7 @@ def import_rows(
     else registers between check and writing is reported, not undone.
 
     With --at-node the file is uploaded once and is the node's affair then: it goes on when this
-    program ends, and when the node is started anew. Needs a node spoken to over http.
+    program ends, and when the node is started anew.
 
     Exit code: 0 every row is good, 1 there are bad rows, 2 the file cannot be imported,
     3 the node cannot be reached.

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,16 @@ import xlsxwriter
 import zstandard
 
 from biaojie import Client, ImportOptions, SyncClient
-from biaojie.errors import IdempotencyMismatch, InvalidFile, NotFound, TooLarge
+from biaojie.errors import (
+    Forbidden,
+    IdempotencyMismatch,
+    InvalidFile,
+    InvalidRequest,
+    NotFound,
+    TooLarge,
+    Unauthenticated,
+)
+from biaojie.wire.native import imports as native_imports
 from tests.system.wire import until
 from tests.system.workers import pids, several
 
@@ -254,10 +263,11 @@ def test_another_worker_goes_on(make_node: Callable[..., RunningNode]) -> None:
     assert resolves(node, f"worker{many - 1}")
 
 
-async def test_the_library_follows_an_import(node: RunningNode, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["http", "native"])
+async def test_the_library_follows_an_import(node: RunningNode, tmp_path: Path, way: str) -> None:
     file = tmp_path / "goods.csv"
-    file.write_bytes(rows("lib", 2_000) + b",bad\n")
-    async with Client(node.url, node.key) as client:
+    file.write_bytes(rows(f"lib-{way}", 2_000) + b",bad\n" + b"\n" * 1_500_000)
+    async with Client(node.url if way == "http" else node.native_url, node.key) as client:
         told = [job async for job in client.imports.run(file, poll_s=0.02)]
         job = told[-1]
         assert (job.state, job.good, job.failed, job.written) == ("done", 2_000, 1, 2_000)
@@ -273,8 +283,70 @@ async def test_the_library_follows_an_import(node: RunningNode, tmp_path: Path) 
         assert (await client.imports.cancel(job.id)).id == job.id
         with pytest.raises(NotFound):
             await client.imports.get(job.id)
+        with pytest.raises(NotFound):
+            await client.imports.save_errors(job.id, tmp_path / "none.csv")
         with pytest.raises(InvalidFile):
             await client.imports.start(tmp_path / "none.csv")
+        with pytest.raises(InvalidRequest):
+            await client.imports.start(file, ImportOptions(formulas="yes"))  # type: ignore[arg-type]
+
+
+async def test_an_upload_in_pieces_goes_on_where_it_broke_off(node: RunningNode) -> None:
+    """Over the native protocol: what was sent twice is there once, and nothing may be missing."""
+    body = rows("pieces", 500)
+    options = ImportOptions(name="pieces.csv")
+    async with Client(node.native_url, node.key) as client:
+        transport: Any = client._transport
+
+        async def breaking() -> AsyncIterator[bytes]:
+            yield body[:5_000]
+            raise ConnectionError
+
+        async def whole() -> AsyncIterator[bytes]:
+            for at in range(0, len(body), 3_000):
+                yield body[at : at + 3_000]
+
+        with pytest.raises(ConnectionError):
+            await transport.start_import(options, breaking, key="pieces", timeout_s=10)
+        job = await transport.start_import(options, whole, key="pieces", timeout_s=10)
+        assert job.bytes_received == len(body)
+        again = await transport.start_import(options, whole, key="pieces", timeout_s=10)
+        assert again.id == job.id
+        with pytest.raises(NotFound):
+            await transport._step("part", job.id, len(body), b"more", timeout_s=5)
+    assert over(node, job.id)["written"] == 500
+
+
+async def test_pieces_that_do_not_fit_are_refused(node: RunningNode) -> None:
+    acme = node.issue("registrar", "acme")
+    async with (
+        Client(node.native_url, acme) as client,
+        Client(node.native_url, node.issue("registrar", "globex")) as stranger,
+        Client(node.native_url, node.issue("reader", "acme")) as reader,
+        Client(node.native_url) as public,
+    ):
+        transport: Any = client._transport
+        options = native_imports.encode_options(ImportOptions())
+        begun = await transport._step("begin", options, None, timeout_s=5)
+        id_ = native_imports.decode_begun(begun).id
+        length = await transport._step("part", id_, 0, b"identifier\n", timeout_s=5)
+        assert native_imports.decode_length(length) == 11
+        with pytest.raises(InvalidRequest, match="11"):
+            await transport._step("part", id_, 12, b"x", timeout_s=5)
+        with pytest.raises(InvalidRequest):
+            await transport._step("part", id_, 11, b"x" * (2**20 + 1), timeout_s=5)
+        for other, refusal in (
+            (stranger, NotFound),
+            (reader, Forbidden),
+            (public, Unauthenticated),
+        ):
+            hostile: Any = other._transport
+            with pytest.raises(refusal):
+                await hostile._step("part", id_, 11, b"x", timeout_s=5)
+            with pytest.raises(refusal):
+                await other.imports.cancel(id_)
+        assert (await client.imports.get(id_)).state == "uploading"
+        assert (await client.imports.cancel(id_)).state == "cancelled"
 
 
 def test_the_library_without_a_loop(node: RunningNode, tmp_path: Path) -> None:

@@ -407,7 +407,7 @@ async def test_a_warm_name_with_an_id_in_use_is_refused_as_well() -> None:
                 assert isinstance(error(await peer.frame()), IdentifierNotFound)
 
 
-@pytest.mark.parametrize("kind", [0, 0x14, 0x7F, 0x80, 0x81, 0x84, 0xFF])
+@pytest.mark.parametrize("kind", [0, 0x15, 0x7F, 0x80, 0x81, 0x84, 0xFF])
 async def test_a_kind_that_is_no_request_is_refused_and_the_connection_lives(kind: int) -> None:
     async with world() as node, node.peer() as peer:
         peer.send(encode_frame(5, kind, b"\xc0"), request(6, requests.Ping()))

@@ -228,8 +228,8 @@ class Imports:
     def _importing(self) -> Importing:
         if not isinstance(self._transport, Importing):
             raise InvalidRequest(
-                "Files cannot be imported over this protocol; use http:// or https://.",
-                "该协议不支持文件导入；请使用 http:// 或 https://。",
+                "Files cannot be imported over the Handle protocol; use http:// or biaojie://.",
+                "Handle 协议不支持文件导入；请使用 http:// 或 biaojie://。",
             )
         return self._transport
 

@@ -17,6 +17,7 @@ from .errors import BiaojieError, InvalidRequest, MalformedAnswer, TooLarge
 from .identifier import Identifier
 from .limits import BATCH_ROWS_MAX, PAGE_ROWS_MAX, RESOLVE_MANY_MAX
 from .native_exchange import NativeExchange
+from .native_imports import NativeImports
 from .native_streams import follow, list_pages
 from .record import Record
 from .transport import Options
@@ -28,8 +29,8 @@ from .wire.native.shapes import pack
 T = TypeVar("T")
 
 
-class NativeTransport:
-    """A Transport to `biaojie://…` or `biaojie+unix://…`. It is Streaming as well."""
+class NativeTransport(NativeImports):
+    """A Transport to `biaojie://…` or `biaojie+unix://…`. It is Streaming and Importing as well."""
 
     def __init__(self, url: str, options: Options) -> None:
         self._native = NativeExchange(url, options)

@@ -48,6 +48,7 @@ from ...query import Query, Resolution, make_query
 from ...search import START, Findings, Question
 from ...service import REPLY_BYTES_MAX, Service
 from ...writing import Batch, minted, revoke_key, write_batch, write_prefix
+from .imports import import_step
 from .work import Asked, ReadyResolution, answer_frame, error_frame
 
 WAIT_S: Final = 31.0
@@ -472,6 +473,13 @@ OPERATIONS: Final[dict[int, Operation]] = {
         "changes", _as_it_is, _changes, lambda a: answers.encode_changes(*a), waits=True
     ),
     Kind.PING: PING,
+    Kind.IMPORT: Operation(
+        "import",
+        lambda asked, step: step,
+        import_step,
+        lambda answer: answer,
+        batch=True,
+    ),
 }
 
 

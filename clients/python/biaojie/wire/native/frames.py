@@ -53,6 +53,7 @@ class Kind(IntEnum):
     REVOKE_KEY = 0x11
     CHANGES = 0x12
     PING = 0x13
+    IMPORT = 0x14
     ANSWER = 0x81
     END = 0x82
     PART = 0x83
@@ -65,6 +66,7 @@ REQUEST_OCTETS_MAX: Final[dict[int, int]] = dict.fromkeys(map(int, Kind), 65_536
     Kind.WRITE: FRAME_OCTETS_MAX,
     Kind.WRITE_MANY: FRAME_OCTETS_MAX,
     Kind.MINT: FRAME_OCTETS_MAX,
+    Kind.IMPORT: 2**21,
 }
 """The longest request of each kind, counted as the length field does."""
 

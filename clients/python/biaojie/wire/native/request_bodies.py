@@ -30,6 +30,7 @@ from ...limits import (
 )
 from ...making import maker
 from ...record import Status
+from . import imports
 from .frames import Kind
 from .requests import (
     ACTIONS,
@@ -42,6 +43,7 @@ from .requests import (
     Follow,
     Hello,
     HomePrefix,
+    ImportStep,
     IssueKey,
     ListKeys,
     ListPrefixes,
@@ -173,6 +175,7 @@ _SHAPES: Final[dict[type, tuple[Kind, Callable[[Any], object]]]] = {
     RevokeKey: (Kind.REVOKE_KEY, lambda r: (r.id, r.idempotency_key)),
     Changes: (Kind.CHANGES, lambda r: (r.after, r.limit, r.wait_s)),
     Ping: (Kind.PING, lambda r: None),
+    ImportStep: (Kind.IMPORT, imports.shape),
 }
 
 # Decoding -------------------------------------------------------------------------------
@@ -471,5 +474,6 @@ _DECODERS: Final[dict[int, Callable[[object], Request]]] = {
     Kind.REVOKE_KEY: _decode_revoke,
     Kind.CHANGES: _decode_changes,
     Kind.PING: lambda got: Ping(),
+    Kind.IMPORT: imports.decode_step,
 }
 assert {kind for kind, _ in _SHAPES.values()} == _DECODERS.keys()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from ...account import PrefixStatus, Role
 from ...change import Action
@@ -192,6 +192,14 @@ class Changes:
 
 
 @dataclass(frozen=True, slots=True)
+class ImportStep:
+    """A step of an import, with what it takes: see `imports.STEPS`."""
+
+    step: str
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     pass
 
@@ -216,4 +224,5 @@ Request = (
     | RevokeKey
     | Changes
     | Ping
+    | ImportStep
 )
