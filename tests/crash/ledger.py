@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import aiohttp
 
 from biaojie import Client, Row
+from biaojie.calls import Mode
 from biaojie.change import Receipt
 from biaojie.errors import BiaojieError, IdempotencyRunning, StorageFull
 
@@ -152,14 +153,17 @@ class Writer:
     async def _batch(self) -> None:
         names = [self._name() for _ in range(BATCH)]
         rows = [Row(name, values("batch")) for name in names]
+        mode: Mode = self._chance.choice(["all", "valid-rows"])
+        if mode == "valid-rows":
+            rows.insert(7, Row(f"{self._prefix}.999/nobody", values("not written")))
         self.pending = set(names)
         results = await self._told(
             lambda client, key: client.register_batch(
-                rows, "all", idempotency_key=key, timeout_s=CALL_S
+                rows, mode, idempotency_key=key, timeout_s=CALL_S
             )
         )
         # A torn batch would show as rows that are taken already, or in different entries.
-        receipts = [result.receipt for result in results]
+        receipts = [result.receipt for result in results if result.code != "prefix-not-here"]
         for name, receipt in zip(names, receipts, strict=True):
             assert receipt is not None, results
             assert receipt.sequence == (receipts[0] or receipt).sequence, results

@@ -250,15 +250,22 @@ class Askers:
 
     async def recovered(self) -> None:
         """Return when every front answers everybody from the registry again, and takes writes."""
-        await asyncio.gather(
-            *(
-                self._recovered(front, client)
-                for front, clients in self.clients.items()
-                for client in clients
-            )
-        )
+        fronts = [
+            self._recovered(front, client)
+            for front, clients in self.clients.items()
+            for client in clients
+        ]
+        await asyncio.gather(*fronts, *map(self._takes_writes, self.writers))
+
+    async def _takes_writes(self, front: str) -> None:
+        name = f"{PREFIX}/{self._run}-back-{front}-{next(self._cold)}"
+        self.unanswered[name] = front
+        await _until(lambda: self._register(name))
+
+    async def repeat(self) -> None:
+        """What nobody knew the outcome of is done, now or then, and was done once."""
         for name in list(self.unanswered):
-            receipt = await _until(lambda name=name: self._register(name))
+            receipt = await self._register(name)
             assert receipt.version == 1
             assert await self._register(name) == receipt
             del self.unanswered[name]
@@ -350,6 +357,7 @@ async def _one(
     back = time.monotonic()
     await askers.recovered()
     back_s = time.monotonic() - back
+    await askers.repeat()
     wrong = before.wrong + calls.wrong + after.wrong
     assert not wrong, f"{fault}: {len(wrong)} wrong: {wrong[:5]}"
     longest_s = max(calls.longest_s, after.longest_s)
