@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -299,6 +300,10 @@ _RESOLVES = frozenset({Status.ACTIVE.value, Status.FROZEN.value})
 _TYPED = frozenset({"HS_ADMIN", "HS_VLIST"}).__contains__
 
 
+_QUOTED = re.compile('["\\r\\n]').search
+"""Besides a comma, what makes a cell be quoted."""
+
+
 class _Table:
     """CSV under columns chosen from the records it begins with."""
 
@@ -342,29 +347,39 @@ class _Table:
 
     def _write(self, page: Page, place: dict[Column, int]) -> None:
         start = page.prefix + "/"
-        empty = [""] * len(place)
-        rows = []
+        empty = [""] * (len(place) + 1)
+        open_ = {column: at for column, at in place.items() if column[1] not in SECRET_TYPES}
+        commas = len(EXPORT_COLUMNS) + len(place)
         for item in page.items:
             if type(item) is tuple:
                 suffix, status, version, _, template, created, modified, values, record = item
                 if record is None:
                     cells = empty.copy()
                     for index, type_, data in values:
-                        at = place.get((index, type_))
+                        at = open_.get((index, type_))
                         text = data.decode(errors="replace")
-                        bad = not text or "\0" in text or "\ufffd" in text
-                        if at is None or bad or type_ in SECRET_TYPES:
+                        if at is None or not text or "\0" in text or "\ufffd" in text:
                             break
                         cells[at] = text
                     else:
-                        times = (_time(created), _time(modified))
-                        name = start + suffix.decode()
-                        rows.append((name, status, template or "", version, *times, *cells, ""))
+                        row = (
+                            start + suffix.decode(),
+                            status,
+                            template or "",
+                            str(version),
+                            _time(created),
+                            _time(modified),
+                            *cells,
+                        )
+                        line = ",".join(row)
+                        if line.count(",") == commas and not _QUOTED(line):
+                            self._text.write(line + "\r\n")
+                        else:
+                            self._writer.writerow(row)
                         continue
                 item = record_of(page.prefix, item)  # noqa: PLW2901
             assert isinstance(item, Record)
-            rows.append(self._row(item, place))
-        self._writer.writerows(rows)
+            self._writer.writerow(self._row(item, place))
 
     def _row(self, record: Record, place: dict[Column, int]) -> Any:
         cells = [""] * len(place)
