@@ -96,6 +96,12 @@ class Claim:
         draft.write_text(json.dumps(encode_job(job)))
         draft.replace(self.folder / "progress")
 
+    def told(self) -> ImportJob | None:
+        """What was told last, by whoever worked on it before."""
+        with contextlib.suppress(OSError, ValueError, MalformedAnswer):
+            return decode_job(json.loads((self.folder / "progress").read_bytes()))
+        return None
+
     def end(self, job: ImportJob) -> None:
         """Note how it ended, and only then forget what it stood on."""
         self.save(replace(self.kept, job=job))
@@ -117,6 +123,9 @@ class Jobs:
         self._folder = folder
         self.limits = limits
         self._clock = clock
+        self._over: dict[str, tuple[str, str]] = {}
+        """Of jobs that have ended, by whom and with which idempotency key they were begun: there
+        may be thousands, and nothing of them changes any more."""
 
     # Uploading --------------------------------------------------------------------------
 
@@ -133,20 +142,21 @@ class Jobs:
         `go_on`, else it is forgotten: whoever sent it begins anew. Raises OverCapacity,
         TooManyRequests, IdempotencyMismatch, StorageFull."""
         waiting = owned = 0
-        for _, kept in self._all():
-            if idempotency_key and (kept.key_id, kept.idempotency_key) == (
-                owner.key_id,
-                idempotency_key,
-            ):
+        for kept in self._under_way():
+            if idempotency_key and _begun_by(kept) == (owner.key_id, idempotency_key):
                 if kept.job.options != options:
                     raise IdempotencyMismatch()
                 if go_on or kept.job.state != "uploading":
                     return self.find(kept.job.id), True
                 self.discard(kept.job.id)
                 continue
-            if not kept.job.over:
-                waiting += 1
-                owned += kept.job.tenant == owner.tenant
+            waiting += 1
+            owned += kept.job.tenant == owner.tenant
+        known = self._ended(owner, idempotency_key) if idempotency_key else None
+        if known is not None:
+            if known.options != options:
+                raise IdempotencyMismatch()
+            return known, True
         if owned >= self.limits.tenant_jobs_max:
             raise TooManyRequests(
                 f"{owned} imports of this tenant have not ended yet.",
@@ -301,10 +311,10 @@ class Jobs:
 
     def claim(self, passing: Callable[[Kept], bool] = lambda kept: False) -> Claim | None:
         """The oldest job that nobody works on and that is not `passing`."""
-        for folder, kept in self._all():
+        for kept in self._under_way():
             if kept.job.state not in ("queued", "running") or passing(kept):
                 continue
-            claim = self._claim(folder)
+            claim = self._claim(self._folder / kept.job.id)
             if claim is None:
                 continue
             if claim.kept.job.state in ("queued", "running"):
@@ -330,6 +340,29 @@ class Jobs:
         except FileNotFoundError:
             return []
 
+    def _under_way(self) -> Iterator[Kept]:
+        """Those that have not ended, the oldest first."""
+        names = self._names()
+        for gone in self._over.keys() - set(names):
+            self._over.pop(gone, None)
+        for name in sorted(names):
+            if name in self._over:
+                continue
+            with contextlib.suppress(NotFound):
+                kept = self._read(name)[1]
+                if kept.job.over:
+                    self._over[name] = _begun_by(kept)
+                else:
+                    yield kept
+
+    def _ended(self, owner: Owner, idempotency_key: str) -> ImportJob | None:
+        """The one that has ended and was begun so."""
+        for name, begun_by in tuple(self._over.items()):
+            if begun_by == (owner.key_id, idempotency_key):
+                with contextlib.suppress(NotFound):
+                    return self._read(name)[1].job
+        return None
+
     def _all(self) -> Iterator[tuple[Path, Kept]]:
         """The oldest first."""
         for name in sorted(self._names()):
@@ -344,6 +377,10 @@ class Jobs:
                 job = decode_job(document.pop("job"))
                 return folder, Kept(job, **document)
         raise NotFound("There is no such import.", "没有该导入任务。")
+
+
+def _begun_by(kept: Kept) -> tuple[str, str]:
+    return kept.key_id, kept.idempotency_key
 
 
 def clear(folder: Path) -> None:

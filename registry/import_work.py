@@ -86,7 +86,7 @@ class _One:
         self._claim = claim
         self._work = work
         self._folder = claim.folder
-        self._job = replace(claim.kept.job, state="running", waiting="")
+        self._job = replace(claim.told() or claim.kept.job, state="running", waiting="")
         self._told = 0.0
 
     async def run(self) -> ImportJob:
