@@ -10,7 +10,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -66,6 +66,17 @@ class Settings(BaseModel):
     )
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8080, ge=0, le=65535, description="HTTP port; 0 picks a free one.")
+    trusted_proxies: str = Field(
+        "",
+        description="Networks of proxies in front of this node, commas between, e.g."
+        " `10.0.0.0/24, ::1/128`: over HTTP whoever they say asks is the client, for wrong keys and"
+        " in logs. Empty: none is believed.",
+    )
+    forwarded_header: Literal["x-forwarded-for", "forwarded"] = Field(
+        "x-forwarded-for",
+        description="The header in which those proxies say so, and which they do not pass on as"
+        " they got it.",
+    )
     public_url: str = Field(
         "",
         description="Address under which people reach this node, e.g. `https://id.acme.example`;"
@@ -372,6 +383,14 @@ class Settings(BaseModel):
         for part in given.split(","):
             if part.strip():
                 ip_address(part.strip())
+        return given
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, given: str) -> str:
+        for part in given.split(","):
+            if part.strip():
+                ip_network(part.strip())
         return given
 
     @field_validator("demo_prefix")

@@ -52,6 +52,8 @@ class HttpLimits:
     requests_max: int = 512
     deadline_s: float = 2.0
     batch_deadline_s: float = 10.0
+    trusted_proxies: str = ""
+    forwarded_header: str = "x-forwarded-for"
     import_upload_s: float = 3_600.0
 
 

@@ -26,6 +26,7 @@ from ...observe import CROWDED_LINE_S, Observer, Tally
 from ...overload import Gate, Penalties
 from ...service import Service
 from .endpoint import Asked, Endpoint, Reply
+from .forwarded import Proxies
 from .lane import BLOCK, HEADERS_MAX, REQUEST_ID, REQUEST_OCTETS_MAX, http_date
 from .negotiation import language
 from .replies import response_of
@@ -93,6 +94,7 @@ class Door:
         *,
         find: Callable[[str], tuple[Mapping[str, Endpoint[Any, Any]], str]],
         origin: Callable[[bool, str], str],
+        proxies: Proxies,
         header_bytes_max: int = REQUEST_OCTETS_MAX,
     ) -> None:
         self.gate = gate
@@ -102,6 +104,7 @@ class Door:
         self._observer = observer
         self._find = find
         self._origin = origin
+        self._proxies = proxies
         self._octets_max = min(REQUEST_OCTETS_MAX, header_bytes_max)
         self._blocks: dict[bytes, Block | None] = {}
         self._forms: dict[tuple[object, ...], Form] = {}
@@ -169,13 +172,15 @@ class Door:
         headers = block.headers
         given = headers.get("x-request-id", "")
         secure = transport.get_extra_info("sslcontext") is not None
+        peer = str((transport.get_extra_info("peername") or ("",))[0])
+        told = None if secure else headers.get(self._proxies.header)
         asked = Asked(
             method=method,
             path=path,
             query=query.partition("#")[0],
             headers=headers,
             body=body,
-            peer=str((transport.get_extra_info("peername") or ("",))[0]),
+            peer=peer if told is None else self._proxies.asker(peer, (told,)),
             request_id=given if REQUEST_ID.fullmatch(given.encode()) else new_request_id(),
             origin=self._origin(secure, headers["host"]),
             tail=tail,

@@ -37,6 +37,7 @@ from ..listening import BACKLOG
 from .connection import ConnectionServer, Handler, HttpLimits
 from .door import ALWAYS_SERVED, Door
 from .endpoint import Asked, Endpoint, Reply, problem_reply, rate_limit
+from .forwarded import Proxies
 from .lane import REQUEST_ID, HttpLane, Noted
 from .models import NoQuery
 from .replies import response_of
@@ -86,6 +87,7 @@ class HttpFront:
         self._limits = limits
         self._public_url = public_url.rstrip("/")
         self.gate = gate or Gate(limits.requests_max)
+        self._proxies = Proxies(limits.trusted_proxies, limits.forwarded_header)
         self._body_bytes = 0
         self._runner: web.ServerRunner | None = None
         self._server: ConnectionServer | None = None
@@ -96,6 +98,7 @@ class HttpFront:
             self.gate,
             find=self._routes.find,
             origin=self._origin,
+            proxies=self._proxies,
             header_bytes_max=limits.header_bytes_max,
         )
 
@@ -255,7 +258,7 @@ class HttpFront:
                 raise NotFound()
             body = await self._read(request)
             try:
-                answer = await self._tunnel(body, request.remote or "")
+                answer = await self._tunnel(body, self._peer(request))
             finally:
                 self._body_bytes -= _beyond(len(body))
         except Malformed as error:
@@ -269,7 +272,7 @@ class HttpFront:
         else:
             return Reply(200, answer, MEDIA_TYPE, {"Cache-Control": "no-store"})
         refusal.request_id = request_id
-        self._refused(refusal, request.remote or "")
+        self._refused(refusal, self._peer(request))
         return problem_reply(refusal, chinese=False)
 
     async def _receive(
@@ -311,7 +314,7 @@ class HttpFront:
             query=query.partition("#")[0],
             headers=Noted({n.lower(): _printable(value) for n, value in request.headers.items()}),
             body=body,
-            peer=request.remote or "",
+            peer=self._peer(request),
             request_id=request_id,
             origin=self._origin(request.secure, request.headers.get("Host", "")),
             tail=tail,
@@ -345,6 +348,11 @@ class HttpFront:
             self._body_bytes -= _beyond(len(body))
             raise unread(error, self._limits.body_timeout_s) from None
         return bytes(body)
+
+    def _peer(self, request: web.BaseRequest) -> str:
+        """Over our own TLS a proxy only passes octets on, and the client has written them all."""
+        told = () if request.secure else request.headers.getall(self._proxies.header, ())
+        return self._proxies.asker(request.remote or "", told)
 
     def _origin(self, secure: bool, host: str) -> str:
         if self._public_url:
