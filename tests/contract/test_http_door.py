@@ -12,6 +12,7 @@ import pytest
 from biaojie.account import Role
 from biaojie.wire.handle import MEDIA_TYPE
 from registry.accounts import new_key
+from resolver.front.http import connection
 from resolver.overload import PENALTY_S, Gate, Penalties
 from tests.lane_world import API, PAGE, PREFIX, REST, LaneWorld, Pipe, request, turns
 
@@ -252,6 +253,42 @@ def test_places_are_given_back_however_it_ends(world: LaneWorld) -> None:
 
     world.run(work())
     assert gate.running == 0
+
+
+def test_those_who_were_many_are_shed_a_few_at_a_time(
+    world: LaneWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sweep takes as long as a few requests, however many have become idle."""
+    monkeypatch.setattr(connection, "SHED_MAX", 3)
+    retired = []
+    retire = connection.Handler.retire
+    monkeypatch.setattr(
+        connection.Handler, "retire", lambda handler: (retired.append(handler), retire(handler))
+    )
+
+    async def work() -> list[int]:
+        pipes = [Pipe(world.server) for _ in range(8)]
+        for pipe in pipes:
+            pipe.feed(request(API + "nobody"))
+        await turns()
+        told = []
+        for pipe in pipes:
+            assert pipe.out.count(b" 404 ") == 1
+            pipe.connection.used -= 60.0  # less than what makes it be closed
+        world.server.sweep()
+        told.append(len(retired))
+        async with asyncio.timeout(10):
+            while len(retired) < len(pipes):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        for pipe in pipes:
+            pipe.feed(request(API + "nobody"))
+            await turns()
+            assert pipe.out.count(b" 404 ") == 2
+            pipe.close()
+        await turns(5)
+        return told
+
+    assert world.run(work()) == [3]
 
 
 # Quotas ---------------------------------------------------------------------------------------

@@ -36,6 +36,9 @@ DISMISSED_SHARE = 1.25
 """how many connections there may be then, as a share of `connections_max`."""
 SWEEP_S = 5.0
 """How often idle connections are looked for, at the most."""
+SHED_MAX = 128
+"""So many are made to take less room at a time, which takes some milliseconds; then again after"""
+SHED_AGAIN_S = 0.1
 _HEAD_END = b"\r\n\r\n"
 _monotonic = time.monotonic
 
@@ -246,12 +249,14 @@ class Connection(asyncio.Protocol):
         if self._handler is None and self.used < since:
             self.close()
 
-    def shed(self) -> None:
+    def shed(self) -> bool:
         """Go on without aiohttp's handler, which takes ten times the memory of all else, until
-        one is needed again."""
-        if self._handler is not None and self._lane is not None and self._at_rest():
-            handler, self._handler = self._handler, None
-            handler.retire()
+        one is needed again; whether there was one."""
+        if self._handler is None or self._lane is None or not self._at_rest():
+            return False
+        handler, self._handler = self._handler, None
+        handler.retire()
+        return True
 
     def close(self) -> None:
         """Hang up, if nothing is asked that aiohttp would answer first."""
@@ -486,12 +491,13 @@ class ConnectionServer(web.Server):
         """Close what is idle, now and from now on; what has just become so takes less room."""
         timeout_s = self.limits.keepalive_timeout_s
         every_s = min(SWEEP_S, timeout_s / 4)
-        now = _monotonic()
+        now, shed = _monotonic(), 0
         for connection in tuple(self.open):
             connection.close_idle(now - timeout_s)
-            if connection.used < now - every_s:
-                connection.shed()
-        self._sweeper = self._loop.call_later(every_s, self.sweep)
+            if connection.used < now - every_s and shed < SHED_MAX:
+                shed += connection.shed()
+        again_s = min(SHED_AGAIN_S, every_s) if shed == SHED_MAX else every_s
+        self._sweeper = self._loop.call_later(again_s, self.sweep)
 
     def drain(self) -> None:
         """Nothing is answered by the lane any more, for what it sends is never the last."""
