@@ -195,6 +195,7 @@ class _One:
     def _look(self, *, always: bool = False) -> None:
         """Tell how it goes now and then, and give up if that is wanted."""
         if self._work.stopping():
+            self._claim.tell(self._job)
             raise Stopped
         if self._claim.cancelled:
             raise Cancelled
