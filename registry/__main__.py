@@ -57,15 +57,29 @@ def _run(work: Coroutine[Any, Any, int]) -> None:
 
 
 @app.command()
-def migrate(database_url: DatabaseUrl = "", data_dir: DataDir = Path("data")) -> None:
-    """Bring the registry's schema to the newest version; creates an embedded one."""
+def migrate(
+    database_url: DatabaseUrl = "",
+    data_dir: DataDir = Path("data"),
+    partitions: Annotated[
+        int,
+        typer.Option(min=0, max=256, help="Hash partitions of a new PostgreSQL registry."),
+    ] = 0,
+    citus: Annotated[
+        bool, typer.Option("--citus", help="Spread a new registry over the workers of Citus.")
+    ] = False,
+) -> None:
+    """Bring the registry's schema to the newest version; creates an embedded one.
+
+    How the tables are laid out is decided while the registry is empty: see docs/scaling.md.
+    """
     if not database_url:
         data_dir.mkdir(parents=True, exist_ok=True)
 
     async def work() -> int:
         from .sql import migrate as migrate_schema
 
-        await migrate_schema(_url(database_url, data_dir))
+        url = _url(database_url, data_dir)
+        await migrate_schema(url, partitions=partitions, citus=citus)
         return 0
 
     _run(work())

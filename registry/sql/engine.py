@@ -172,7 +172,8 @@ class Reach(Protocol):
 class Pools:
     """The readers and the writer of one database."""
 
-    def __init__(self, url: URL, limits: Limits) -> None:
+    def __init__(self, url: URL, limits: Limits, *, distributed: bool = False) -> None:
+        """`distributed` is the registry over the workers of Citus."""
         self._limits = limits
 
         def engine(writes: bool) -> AsyncEngine:
@@ -180,11 +181,14 @@ class Pools:
                 from . import sqlite
 
                 return sqlite.make_engine(url, writes=writes)
-            from . import postgresql
+            from . import citus, postgresql
 
-            statement_s = limits.write_s if writes else limits.read_s
             return postgresql.make_engine(
-                url, writes=writes, connect_s=limits.connect_s, statement_s=statement_s
+                url,
+                writes=writes,
+                connect_s=limits.connect_s,
+                statement_s=limits.write_s if writes else limits.read_s,
+                connection_class=(citus if distributed else postgresql).Connection,
             )
 
         self._readers = _Pool(engine(writes=False), limits.readers)

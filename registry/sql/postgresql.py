@@ -24,7 +24,7 @@ _LOCK = f"SELECT pg_advisory_xact_lock({0x6269616F6A6965})"
 # and what has no column of its own is in `more`. Without LATERAL and OFFSET 0, PostgreSQL may
 # seek by half of the primary key and filter by the other half, which on a table that has grown
 # since its statistics were taken reads the whole prefix for each key.
-_PREFIX, _HEAD, _RECEIPT = -1, -2, -3
+PREFIX, HEAD, RECEIPT = -1, -2, -3
 _EACH = """
 FROM unnest($1::text[], $2::bytea[]) WITH ORDINALITY AS w (prefix, suffix, n)
 JOIN LATERAL (SELECT id FROM prefixes WHERE name = w.prefix OFFSET 0) AS p ON true
@@ -50,7 +50,7 @@ SELECT w.n - 1 AS n, r.status, r.version, r.sequence, r.template AS text, r.blob
        NULL::text[] AS more
 {source}
 UNION ALL
-SELECT {_PREFIX}, p.status, p.version, p.sequence, p.spelling, NULL,
+SELECT {PREFIX}, p.status, p.version, p.sequence, p.spelling, NULL,
        ARRAY[w.name, p.tenant, p.id::text, p.created::text, p.searchable,
              CASE WHEN p.indexed_to IS NOT NULL THEN 'indexing' END]
 FROM unnest($3::text[]) AS w (name)
@@ -60,9 +60,9 @@ JOIN LATERAL (SELECT * FROM prefixes WHERE name = w.name OFFSET 0) AS p ON true
 
 _LOAD_TOO = f"""
 UNION ALL
-SELECT {_HEAD}, NULL, NULL, sequence, NULL, hash, NULL FROM chain_head WHERE id = 1
+SELECT {HEAD}, NULL, NULL, sequence, NULL, hash, NULL FROM chain_head WHERE id = 1
 UNION ALL
-SELECT {_RECEIPT}, NULL, NULL, expires, key, reply, ARRAY[actor, encode(fingerprint, 'hex')]
+SELECT {RECEIPT}, NULL, NULL, expires, key, reply, ARRAY[actor, encode(fingerprint, 'hex')]
 FROM receipts WHERE key = ANY($4::text[])
 """  # noqa: S608
 _LOOK_UP = {False: _look_up(_EACH), True: _look_up(_ALIKE)}
@@ -98,9 +98,9 @@ def load_question(keys: Sequence[Key], receipts: Sequence[str]) -> Question:
     return _LOAD[alike], (*parameters, receipts)
 
 
-def _rows(rows: Sequence[Row]) -> Rows:
+def as_rows(rows: Sequence[Row]) -> Rows:
     prefixes = []
-    for _, status, version, sequence, spelling, _, more in [r for r in rows if r[0] == _PREFIX]:
+    for _, status, version, sequence, spelling, _, more in [r for r in rows if r[0] == PREFIX]:
         name, tenant, id_, created, *search = more
         prefixes.append(
             (name, int(id_), spelling, tenant, status, int(created), version, sequence, *search)
@@ -108,7 +108,7 @@ def _rows(rows: Sequence[Row]) -> Rows:
     return Rows(prefixes, [row for row in rows if row[0] >= 0])
 
 
-def _receipt(row: Row) -> Row:
+def as_receipt(row: Row) -> Row:
     _, _, _, expires, key, reply, (actor, fingerprint) = row
     return key, actor, bytes.fromhex(fingerprint), reply, expires
 
@@ -179,13 +179,15 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
 
     async def look_up(self, keys: Sequence[Key]) -> Rows:
         statement, parameters = look_up_question(keys)
-        return _rows(await self.fetch(statement, *parameters))
+        return as_rows(await self.fetch(statement, *parameters))
 
     async def load(self, keys: Sequence[Key], receipts: Sequence[str]) -> Beginning:
         statement, parameters = load_question(keys, receipts)
         rows = await self.fetch(statement, *parameters)
-        [head] = [(row[3], row[5]) for row in rows if row[0] == _HEAD]
-        return Beginning(head, _rows(rows), [_receipt(row) for row in rows if row[0] == _RECEIPT])
+        [head] = [(row[3], row[5]) for row in rows if row[0] == HEAD]
+        return Beginning(
+            head, as_rows(rows), [as_receipt(row) for row in rows if row[0] == RECEIPT]
+        )
 
     async def forget_receipts(self, now: int, limit: int) -> None:
         await self.execute(FORGET, now, limit)
@@ -201,7 +203,14 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         assert log is None or moved == 1, f"entry {log.row[0]} does not follow the head"
 
 
-def make_engine(url: URL, *, writes: bool, connect_s: float, statement_s: float) -> AsyncEngine:
+def make_engine(
+    url: URL,
+    *,
+    writes: bool,
+    connect_s: float,
+    statement_s: float,
+    connection_class: type[Connection] = Connection,
+) -> AsyncEngine:
     """`connect_s` bounds the making of a connection, `statement_s` each statement."""
     settings = {
         "application_name": "biaojie",
@@ -224,7 +233,7 @@ def make_engine(url: URL, *, writes: bool, connect_s: float, statement_s: float)
         poolclass=NullPool,
         connect_args={
             "timeout": connect_s,
-            "connection_class": Connection,
+            "connection_class": connection_class,
             "server_settings": settings,
         },
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -113,8 +113,9 @@ def make_file(path: str) -> None:
         ) from error
 
 
-async def migrate(text: str) -> None:
-    """Bring the database at this URL to the newest schema, making the SQLite file if need be.
+async def migrate(text: str, settle: Callable[[Connection], None] = lambda _: None) -> None:
+    """Bring the database at this URL to the newest schema, making the SQLite file if need be,
+    and `settle` what is left, in the same transaction.
 
     Safe to run from many processes at once: they take turns, and all but the first find
     nothing to do. Raises TemporarilyUnavailable if the turn does not come within a minute,
@@ -130,6 +131,7 @@ async def migrate(text: str) -> None:
                 await connection.begin()  # or else Alembic would, and commit for itself
                 await _check_whole(connection)
                 await connection.run_sync(upgrade)
+                await connection.run_sync(settle)
     finally:
         await pools.close()
 

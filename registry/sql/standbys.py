@@ -25,9 +25,11 @@ from ..changelog import ZERO
 from ..standbys import NOWHERE
 from ..store import LOOK_UP_MAX, Found
 from . import reader
+from .citus import CitusStore
 from .direct import direct
 from .engine import Limits, Pools, Reach, read_url
 from .faults import Errors, drivers
+from .schema import UnfitDatabase
 from .store import SqlStore
 from .tables import changelog
 
@@ -227,8 +229,14 @@ async def open_standbys(
     """Readers of the standbys at `urls`, over the primary that `store` has open.
 
     They need not be there yet. No read takes longer than `read_timeout_s`, and a third of it on
-    a standby that does not answer. Raises ValueError on what is no PostgreSQL URL.
+    a standby that does not answer. Raises ValueError on what is no PostgreSQL URL,
+    UnfitDatabase over Citus.
     """
+    if isinstance(store, CitusStore):
+        raise UnfitDatabase(
+            "replica_url is for one PostgreSQL and its standbys; with Citus, leave it empty.",
+            "replica_url 仅用于单个 PostgreSQL 及其备库；使用 Citus 时请留空。",
+        )
     for url in urls:
         if read_url(url).get_backend_name() != "postgresql":
             raise ValueError("a standby must be a PostgreSQL database")

@@ -1,23 +1,63 @@
-"""`store` runs a test on each kind of store; `peer` opens the same data once more."""
+"""`store` runs a test on each kind of store; `peer` opens the same data once more.
+
+BIAOJIE_TEST_CITUS_URL names an empty database on the coordinator of a Citus cluster, where the
+extension and the workers are; the suite runs there too then, and what is in it is lost.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from registry.memory import MemoryStore
-from registry.sql import open_store
+from registry.sql import migrate, open_store
 from registry.store import Store
+from tests.citus import CITUS_URL, emptied, prepared
+from tests.postgres import Postgres, run_apart
+
+PARTITIONS = 7
+URLS = {
+    "sqlite": "sqlite_url",
+    "postgresql": "postgres_url",
+    "partitions": "partitioned_url",
+    "citus": "citus_url",
+}
+STORES = ["memory", *(kind for kind in URLS if kind != "citus" or CITUS_URL)]
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+@pytest.fixture(scope="session")
+def _partitioned_template(postgres: Postgres) -> str:
+    name = postgres.create_database()
+    run_apart(migrate(postgres.url(name), partitions=PARTITIONS))
+    return name
+
+
+@pytest.fixture
+def partitioned_url(postgres: Postgres, _partitioned_template: str) -> Iterator[str]:
+    """URL of an empty, migrated database whose tables that grow have hash partitions."""
+    name = postgres.create_database(_partitioned_template)
+    yield postgres.url(name)
+    postgres.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def _distributed() -> str:
+    return prepared()
+
+
+@pytest.fixture
+def citus_url(_distributed: str) -> str:
+    """URL of an empty, migrated, distributed registry."""
+    emptied(_distributed)
+    return _distributed
+
+
+@pytest.fixture(params=STORES)
 def store_url(request: pytest.FixtureRequest) -> str | None:
     if request.param == "memory":
         return None
-    url: str = request.getfixturevalue(
-        {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
-    )
+    url: str = request.getfixturevalue(URLS[request.param])
     return url
 
 

@@ -208,3 +208,31 @@ async def test_an_entry_must_follow_the_head(store: Store, at: int) -> None:
         async with store.transaction() as transaction:
             await transaction.append(wrong)
     assert await store.head() == (1, entry.hash)
+
+
+async def test_what_the_log_tells_of_can_be_read(store: Store, peer: Store) -> None:
+    """However close the one who follows the log is behind the one who writes."""
+    await home(store)
+    last = 60
+
+    async def write() -> None:
+        for number in range(1, last + 1):
+            async with store.transaction() as transaction:
+                await append(transaction, record("SN1", version=number))
+
+    writing = asyncio.create_task(write())
+    seen = 0
+    try:
+        while seen < last:
+            await asyncio.sleep(0)
+            head, _ = await peer.head()
+            entries = await peer.list_changes(seen, 3)
+            told = max([head, *(entry.sequence for entry in entries)])
+            [found] = await peer.look_up([Key(PREFIX, b"SN1")])
+            assert (found.record.sequence if found.record else 0) >= told
+            seen = max(seen, told)
+            if writing.done():
+                await writing
+    finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
