@@ -49,7 +49,13 @@ def _options(text: str, known: list[str]) -> list[str]:
 
 
 def _peer(
-    handle: str, rest: str, url: str, pids: str, names: Path | None, login: Login | None
+    handle: str,
+    rest: str,
+    url: str,
+    pids: str,
+    names: Path | None,
+    login: Login | None,
+    misses: bool,
 ) -> Peer | None:
     if not (handle or rest or url):
         return None
@@ -61,7 +67,9 @@ def _peer(
             "制表符后为应答应包含的内容。",
         )
     given = read_names(names) if names is not None else ()
-    return Peer(handle, rest, url, tuple(int(p) for p in pids.split(",") if p), given, login)
+    return Peer(
+        handle, rest, url, tuple(int(p) for p in pids.split(",") if p), given, login, misses
+    )
 
 
 def measure(stage: Stage, rounds: int, seconds: float) -> dict[str, list[Sample]]:
@@ -195,12 +203,15 @@ def main(
     peer_secret: Annotated[
         Path | None, typer.Option(help="File with its secret, instead of a key.")
     ] = None,
+    peer_misses: Annotated[
+        bool, typer.Option(help="It has its records in PostgreSQL and caches none of them.")
+    ] = False,
 ) -> None:
     """Our fronts against limits and peers. 与同类服务和性能上限对比。"""
     try:
         groups = _options(only, [group.key for group in GROUPS])
         login = read_login(peer_admin, peer_key, peer_secret)
-        peer = _peer(handle_server, handle_rest, url, peer_pids, peer_names, login)
+        peer = _peer(handle_server, handle_rest, url, peer_pids, peer_names, login, peer_misses)
         cores = Cores.of_this_machine()
         with (
             tempfile.TemporaryDirectory(prefix="biaojie-bench-") as folder,

@@ -26,7 +26,10 @@ _IDLE_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Addresses, names with what each answer holds, and who may create at the Handle server."""
+    """Addresses, names with what each answer holds, and who may create at the Handle server.
+
+    `misses`: it keeps its records in PostgreSQL and has none of the names at hand.
+    """
 
     handle: str = ""
     rest: str = ""
@@ -34,6 +37,7 @@ class Peer:
     pids: tuple[int, ...] = ()
     names: tuple[tuple[str, str], ...] = ()
     login: Login | None = None
+    misses: bool = False
 
     count: int = field(init=False, default=0)
 

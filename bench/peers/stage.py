@@ -328,15 +328,17 @@ class Stage:
             self.skipped.append("node.miss, node.durable: the node does not serve native")
         if self._wants("miss"):
             self.measures["bare.reads"] = self._bare("reads", dsn, MISS_CALLERS)
-            if serves:
-                asked = self._writer.of(
-                    questions.native(self.names),
-                    self.names.count,
-                    self._writer.data(self.names),
-                    questions.native_hello(),
-                )
-                given = self._asked("native", node.ports["native_port"], asked, MISS_CALLERS)
-                self._driven("node.miss", given, lambda: family(node.pid))
+            data, count = self._writer.data(self.names), self.names.count
+            hello = questions.native_hello()
+            for key, frame, of, shape in (
+                ("node.miss", "native", questions.native(self.names), MISS_CALLERS),
+                ("node.miss-udp", "handle", questions.handle(self.names), DATAGRAMS),
+            ):
+                if (port := node.ports.get(f"{frame}_port")) is None:
+                    continue
+                asked = self._writer.of(of, count, data, hello if frame == "native" else b"")
+                given = self._asked(frame, port, asked, shape)
+                self._driven(key, given, lambda: family(node.pid), frame == "native")
         if self._wants("durable"):
             self.measures["bare.commits"] = self._bare("commits", dsn, COMMIT_CALLERS)
             if serves:
@@ -413,7 +415,7 @@ class Stage:
 
         writer = self._writer
         data = writer.file(peer.data(n, 0) for n in range(peer.count)) if peer.count else None
-        if peer.handle and self._wants("handle-tcp", "handle-udp", "creates"):
+        if peer.handle and self._wants("handle-tcp", "handle-udp", "creates", "miss"):
             host, port = given.address(peer.handle, 2641)
             asked = writer.of(questions.handle(peer), peer.count, data)
             anew = self._hangs_up(host, port, asked.first)
@@ -421,6 +423,9 @@ class Stage:
                 if self._wants(f"handle-{group}"):
                     of = Asked("handle", port, asked.requests, data, shape=shape, host=host)
                     peers(f"peer.handle-{group}", of, anew)
+            if self._wants("miss") and peer.misses:
+                of = Asked("handle", port, asked.requests, data, shape=DATAGRAMS, host=host)
+                peers("peer.miss-udp", of)
             if self._wants("creates") and peer.login is not None:
                 creates = Creates(
                     host,

@@ -133,6 +133,8 @@ GROUPS: Final = (
         (
             Line("bare.reads", "bare asyncpg, gathered reads", limit=True),
             Line("node.miss", "**biaojie**, native 8 × 32"),
+            Line("node.miss-udp", "**biaojie**, Handle UDP, 64 outstanding"),
+            Line("peer.miss-udp", "the Handle server given, the same"),
         ),
     ),
     Group(
@@ -168,6 +170,7 @@ MARKS: Final = (
     Mark("registrations to its group commit", "node.durable", "bare.commits", 0.4, 0.6, "wall"),
     Mark("REST to the Handle server given", "node.rest", "peer.rest", 4.0, 6.0),
     Mark("UDP to the Handle server given", "node.handle-udp", "peer.handle-udp", 1.1, 1.6),
+    Mark("misses to the Handle server given", "node.miss-udp", "peer.miss-udp", 5, 15, "wall"),
     # A server elsewhere spends most of a create waiting for its disk. Ours has its harder way.
     Mark(
         "creates to the Handle server given", "node.creates-anew", "peer.creates", 20, 100, "wall"
