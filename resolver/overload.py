@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 from biaojie.errors import OverCapacity, TooManyRequests
 
-TARGET_S: Final = 0.03
+TARGET_S: Final = 0.02
 """A quickest request slower than this, and than a look-up in the registry takes besides, means
 that requests wait for each other."""
 LOOK_UP_S: Final = 0.1
