@@ -36,6 +36,8 @@ _FRAME = struct.Struct(">Ic")
 _HEADER, _RUN, _TRAILER = b"H", b"R", b"T"
 _DIGEST_BYTES = 32
 _READ_BYTES = 1 << 20
+_NEEDED = {"changelog", "chain_head", "rules"}
+_FIELDS = {int, str, bytes, type(None)}
 _NAME = re.compile("[a-z0-9_]{1,63}")
 
 Row = Sequence[Any]
@@ -238,6 +240,9 @@ class Reader:
             for name in [schema, *(n for s in shapes for n in (s.table, *s.columns, *s.key))]:
                 if not _NAME.fullmatch(name):  # they become part of statements
                     raise ValueError(name)
+            tables = [shape.table for shape in shapes]
+            if not set(tables) >= _NEEDED or len(set(tables)) < len(tables):
+                raise ValueError("other tables than a registry has")
             return Header(schema, database, made_ms, (head[0], head[1]), shapes)
         except (ValueError, TypeError, IndexError) as error:
             raise _damaged(self._path, "its header cannot be read", "文件头无法读取") from error
@@ -264,7 +269,9 @@ class Reader:
             rows = list(unpacker)
         except (ValueError, TypeError, IndexError, msgpack.UnpackException) as error:
             raise _damaged(self._path, "a frame cannot be read", "有数据帧无法读取") from error
-        if any(type(row) is not list or len(row) != width for row in rows):
+        if any(type(row) is not list or len(row) != width for row in rows) or not (
+            {type(field) for row in rows for field in row} <= _FIELDS
+        ):
             raise _damaged(self._path, "a row has the wrong form", "有数据行格式不符")
         return Run(table, rows, packed[start:])
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,54 @@ async def test_a_file_made_up_with_a_digest_of_its_own_is_refused(
     async with opened(empty) as store:
         assert await store.head() == (0, bytes(32))
         assert await store.list_prefixes(None, 10) == []
+
+
+async def test_a_file_made_up_with_rows_of_no_registry_is_refused(
+    registry: Registry, empty: str, tmp_path: Path
+) -> None:
+    file, bad = tmp_path / "a.bak", tmp_path / "bad.bak"
+    await backup(registry.url, file)
+    header = Reader(file).header()
+
+    def make_up(shapes: tuple[Shape, ...], table: str = "", *rows: list[Any]) -> None:
+        with bad.open("wb") as out:
+            writer = Writer(out, replace(header, shapes=shapes))
+            for at, shape in enumerate(shapes):
+                if shape.table == table:
+                    cutter = Cutter(at)
+                    for run in (*cutter.feed(rows), *cutter.end()):
+                        writer.add(run)
+            writer.end()
+
+    for made_up in (
+        (),
+        header.shapes[:1],
+        header.shapes * 2,
+        (*header.shapes, Shape("records; DROP TABLE x", ("a",), ("a",))),
+        tuple(shape._replace(columns=shape.columns[:-1]) for shape in header.shapes),
+        (*header.shapes, Shape("strangers", ("a",), ("a",))),
+    ):
+        make_up(made_up)
+        with pytest.raises(InvalidFile):
+            await restore(bad, empty)
+    for row in (
+        [1, b"S", 1, 1, 1, None, ["a list"]],
+        [1, b"S", 1, 1, 1, None],
+        [1, b"S", 1, 1, 1, None, 1.5],
+    ):
+        make_up(header.shapes, "records", row)
+        with pytest.raises(InvalidFile):
+            await restore(bad, empty)
+    with pytest.raises(UnfitDatabase, match=r"empty|no file"):
+        await open_store(empty)
+    make_up(header.shapes, "changelog", ["one", 1, "", "", "", 1, b"", b"", b"", "text"])
+    with pytest.raises(InvalidFile):
+        await restore(bad, empty)
+    with pytest.raises((UnfitDatabase, InvalidFile)):
+        await restore(bad, empty)
+    await restore(file, empty, overwrite=True)
+    async with opened(empty) as store:
+        assert not (await audit(store)).faults
 
 
 async def test_a_registry_that_is_not_empty_is_kept_unless_told(
@@ -447,3 +496,30 @@ def test_runs_do_not_depend_on_how_rows_were_read(fetched: int) -> None:
     assert got == expected
     assert max(map(len, got)) < deposit.RUN_BYTES + 4_096
     assert len(got) > 4
+
+
+async def test_a_node_that_writes_into_a_restore_is_named(
+    registry: Registry, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Loading.load
+
+    async def raced(self: Loading, *arguments: Any) -> Any:
+        async with self._pools.write() as connection:
+            await connection.exec_driver_sql(
+                "INSERT INTO statistics (day, prefix, action, count) VALUES (0, '', 'create', 1)"
+            )
+        return await load(self, *arguments)
+
+    async with registering(registry.store) as registrar:
+        await write(registrar, create("COUNTED"))
+    while await registry.store.fold_statistics():
+        pass
+    await backup(registry.url, file := tmp_path / "b.bak")
+    monkeypatch.setattr(Loading, "load", raced)
+    with pytest.raises(UnfitDatabase, match="Somebody else"):
+        await restore(file, empty)
+    monkeypatch.undo()
+    with pytest.raises(UnfitDatabase, match="half restored"):
+        await open_store(empty)
+    assert (await restore(file, empty)).resumed == 0
+    assert await contents(empty) == await contents(registry.url)
