@@ -25,6 +25,7 @@ from ..deposit import Run, Shape, Sum, Tally
 from .direct import direct
 from .engine import Limits, Pools, read_url
 from .faults import drivers, translated
+from .layout import lay_out, layout_of
 from .schema import MARK, UnfitDatabase, explained, file_of, make_file, mark_of, schema_of, upgrade
 from .snapshot import CONNECT_S, STEP_S, snapshot
 from .tables import metadata
@@ -128,10 +129,21 @@ class Loading:
                 if moved.rowcount != 1:
                     raise _disturbed()
         except drivers() as error:
-            if _is_doubled(error):
-                raise _disturbed() from error
-            raise
+            await self._spoil()
+            raise (_disturbed() if _is_doubled(error) else _unfit(error)) from error
+        except (TypeError, OverflowError) as error:
+            await self._spoil()
+            raise _unfit(error) from error
         self._mark = mark
+
+    async def _spoil(self) -> None:
+        """What is there can be gone on with by nobody: the next attempt begins anew."""
+        async with self._pools.write() as connection:
+            with translated():
+                spoilt = json.dumps({"origin": "", "runs": 0})
+                await connection.execute(
+                    sa.text(_MOVE_MARK), {"new": spoilt, "name": MARK, "old": self._mark}
+                )
 
     async def _insert(self, connection: AsyncConnection, shape: Shape, run: Run) -> None:
         driver: Any = direct(connection)
@@ -153,11 +165,13 @@ class Loading:
         fault = await self._fault(origin, sums)
         async with self._pools.write() as connection:
             await connection.begin()
+            layout = await connection.run_sync(layout_of)
             if fault is None:
                 await connection.run_sync(_settle, origin)
             else:
                 await connection.run_sync(_drop)
             await connection.run_sync(upgrade)
+            await connection.run_sync(lay_out, layout)
         if fault is not None:
             raise InvalidFile(
                 f"{fault[0]} Nothing of it was kept.", f"{fault[1]}没有保留任何内容。"
@@ -209,7 +223,7 @@ class Chain:
             fields = [row[n] for n in self._at]
             try:
                 leaves = packed_leaves(row[self._packed])
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 self.faults.append(f"entry {fields[0]}: {error}")
                 continue
             self._verifier.feed(Entry(*[*fields, ()]), leaves)
@@ -240,16 +254,27 @@ def _marked(origin: Origin, runs: int) -> str:
 def _disturbed() -> UnfitDatabase:
     return UnfitDatabase(
         "Somebody else wrote to it meanwhile: stop the nodes and other restores, then run this"
-        " again with --overwrite.",
-        "恢复期间有其他程序写入：请停止节点与其他恢复任务，再加 --overwrite 重新运行。",
+        " again; it begins anew.",
+        "恢复期间有其他程序写入：请停止节点与其他恢复任务后重新运行，将从头开始。",
+    )
+
+
+def _unfit(error: BaseException) -> InvalidFile:
+    return InvalidFile(
+        f"A row does not fit its table ({error}); nothing serves what was written so far. Restore"
+        " another backup over it.",
+        f"有数据行与表不符（{error}）；已写入的部分不会被使用，请用其他备份重新恢复。",
     )
 
 
 def _is_doubled(error: BaseException) -> bool:
+    """Whether a row was there already."""
     said = error.orig if isinstance(error, IntegrityError) else error
-    return (getattr(said, "sqlstate", "") or "").startswith("23") or type(
-        said
-    ).__name__ == "IntegrityError"
+    codes = (getattr(said, "sqlstate", None), getattr(said, "sqlite_errorname", None))
+    return any(code in _DOUBLED for code in codes)
+
+
+_DOUBLED = {"23505", "SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"}
 
 
 def _tables(connection: Connection) -> set[str]:
@@ -278,9 +303,11 @@ def _make_afresh(connection: Connection, origin: Origin) -> None:
     """The tables of the origin's schema, without a row."""
     from alembic.util import CommandError
 
+    layout = layout_of(connection)
     _drop(connection)
     try:
         upgrade(connection, origin.schema)
+        lay_out(connection, layout)
     except CommandError as error:
         raise InvalidFile(
             f"It is of schema {origin.schema}, which this program does not know; it was made by a"
@@ -295,7 +322,7 @@ def _make_afresh(connection: Connection, origin: Origin) -> None:
             if shape.table in present
             else set[str]()
         )
-        if not set(shape.columns) <= columns or not set(shape.key) <= set(shape.columns):
+        if set(shape.columns) != columns or not set(shape.key) <= set(shape.columns):
             raise InvalidFile(
                 f"It has a table {shape.table} that schema {origin.schema} does not have so.",
                 f"其中的表 {shape.table} 与结构版本 {origin.schema} 不符。",
