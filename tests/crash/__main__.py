@@ -21,7 +21,7 @@ from typing import Any
 from bench.processes import describe
 from tests.crash.group import running_group
 from tests.crash.kills import kills
-from tests.crash.outage import outage, worker_lost
+from tests.crash.outage import outage, worker_lost, world
 from tests.crash.retries import cut_replies, race
 from tests.crash.shortage import full_disk_apart, no_descriptors, why_not
 
@@ -34,8 +34,9 @@ P99_MORE_MS = 10.0
 async def _part(part: str, folder: Path, database: str, given: argparse.Namespace) -> Any:
     match part:
         case "outage":
-            found = await outage(folder, away_s=given.seconds, before_s=20.0, say=say)
-            lost = await worker_lost(folder / "lost", calls=100, margin_s=0.5)
+            async with world(folder) as here:
+                found = await outage(here, away_s=given.seconds, before_s=20.0, say=say)
+                lost = await worker_lost(here, calls=100, margin_s=0.5)
             return found | {"worker_lost": lost}
         case "disk":
             rounds, seed = given.disks, given.seed

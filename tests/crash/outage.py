@@ -168,7 +168,9 @@ class Askers:
         """Register the names, and make those warm that are to be: at every worker."""
         writer = self.writers["native"]
         names = [*_names("warm", WARM), *_names("cold", COLD)]
-        await asyncio.gather(*(writer.register(name, {"URL": f"of {name}"}) for name in names))
+        await asyncio.gather(
+            *(writer.register(name, {"URL": f"of {name}"}, overwrite=True) for name in names)
+        )
         for clients in self.clients.values():
             for client in clients:
                 for name in _names("warm", WARM):
@@ -307,7 +309,7 @@ def _names(kind: str, number: int) -> list[str]:
 
 
 async def outage(
-    folder: Path,
+    here: World,
     *,
     away_s: float,
     before_s: float,
@@ -319,21 +321,20 @@ async def outage(
     broken; `margin_s` is what a busy machine may add to the deadline and to the recovery. How
     fast the answers were is measured and not judged here."""
     found: dict[str, Any] = {}
-    async with world(folder) as here:
-        askers = Askers(here)
-        await askers.prepare()
-        askers.start()
-        try:
-            for fault in faults:
-                found[fault] = await _one(here, askers, fault, away_s, before_s, margin_s)
-                say(f"{fault}: {found[fault]}")
-        finally:
-            await askers.stop()
-        async with auditor(lambda: here.group.url, here.group.key) as audit:
-            logged = Counter(name for _, name in (await audit.logged(PREFIX)).elements())
-        assert set(logged.values()) == {1}, "a write was done twice"
-        verified = await asyncio.to_thread(here.group.command, "verify")
-        assert verified.returncode == 0, verified.stdout + verified.stderr
+    askers = Askers(here)
+    await askers.prepare()
+    askers.start()
+    try:
+        for fault in faults:
+            found[fault] = await _one(here, askers, fault, away_s, before_s, margin_s)
+            say(f"{fault}: {found[fault]}")
+    finally:
+        await askers.stop()
+    async with auditor(lambda: here.group.url, here.group.key) as audit:
+        logged = Counter(name for _, name in (await audit.logged(PREFIX)).elements())
+    assert set(logged.values()) == {1}, "a write was done twice"
+    verified = await asyncio.to_thread(here.group.command, "verify")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
     return {"away_s": away_s, "faults": found}
 
 
@@ -378,52 +379,51 @@ async def _one(
     }
 
 
-async def worker_lost(folder: Path, *, calls: int, margin_s: float) -> dict[str, Any]:
+async def worker_lost(here: World, *, calls: int, margin_s: float) -> dict[str, Any]:
     """A worker dies while the database is away. Its successor has nothing to answer from: who
     reaches it is sent away at once, who reaches the other gets what that one knows, and after the
     return all is well soon."""
-    async with world(folder) as here:
-        askers = Askers(here)
-        await askers.prepare()
-        await askers.stop()
-        await asyncio.to_thread(here.server.kill)
-        try:
-            await asyncio.sleep(NOTICED_S)
-            lost = here.group.serving()[0]
-            os.kill(lost, signal.SIGKILL)
-            met: Counter[str] = Counter()
-            # Until the successor has loaded the program nobody is there to send people away.
-            await _said(here.group, '"waiting for the registry"')
-            longest_s = 0.0
-            for _ in range(calls):
-                for front, url in askers.urls.items():
-                    began = time.monotonic()
-                    # A connection for each call, and so either worker. A datagram that nobody
-                    # takes is lost as any may be; how long its sender waits is its own affair.
-                    tcp = HandleOptions(udp=False) if front == "handle" else None
-                    async with Client(url, timeout_s=CALL_S, retries=0, handle=tcp) as client:
-                        try:
-                            await client.resolve(f"{PREFIX}/warm-1")
-                            met[f"{front} answered"] += 1
-                        except IdentifierNotFound:
-                            raise
-                        except BiaojieError as error:
-                            met[f"{front} {error.code}"] += 1
-                    longest_s = max(longest_s, time.monotonic() - began)
-                await asyncio.sleep(0.05)
-        finally:
-            await asyncio.to_thread(here.server.start)
-            back = time.monotonic()
-        assert longest_s < DEADLINE_S + margin_s, f"{longest_s:.2f} s, {met}"
-        pids = here.group.serving()
-        assert lost not in pids
-        for url in askers.urls.values():
-            for _ in range(ASKERS):
-                async with Client(url, timeout_s=CALL_S, retries=0) as client:
-                    await _until(lambda c=client: c.resolve(f"{PREFIX}/cold-1"))
-        await _said(here.group, '"worker ready"', len(pids) + 1)
-        back_s = time.monotonic() - back
-        assert back_s < RECOVERED_S + margin_s, f"recovered after {back_s:.2f} s"
+    askers = Askers(here)
+    await askers.prepare()
+    await askers.stop()
+    await asyncio.to_thread(here.server.kill)
+    try:
+        await asyncio.sleep(NOTICED_S)
+        lost = here.group.serving()[0]
+        os.kill(lost, signal.SIGKILL)
+        met: Counter[str] = Counter()
+        # Until the successor has loaded the program nobody is there to send people away.
+        await _said(here.group, '"waiting for the registry"')
+        longest_s = 0.0
+        for _ in range(calls):
+            for front, url in askers.urls.items():
+                began = time.monotonic()
+                # A connection for each call, and so either worker. A datagram that nobody
+                # takes is lost as any may be; how long its sender waits is its own affair.
+                tcp = HandleOptions(udp=False) if front == "handle" else None
+                async with Client(url, timeout_s=CALL_S, retries=0, handle=tcp) as client:
+                    try:
+                        await client.resolve(f"{PREFIX}/warm-1")
+                        met[f"{front} answered"] += 1
+                    except IdentifierNotFound:
+                        raise
+                    except BiaojieError as error:
+                        met[f"{front} {error.code}"] += 1
+                longest_s = max(longest_s, time.monotonic() - began)
+            await asyncio.sleep(0.05)
+    finally:
+        await asyncio.to_thread(here.server.start)
+        back = time.monotonic()
+    assert longest_s < DEADLINE_S + margin_s, f"{longest_s:.2f} s, {met}"
+    pids = here.group.serving()
+    assert lost not in pids
+    for url in askers.urls.values():
+        for _ in range(ASKERS):
+            async with Client(url, timeout_s=CALL_S, retries=0) as client:
+                await _until(lambda c=client: c.resolve(f"{PREFIX}/cold-1"))
+    await _said(here.group, '"worker ready"', len(pids) + 1)
+    back_s = time.monotonic() - back
+    assert back_s < RECOVERED_S + margin_s, f"recovered after {back_s:.2f} s"
     return {"met": dict(met), "longest_s": longest_s, "recovered_s": back_s}
 
 
