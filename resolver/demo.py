@@ -15,13 +15,12 @@ from pathlib import Path
 import structlog
 
 from biaojie.change import RowResult
-from biaojie.errors import BiaojieError
 from registry.admission import SYSTEM
 from registry.import_rows import Row, RowMapping
 from registry.imports import import_file
-from registry.operations import Create, HomePrefix
-from registry.registrar import Idempotency
+from registry.operations import HomePrefix
 
+from .imports import hand_over
 from .node import Node
 
 TENANT = "demo"
@@ -53,21 +52,7 @@ async def fill(node: Node) -> int:
         (await node.registrar.submit(SYSTEM, [HomePrefix(prefix, TENANT)])).single()
 
     async def submit(rows: Sequence[Row], key: str, *, dry_run: bool) -> list[RowResult]:
-        outcome = await node.registrar.submit(
-            SYSTEM,
-            [Create(row.identifier, row.values, row.status, row.template) for row in rows],
-            mode="valid-rows",
-            dry_run=dry_run,
-            idempotency=Idempotency(key, bytes(32)) if key else None,
-        )
-        results = []
-        for number, (row, result) in enumerate(zip(rows, outcome.results, strict=True), 1):
-            name = str(row.identifier)
-            if isinstance(result, BiaojieError):
-                results.append(RowResult(number, name, None, result.code, *result.detail))
-            else:
-                results.append(RowResult(number, name, result))
-        return results
+        return await hand_over(node.service, SYSTEM, rows, key, dry_run=dry_run)
 
     added = 0
     with as_file(samples()) as folder:
