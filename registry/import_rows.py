@@ -24,6 +24,7 @@ from biaojie.record import (
     check_values,
 )
 from biaojie.wire.document import decode_values
+from biaojie.wire.imports import ImportOptions
 
 from .import_csv import Broken, Cells
 
@@ -63,6 +64,17 @@ class RowMapping:
     template: str | None = None
     columns: tuple[tuple[str, str], ...] = ()
     formulas: Literal["refuse", "text"] = "refuse"
+
+
+def mapping_of(options: ImportOptions) -> RowMapping:
+    return RowMapping(
+        options.prefix,
+        options.suffix,
+        Status(options.status),
+        options.template or None,
+        options.columns,
+        options.formulas,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,11 @@ from biaojie.errors import (
     Internal,
     StorageFull,
 )
-from biaojie.record import Status
-from biaojie.wire.imports import ImportJob, ImportOptions
+from biaojie.wire.imports import ImportJob
 
 from .import_jobs import Claim, error_form
 from .import_prepare import FORMS, Form, Making, is_plain, prepare
-from .import_rows import Row, RowMapping
+from .import_rows import Row, mapping_of
 from .import_state import ImportState
 from .imports import Aside, ImportProgress, Submit, import_file
 
@@ -52,17 +51,6 @@ class Work:
     bytes_max: int
     workbook_memory_bytes: int
     clock: Callable[[], float] = time.time
-
-
-def mapping_of(options: ImportOptions) -> RowMapping:
-    return RowMapping(
-        options.prefix,
-        options.suffix,
-        Status(options.status),
-        options.template or None,
-        options.columns,
-        options.formulas,
-    )
 
 
 def work(claim: Claim, work: Work) -> ImportJob:
