@@ -182,6 +182,24 @@ def test_compose_tells_haproxy_where_all_is(compose: dict[str, Any]) -> None:
     assert published == inside
 
 
+def test_citus_takes_the_place_of_the_one_postgresql(compose: dict[str, Any]) -> None:
+    (citus,) = documents(DEPLOY / "citus/compose.yaml")
+    services = citus["services"]
+    assert {"postgres", "migrate", "node-a", "node-b"} <= services.keys() & compose[
+        "services"
+    ].keys()
+    assert services["migrate"]["command"] == ["migrate", "--citus"]
+    for name in ("postgres", "worker-1", "worker-2"):
+        assert "max_prepared_transactions=200" in services[name]["command"]
+        assert services[name]["networks"] == ["registry"]
+        assert "ports" not in services[name]
+    assert citus["networks"]["registry"]["internal"] is True
+    for name in ("worker-1", "worker-2"):
+        (mount,) = services[name]["volumes"]
+        assert mount.partition(":")[0] in citus["volumes"]
+        assert any(f"'{name}'" in part for part in services["join"]["command"])
+
+
 def test_docker_compose() -> None:
     docker = tool("docker")
     if subprocess.run([docker, "compose", "version"], capture_output=True, timeout=30).returncode:
