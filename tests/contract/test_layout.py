@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import make_url
+from typer.testing import CliRunner
 
+from registry.__main__ import app
 from registry.sql import SqlStore, UnfitDatabase, migrate, open_store
 from registry.sql.transfer import move
 from tests.citus import execute
@@ -99,6 +102,17 @@ async def test_a_layout_stays(postgres: Postgres, partitioned_url: str, postgres
         await migrate(partitioned_url, partitions=3)
     await migrate(postgres_url)
     assert parts(postgres, postgres_url) == 0
+
+
+def test_the_command_lays_out(postgres: Postgres, empty: tuple[str, str], tmp_path: Path) -> None:
+    asked = ["migrate", "--database-url", empty[1], "--partitions", "3"]
+    assert CliRunner().invoke(app, asked).exit_code == 0
+    assert parts(postgres, empty[1]) == 3
+    asked = ["migrate", "--data-dir", str(tmp_path), "--citus"]
+    refused = CliRunner().invoke(app, asked)
+    assert refused.exit_code == 3
+    assert "only PostgreSQL" in refused.output
+    assert "只有 PostgreSQL" in refused.output
 
 
 async def test_what_is_not_empty_is_left_alone(
