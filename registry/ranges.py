@@ -9,19 +9,25 @@ alike but for the run have one *shape*; in it, octets sort as numbers do. All el
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
+
+import msgpack
 
 from biaojie.errors import InvalidRecord
 from biaojie.identifier import Identifier, fold_prefix
 from biaojie.limits import IDENTIFIER_CHARS_MAX
 from biaojie.making import maker
 from biaojie.record import Record, Status, make_record, make_value
+
+from .changelog import record_digest
 
 DIGITS_MAX = 40
 """Digits of the number, those of literals that touch it and the check digit included."""
@@ -256,7 +262,7 @@ def parse_pattern(text: str) -> Pattern:
             f"起止编号位数应相同，例如 {first.zfill(len(last))} 或 {last.zfill(len(first))}",
             opened + 1 + match.start(2),
         )
-    if len(step or "") > DIGITS_MAX or step is not None and int(step) == 0:
+    if len(step or "") > DIGITS_MAX or (step is not None and int(step) == 0):
         raise _fault("the step must be 1 or more", "步长应不小于 1", opened + 1 + match.start(3))
     if check is not None and check not in set(Check):
         raise _fault(
@@ -282,7 +288,8 @@ def _normal(
     """`places`: where the number and what follows it begin, for errors."""
     begin, end = places
     head, tail = _BEFORE.search(before), _AFTER.match(after)
-    assert head is not None and tail is not None
+    assert head is not None
+    assert tail is not None
     if check and tail[0]:
         raise _fault(
             "no digit may follow a check digit, since it would be read as part of it",
@@ -336,7 +343,7 @@ class RangeKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class HeldRange:
     """A range as it is kept.
 
     `rule` is what each member is but for its name: a record whose suffix is the pattern and
@@ -414,11 +421,11 @@ class Range:
             yield self.pattern.key(number, case_sensitive=case_sensitive), self.member(number)
             number += self.pattern.step
 
-    def having(self, pattern: Pattern, written: int) -> Range:
+    def having(self, pattern: Pattern, written: int) -> HeldRange:
         """A part of it: members are what they were."""
-        return make_range(self.rule, pattern, written)
+        return hold_range(self.rule, pattern, written)
 
-    def retired(self, pattern: Pattern, now: int, sequence: int) -> Range:
+    def retired(self, pattern: Pattern, now: int, sequence: int) -> HeldRange:
         """A part of it as tombstones."""
         rule = replace(
             self.rule,
@@ -428,7 +435,7 @@ class Range:
             modified=now,
             sequence=sequence,
         )
-        return make_range(rule, pattern, sequence)
+        return hold_range(rule, pattern, sequence)
 
 
 _HOLDER = re.compile(b"|".join(re.escape(holder) for holder in _HOLDERS))
@@ -438,13 +445,20 @@ def _filled(data: bytes, texts: tuple[bytes, ...]) -> bytes:
     return _HOLDER.sub(lambda at: texts[_HOLDERS.index(at[0])], data)
 
 
-def make_range(rule: Record, pattern: Pattern, written: int) -> Range:
+def range_digest(held: HeldRange) -> bytes:
+    """What the change log keeps of a range; the entry that registered its members only where
+    that is not the one it is kept by."""
+    before = 0 if held.rule.sequence == held.written else held.rule.sequence
+    return hashlib.sha256(msgpack.packb([record_digest(held.rule), before])).digest()
+
+
+def hold_range(rule: Record, pattern: Pattern, written: int) -> HeldRange:
     """`rule` under the name that `pattern` gives it."""
     name = _make_identifier(rule.identifier.prefix, str(pattern))
-    return Range(replace(rule, identifier=name), pattern, written)
+    return HeldRange(replace(rule, identifier=name), pattern, written)
 
 
-def member_of(found: Range, run: bytes) -> Record | None:
+def member_of(found: HeldRange, run: bytes) -> Record | None:
     """The record of the member with this run, if it has one."""
     number = found.pattern.number_of(run)
     return None if number is None else found.member(number)
@@ -457,3 +471,34 @@ def check_members(prefix: str, pattern: Pattern) -> None:
     """
     first = Identifier(prefix, pattern.spelled(pattern.first))
     assert first.suffix == pattern.spelled(pattern.first), "literals are normal already"
+
+
+def first_members(
+    ranges: Sequence[HeldRange],
+    after: bytes | None,
+    limit: int,
+    *,
+    case_sensitive: bool = False,
+    end: bytes | None = None,
+) -> tuple[list[tuple[bytes, Record]], bytes | None]:
+    """The first members > `after` of ranges that are all there are up to `end` (None: all), by
+    folded suffix and in order, and up to where they are all there are (None: to the last)."""
+    walks = [held.members_after(after, case_sensitive=case_sensitive) for held in ranges]
+    items: list[tuple[bytes, Record]] = []
+    for each in heapq.merge(*walks, key=lambda item: item[0]):
+        if end is not None and each[0] > end:
+            break
+        if len(items) == limit:
+            return items, items[-1][0]
+        items.append(each)
+    return items, end
+
+
+def run_after(shape: bytes, suffix: bytes | None) -> bytes | None:
+    """The first run that makes a name > `suffix` of this shape; None if none does."""
+    at = shape.index(b"\0")
+    digits = shape.count(b"\0")
+    before, after = shape[:at].decode(), shape[at + digits :].decode()
+    whole = Pattern(before, 0, 10**digits - 1, digits, 1, Check.NONE, after)
+    number = whole.first_after(suffix, case_sensitive=True)
+    return None if number is None else whole.run(number).encode()

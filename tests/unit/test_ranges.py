@@ -13,7 +13,7 @@ from registry.ranges import (
     Pattern,
     check_digit,
     check_members,
-    make_range,
+    hold_range,
     member_of,
     parse_pattern,
     sought,
@@ -165,7 +165,7 @@ def ruled(text: str, *values: Value) -> Record:
 def test_placeholders_are_filled_and_nothing_else_is() -> None:
     data = b'{suffix} {number} {identifier} {prefix} {{suffix}} {other} {"a": 1} {Suffix}'
     text = "sn{07..08+luhn}"
-    found = make_range(ruled(text, Value(1, "URL", data)), parse_pattern(text), 9)
+    found = hold_range(ruled(text, Value(1, "URL", data)), parse_pattern(text), 9)
     record = member_of(found, b"075")
     assert record is not None
     assert record.identifier == Identifier("88.118.8", "sn075")
@@ -177,9 +177,10 @@ def test_placeholders_are_filled_and_nothing_else_is() -> None:
 
 
 def test_a_retired_part_has_tombstones() -> None:
-    whole = make_range(ruled("S{0..9}", Value(1, "URL", b"x")), parse_pattern("S{0..9}"), 9)
+    whole = hold_range(ruled("S{0..9}", Value(1, "URL", b"x")), parse_pattern("S{0..9}"), 9)
     _, cut, above = whole.pattern.cut(0, 4)
-    assert cut is not None and above is not None
+    assert cut is not None
+    assert above is not None
     gone, kept = whole.retired(cut, 77, 12), whole.having(above, 12)
     record = gone.member(3)
     assert (record.status, record.values, record.version) == (Status.RETIRED, (), 2)

@@ -20,13 +20,15 @@ class Action(StrEnum):
     CHANGE_PREFIX = "change-prefix"
     ISSUE_KEY = "issue-key"
     REVOKE_KEY = "revoke-key"
+    REGISTER_RANGE = "register-range"
+    CUT_RANGE = "cut-range"
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """One change inside a commit.
 
-    `subject` is the identifier, the prefix or the key id, by action. `digest` is the SHA-256
+    `subject` is the identifier, the prefix, the key id or `prefix/pattern`, by action. `digest` is the SHA-256
     of the new state (32 zero bytes after a purge). `actor` is the id of the key that asked.
     """
 
