@@ -7,10 +7,12 @@ all of it or none; an asyncio.Lock makes transactions serial.
 from __future__ import annotations
 
 import asyncio
+import sys
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from biaojie.account import ApiKey, Prefix
 from biaojie.change import Entry
@@ -18,22 +20,33 @@ from biaojie.errors import TemporarilyUnavailable
 from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 
+from .blocks import Block, Members
 from .changelog import ZERO
+from .layers import Page, merged, page_of
 from .matching import Match
-from .store import INDEXING_MAX, Found, Loaded, ReceiptKey, StoredReceipt
+from .store import BLOCKS_MAX, INDEXING_MAX, Found, Loaded, ReceiptKey, Row, StoredReceipt
 
 _FEW = 64
 """From this many new names on, sorting a prefix once is cheaper than inserting one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Marker:
+    """In place of a record: there is none of this name, though a block may have one."""
+
+    sequence: int
 
 
 @dataclass(slots=True)
 class _State:
     """Tables by key. In an overlay, None in `records` or `receipts` stands for "removed", as
     False does in `rows`. `indexed` has the prefixes whose index is not complete, None once it is.
+    `blocks` has those of a prefix, in order; in an overlay, all of each prefix that changed.
     """
 
     prefixes: dict[str, Prefix] = field(default_factory=dict)
-    records: dict[Key, Record | None] = field(default_factory=dict)
+    records: dict[Key, Record | _Marker | None] = field(default_factory=dict)
+    blocks: dict[str, list[Block]] = field(default_factory=dict)
     keys: dict[str, ApiKey] = field(default_factory=dict)
     key_ids: dict[bytes, str] = field(default_factory=dict)
     receipts: dict[ReceiptKey, StoredReceipt | None] = field(default_factory=dict)
@@ -48,6 +61,33 @@ class _State:
         return suffixes[start : start + limit]
 
 
+def _row(suffix: bytes, kept: Record | _Marker) -> Row:
+    return Row(suffix, None if isinstance(kept, _Marker) else kept, kept.sequence)
+
+
+def _around(blocks: Sequence[Block], suffix: bytes) -> int:
+    """The number of the last block that begins <= `suffix`; -1 if there is none."""
+    return bisect_right(blocks, suffix, key=lambda block: block.first) - 1
+
+
+def _in_block(blocks: Sequence[Block], suffix: bytes) -> Record | None:
+    at = _around(blocks, suffix)
+    if at < 0 or blocks[at].last < suffix:
+        return None
+    block = blocks[at]
+    return Members(block.blob, block.count, block.sequence).find(suffix)
+
+
+def _layered(
+    rows: Sequence[Row], blocks: Sequence[Block], after: bytes | None, limit: int
+) -> list[Record]:
+    """Of all rows > `after`, and all blocks."""
+    after = after or b""
+    inside = blocks[max(_around(blocks, after), 0) :][: limit + len(rows) + 1]
+    lower = page_of(inside, after, more=False)
+    return merged([Page([(row.suffix, row.record) for row in rows], None), lower], limit)[0]
+
+
 def _head(log: Sequence[Entry]) -> tuple[int, bytes]:
     return (log[-1].sequence, log[-1].hash) if log else (0, ZERO)
 
@@ -60,10 +100,23 @@ class MemoryTransaction:
     def _prefix(self, name: str) -> Prefix | None:
         return self.overlay.prefixes.get(name) or self._base.prefixes.get(name)
 
-    def _record(self, key: Key) -> Record | None:
+    def _kept(self, key: Key) -> Record | _Marker | None:
         if key in self.overlay.records:
             return self.overlay.records[key]
         return self._base.records.get(key)
+
+    def _blocks(self, prefix: str) -> list[Block]:
+        return self.overlay.blocks.get(prefix, self._base.blocks.get(prefix, []))
+
+    def _own_blocks(self, prefix: str) -> list[Block]:
+        """Those of the overlay, to be changed."""
+        return self.overlay.blocks.setdefault(prefix, list(self._base.blocks.get(prefix, [])))
+
+    def _record(self, key: Key) -> Record | None:
+        kept = self._kept(key)
+        if isinstance(kept, _Marker):
+            return None
+        return _in_block(self._blocks(key.prefix), key.suffix) if kept is None else kept
 
     async def load(self, keys: Sequence[Key], receipts: Sequence[ReceiptKey], now: int) -> Loaded:
         return Loaded(
@@ -94,11 +147,45 @@ class MemoryTransaction:
         return _head(self.overlay.log or self._base.log)
 
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
+        rows = await self.list_rows(prefix, after, sys.maxsize)
+        return _layered(rows, self._blocks(prefix), after, limit)
+
+    async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
         changed = [key.suffix for key in self.overlay.records if key.prefix == prefix]
         listed = self._base.suffixes_after(prefix, after, limit + len(changed))
         suffixes = {*listed, *(s for s in changed if after is None or s > after)}
-        found = (self._record(Key(prefix, suffix)) for suffix in sorted(suffixes))
-        return [record for record in found if record is not None][:limit]
+        found = ((suffix, self._kept(Key(prefix, suffix))) for suffix in sorted(suffixes))
+        return [_row(suffix, kept) for suffix, kept in found if kept is not None][:limit]
+
+    async def touched(self, prefix: str, spans: Sequence[tuple[bytes, bytes]]) -> list[int]:
+        rows = [row.suffix for row in await self.list_rows(prefix, None, sys.maxsize)]
+
+        async def has(first: bytes, last: bytes) -> bool:
+            row = bisect_left(rows, first)
+            in_rows = row < len(rows) and rows[row] <= last
+            return in_rows or bool(await self.blocks_in(prefix, first, last))
+
+        return [n for n, span in enumerate(spans) if await has(*span)]
+
+    async def blocks_in(self, prefix: str, first: bytes, last: bytes) -> list[Block]:
+        blocks = self._blocks(prefix)
+        near = blocks[max(_around(blocks, first), 0) : _around(blocks, last) + 1]
+        return [block for block in near if block.last >= first][:BLOCKS_MAX]
+
+    async def put_blocks(self, prefix: str, blocks: Sequence[Block]) -> None:
+        own = self._own_blocks(prefix)
+        own += blocks
+        own.sort()
+        for block, after in pairwise(own):
+            assert block.last < after.first, "blocks overlap"
+
+    async def remove_blocks(self, prefix: str, firsts: Iterable[bytes]) -> None:
+        gone = set(firsts)
+        own = self._own_blocks(prefix)
+        own[:] = [block for block in own if block.first not in gone]
+
+    async def remove_rows(self, prefix: str, suffixes: Iterable[bytes]) -> None:
+        self.overlay.records.update(dict.fromkeys([Key(prefix, suffix) for suffix in suffixes]))
 
     async def put_prefixes(self, prefixes: Iterable[Prefix]) -> None:
         for prefix in prefixes:
@@ -111,8 +198,10 @@ class MemoryTransaction:
             assert self._prefix(key.prefix) is not None, f"prefix {key.prefix} is not homed"
         self.overlay.records.update(records)
 
-    async def purge_records(self, keys: Iterable[Key]) -> None:
-        self.overlay.records.update(dict.fromkeys(keys))
+    async def purge_records(self, keys: Iterable[Key], sequence: int) -> None:
+        for key in keys:
+            beneath = _in_block(self._blocks(key.prefix), key.suffix)
+            self.overlay.records[key] = None if beneath is None else _Marker(sequence)
 
     async def change_rows(self, added: Iterable[Match], removed: Iterable[Match]) -> None:
         self.overlay.rows.update(dict.fromkeys(added, True))
@@ -186,6 +275,7 @@ class MemoryStore:
                 del state.records[key]
                 suffixes = state.suffixes[key.prefix]
                 del suffixes[bisect_left(suffixes, key.suffix)]
+        state.blocks.update(overlay.blocks)
         for prefix, new in added.items():
             suffixes = state.suffixes.setdefault(prefix, [])
             if len(new) < _FEW:
@@ -215,12 +305,24 @@ class MemoryStore:
 
     async def look_up(self, keys: Sequence[Key]) -> list[Found]:
         state = self._state
-        return [Found(state.prefixes.get(k.prefix), state.records.get(k)) for k in keys]
+        found = []
+        for key in keys:
+            kept = state.records.get(key)
+            if kept is None:
+                kept = _in_block(state.blocks.get(key.prefix, ()), key.suffix)
+            record = None if isinstance(kept, _Marker) else kept
+            found.append(Found(state.prefixes.get(key.prefix), record))
+        return found
 
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
-        suffixes = self._state.suffixes_after(prefix, after, limit)
-        found = (self._state.records[Key(prefix, suffix)] for suffix in suffixes)
-        return [record for record in found if record is not None]
+        return await MemoryTransaction(self._state).list_records(prefix, after, limit)
+
+    async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
+        return await MemoryTransaction(self._state).list_rows(prefix, after, limit)
+
+    async def list_blocks(self, prefix: str, after: bytes | None, limit: int) -> list[Block]:
+        blocks = self._state.blocks.get(prefix, [])
+        return blocks[_around(blocks, after or b"") + 1 :][: min(limit, BLOCKS_MAX)]
 
     async def find_prefixes(self, names: Sequence[str]) -> dict[str, Prefix]:
         return {n: self._state.prefixes[n] for n in names if n in self._state.prefixes}
@@ -268,7 +370,8 @@ class MemoryStore:
 
     async def newest_record_sequence(self) -> int:
         state = self._state
-        carried = [r.sequence for r in state.records.values() if r is not None]
+        carried = [kept.sequence for kept in state.records.values() if kept is not None]
+        carried += [block.sequence for blocks in state.blocks.values() for block in blocks]
         return max([*carried, *(p.sequence for p in state.prefixes.values())], default=0)
 
     async def settle_rules(self, case_sensitive: bool) -> None:

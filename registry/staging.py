@@ -306,7 +306,7 @@ class Staging:
         if records:
             await tx.put_records(records)
         if purged:
-            await tx.purge_records(purged)
+            await tx.purge_records(purged, self.sequence)
         if added or removed:
             await tx.change_rows(added, removed)
         if self.new_keys:

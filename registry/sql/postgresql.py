@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 from biaojie.identifier import Key
 
 from .direct import Beginning, LogRow, Put, Row, Rows
-from .tables import changelog, upsert
+from .tables import IN_BLOCK, blocks, changelog, upsert
 
 _LOCK = f"SELECT pg_advisory_xact_lock({0x6269616F6A6965})"
 """What a writer says first: from here on it is the only one. The number spells "biaojie"."""
@@ -25,28 +25,31 @@ _LOCK = f"SELECT pg_advisory_xact_lock({0x6269616F6A6965})"
 # seek by half of the primary key and filter by the other half, which on a table that has grown
 # since its statistics were taken reads the whole prefix for each key.
 _PREFIX, _HEAD, _RECEIPT = -1, -2, -3
+_LAYERS = """
+LEFT JOIN LATERAL (
+    SELECT status, version, sequence, template, blob FROM records
+    WHERE prefix_id = {id} AND suffix = w.suffix OFFSET 0
+) AS r ON true
+LEFT JOIN LATERAL (
+    SELECT last_suffix, count, sequence, blob FROM blocks
+    WHERE r.status IS NULL AND prefix_id = {id} AND first_suffix <= w.suffix
+    ORDER BY first_suffix DESC LIMIT 1
+) AS b ON true
+WHERE r.status IS NOT NULL OR b.last_suffix >= w.suffix
+"""
 _EACH = """
 FROM unnest($1::text[], $2::bytea[]) WITH ORDINALITY AS w (prefix, suffix, n)
 JOIN LATERAL (SELECT id FROM prefixes WHERE name = w.prefix OFFSET 0) AS p ON true
-JOIN LATERAL (
-    SELECT status, version, sequence, template, blob FROM records
-    WHERE prefix_id = p.id AND suffix = w.suffix OFFSET 0
-) AS r ON true
-"""
+""" + _LAYERS.format(id="p.id")  # noqa: S608  (constants)
 # Names asked for together are most often of one prefix, which then is sought and sent only once.
-_ALIKE = """
-FROM unnest($2::bytea[]) WITH ORDINALITY AS w (suffix, n)
-JOIN LATERAL (
-    SELECT status, version, sequence, template, blob FROM records
-    WHERE prefix_id = (SELECT id FROM prefixes WHERE name = $1::text) AND suffix = w.suffix
-    OFFSET 0
-) AS r ON true
-"""
+_OF_ONE = "(SELECT id FROM prefixes WHERE name = $1::text)"
+_ALIKE = f"FROM unnest($2::bytea[]) WITH ORDINALITY AS w (suffix, n){_LAYERS.format(id=_OF_ONE)}"
 
 
 def _look_up(source: str) -> str:
     return f"""
-SELECT w.n - 1 AS n, r.status, r.version, r.sequence, r.template AS text, r.blob,
+SELECT w.n - 1 AS n, coalesce(r.status, {IN_BLOCK}), coalesce(r.version, b.count),
+       coalesce(r.sequence, b.sequence), r.template AS text, coalesce(r.blob, b.blob),
        NULL::text[] AS more
 {source}
 UNION ALL
@@ -71,6 +74,29 @@ Question = tuple[str, tuple[Any, ...]]
 """A statement and its parameters."""
 
 
+IN_BLOCKS = f"""
+SELECT w.n - 1, {IN_BLOCK}, b.count, b.sequence, NULL, b.blob, NULL
+FROM unnest($1::int[], $2::bytea[]) WITH ORDINALITY AS w (prefix_id, suffix, n)
+JOIN LATERAL (
+    SELECT last_suffix, count, sequence, blob FROM blocks
+    WHERE prefix_id = w.prefix_id AND first_suffix <= w.suffix
+    ORDER BY first_suffix DESC LIMIT 1
+) AS b ON b.last_suffix >= w.suffix
+"""  # noqa: S608  (a number)
+TOUCHED = """
+SELECT w.n - 1
+FROM unnest($2::bytea[], $3::bytea[]) WITH ORDINALITY AS w (first, last, n)
+LEFT JOIN LATERAL (
+    SELECT true AS there FROM records
+    WHERE prefix_id = $1 AND suffix BETWEEN w.first AND w.last LIMIT 1
+) AS r ON true
+LEFT JOIN LATERAL (
+    SELECT last_suffix FROM blocks WHERE prefix_id = $1 AND first_suffix <= w.last
+    ORDER BY first_suffix DESC LIMIT 1
+) AS b ON true
+WHERE r.there OR b.last_suffix >= w.first
+ORDER BY w.n
+"""
 FORGET = """
 DELETE FROM receipts USING (
     SELECT key, actor FROM receipts WHERE expires < $1 ORDER BY expires LIMIT $2
@@ -186,6 +212,24 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         rows = await self.fetch(statement, *parameters)
         [head] = [(row[3], row[5]) for row in rows if row[0] == _HEAD]
         return Beginning(head, _rows(rows), [_receipt(row) for row in rows if row[0] == _RECEIPT])
+
+    async def in_blocks(self, prefix_ids: Sequence[int], suffixes: Sequence[bytes]) -> list[Row]:
+        rows: list[Row] = await self.fetch(IN_BLOCKS, prefix_ids, suffixes)
+        return rows
+
+    async def touched(self, prefix_id: int, spans: Sequence[tuple[bytes, bytes]]) -> list[int]:
+        async def ask(spans: Sequence[tuple[bytes, bytes]]) -> list[int]:
+            firsts, lasts = zip(*spans, strict=True)
+            return [row[0] for row in await self.fetch(TOUCHED, prefix_id, firsts, lasts)]
+
+        if not spans or not await ask([(spans[0][0], spans[-1][1])]):
+            return []  # as nearly always
+        return await ask(spans)
+
+    async def add_blocks(self, rows: Sequence[Row]) -> None:
+        await self.copy_records_to_table(
+            "blocks", records=rows, columns=[column.name for column in blocks.c]
+        )
 
     async def forget_receipts(self, now: int, limit: int) -> None:
         await self.execute(FORGET, now, limit)

@@ -13,7 +13,8 @@ from biaojie.change import Entry
 from biaojie.identifier import Key
 from biaojie.record import Record
 
-from ..store import Found
+from ..blocks import Block
+from ..store import Found, Row
 from . import reader, tables
 from .engine import Pools
 from .faults import translated
@@ -40,6 +41,12 @@ class SqlStore:
 
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
         return await self._pools.read(lambda c: reader.list_records(c, prefix, after, limit))
+
+    async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
+        return await self._pools.read(lambda c: reader.list_rows(c, prefix, after, limit))
+
+    async def list_blocks(self, prefix: str, after: bytes | None, limit: int) -> list[Block]:
+        return await self._pools.read(lambda c: reader.list_blocks(c, prefix, after, limit))
 
     async def find_prefixes(self, names: Sequence[str]) -> dict[str, Prefix]:
         return await self._pools.read(lambda c: reader.find_prefixes(c, names))

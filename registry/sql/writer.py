@@ -17,17 +17,20 @@ from biaojie.change import Entry
 from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 
+from ..blocks import Block
 from ..changelog import pack_changes
 from ..matching import Match
-from ..store import LOOK_UP_MAX, Found, Loaded, ReceiptKey, StoredReceipt
+from ..store import LOOK_UP_MAX, Found, Loaded, ReceiptKey, Row, StoredReceipt
 from . import reader
 from .blob import encode_blob
 from .direct import LogRow, Put, Rows, direct
 from .faults import translated
 from .tables import (
     PREFIX_STATUS_NUMBER,
+    PURGED,
     STATUS_NUMBER,
     api_keys,
+    blocks,
     prefixes,
     receipts,
     records,
@@ -39,6 +42,9 @@ _RECORDS_ALIKE = frozenset({"prefix_id", "status", "version", "sequence", "templ
 _RECEIPTS_ALIKE = frozenset({"actor", "expires"})
 _PURGE = delete(records).where(
     records.c.prefix_id == bindparam("at_prefix"), records.c.suffix == bindparam("at_suffix")
+)
+_REMOVE_BLOCK = delete(blocks).where(
+    blocks.c.prefix_id == bindparam("at_prefix"), blocks.c.first_suffix == bindparam("at_suffix")
 )
 _REVOKE = (
     update(api_keys).where(api_keys.c.id == bindparam("at")).values(revoked=bindparam("since"))
@@ -146,6 +152,39 @@ class SqlTransaction:
         with translated():
             return await reader.list_records(connection, prefix, after, limit)
 
+    async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
+        connection = await self._reading()
+        with translated():
+            return await reader.list_rows(connection, prefix, after, limit)
+
+    async def touched(self, prefix: str, spans: Sequence[tuple[bytes, bytes]]) -> list[int]:
+        await self.flush()
+        prefix_id = (await self._ids([prefix]))[prefix]
+        with translated():
+            return await self._driver.touched(prefix_id, spans)
+
+    async def blocks_in(self, prefix: str, first: bytes, last: bytes) -> list[Block]:
+        connection = await self._reading()
+        with translated():
+            return await reader.blocks_in(connection, prefix, first, last)
+
+    async def put_blocks(self, prefix: str, blocks_: Sequence[Block]) -> None:
+        await self.flush()
+        prefix_id = (await self._ids([prefix]))[prefix]
+        with translated():
+            await self._driver.add_blocks([(prefix_id, *block) for block in blocks_])
+
+    async def _remove(self, statement: Any, prefix: str, suffixes: Iterable[bytes]) -> None:
+        prefix_id = (await self._ids([prefix]))[prefix]
+        gone = [{"at_prefix": prefix_id, "at_suffix": suffix} for suffix in suffixes]
+        await self._execute(statement, gone)
+
+    async def remove_blocks(self, prefix: str, firsts: Iterable[bytes]) -> None:
+        await self._remove(_REMOVE_BLOCK, prefix, firsts)
+
+    async def remove_rows(self, prefix: str, suffixes: Iterable[bytes]) -> None:
+        await self._remove(_PURGE, prefix, suffixes)
+
     async def put_prefixes(self, prefixes_: Iterable[Prefix]) -> None:
         by_name = {fold_prefix(prefix.name): prefix for prefix in prefixes_}
         rows = [
@@ -182,17 +221,32 @@ class SqlTransaction:
         ]
         await self._put(records, ("prefix_id", "suffix"), rows, _RECORDS_ALIKE)
 
-    async def purge_records(self, keys: Iterable[Key]) -> None:
-        gone = list(keys)
-        ids = await self._ids(key.prefix for key in gone)
+    async def purge_records(self, keys: Iterable[Key], sequence: int) -> None:
+        keys = list(keys)
+        ids = await self._ids(key.prefix for key in keys)
+        gone = [key for key in keys if key.prefix in ids]
+        hidden = set(await self._beneath(gone, ids))
+        bare = [key for n, key in enumerate(gone) if n not in hidden]
         await self._execute(
             _PURGE,
-            [
-                {"at_prefix": ids[key.prefix], "at_suffix": key.suffix}
-                for key in gone
-                if key.prefix in ids
-            ],
+            [{"at_prefix": ids[key.prefix], "at_suffix": key.suffix} for key in bare],
         )
+        markers = [
+            (ids[gone[n].prefix], gone[n].suffix, PURGED, 0, sequence, None, b"")
+            for n in sorted(hidden)
+        ]
+        await self._put(records, ("prefix_id", "suffix"), markers, _RECORDS_ALIKE)
+
+    async def _beneath(self, keys: Sequence[Key], ids: Mapping[str, int]) -> list[int]:
+        """Numbers of the keys that a lower layer has a record of."""
+        if not keys:
+            return []
+        await self.flush()
+        with translated():
+            rows = await self._driver.in_blocks(
+                [ids[key.prefix] for key in keys], [key.suffix for key in keys]
+            )
+        return reader.beneath(rows, keys)
 
     async def change_rows(self, added: Iterable[Match], removed: Iterable[Match]) -> None:
         names = [f"at_{name}" for name in _ROW]
