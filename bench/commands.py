@@ -371,6 +371,43 @@ def plan(
     _run(work)
 
 
+@app.command()
+def proxy(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="host:port or path of a Unix socket. 目标地址。"),
+    ],
+    listen: Annotated[str, typer.Option(help="host:port; port 0: any. 监听地址。")] = "127.0.0.1:0",
+    reset: Annotated[float, typer.Option(help="Share reset at once. 立即重置的比例。")] = 0.0,
+    cut: Annotated[float, typer.Option(help="Reset within a reply. 答复中途重置。")] = 0.0,
+    half_close: Annotated[float, typer.Option(help="Told that no more comes. 半关闭。")] = 0.0,
+    drop: Annotated[float, typer.Option(help="Done, never answered. 请求送达、答复丢弃。")] = 0.0,
+    stall: Annotated[float, typer.Option(help="Open and silent. 静默挂起。")] = 0.0,
+    after: Annotated[
+        tuple[int, int], typer.Option(help="Octets of replies before it. 此前通过的字节数。")
+    ] = (0, 0),
+    delay: Annotated[
+        tuple[float, float], typer.Option(help="Seconds each piece is held. 每段延迟。")
+    ] = (0.0, 0.0),
+    seed: Annotated[int, typer.Option(help="Same seed, same fates. 随机种子。")] = 0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=86_400, help="Then it ends.")] = 3_600.0,
+) -> None:
+    """Pass TCP connections on as a bad network does, by a seed. 故障代理：按种子制造网络故障。
+
+    Shares are 0 to 1, of connections. SIGUSR1 makes it a black hole, and no more the next time.
+    """
+
+    async def work() -> int:
+        from .proxy import Faults, stand
+
+        faults = Faults(reset, cut, half_close, drop, stall, after, delay)
+        counts = await stand(target, listen, faults, seed, seconds, typer.echo)
+        typer.echo(" ".join(f"{fate}={number}" for fate, number in sorted(counts.items())))
+        return 0
+
+    _run(work)
+
+
 def _key(key: str, key_file: Path | None) -> str:
     if key:
         return key

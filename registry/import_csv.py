@@ -44,11 +44,16 @@ _CSV_ERRORS = {
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """A row that was split: one cell per column of the header. `last_line` ≥ `line`."""
+    """A row that was split: one cell per column of the header. `last_line` ≥ `line`.
+
+    `faults` are those of single cells that whoever split the row has found: which cell, what is
+    wrong with it, what to do.
+    """
 
     line: int
     last_line: int
     cells: tuple[str, ...]
+    faults: tuple[tuple[int, Text, Text], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ class Broken:
     text: str
     reason: Text
     column: str = ""
+    fix: Text | None = None
 
 
 class _RowTooLong(Exception):

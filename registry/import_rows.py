@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from biaojie.errors import InvalidFile, InvalidIdentifier, InvalidRecord, Text
 from biaojie.identifier import Identifier, check_prefix
@@ -28,6 +29,10 @@ from .import_csv import Broken, Cells
 
 FAULT_COLUMNS = ("_line", "_column", "_code", "_reason", "_text")
 """What the error file adds to the user's columns."""
+ROLES = ("identifier", "status", "template")
+"""What a column may hold besides a value."""
+LEFT_OUT = "-"
+"""What a column is mapped to that is not to be looked at."""
 EXPORT_COLUMNS = ("identifier", "status", "template", "version", "created", "modified")
 """The first columns of our own CSV export, which is understood as such."""
 MORE = "_more"
@@ -44,18 +49,26 @@ class RowMapping:
     With `suffix`, a pattern such as `PVM-{name}`, identifiers are made of `prefix` and the
     pattern with each `{column}` replaced by that column's text, runs of white space as `-`.
     Without it, a column named `identifier` holds whole identifiers. `status` and `template`
-    are given to every row (a file of our own CSV export brings its own).
+    are given to every row that brings none of its own.
+
+    `columns` says of columns by their title what they hold: `identifier`, `status`, `template`,
+    a value as `TYPE` or `TYPE[index]`, or `-` for nothing. Others hold a value of the type that
+    is their title. A cell that begins with `=` is refused as a formula unless `formulas` is
+    "text"; what our own export wrote never is.
     """
 
     prefix: str = ""
     suffix: str = ""
     status: Status = Status.ACTIVE
     template: str | None = None
+    columns: tuple[tuple[str, str], ...] = ()
+    formulas: Literal["refuse", "text"] = "refuse"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row that can be registered. `cells` are the user's, for the error file."""
+    """A row that can be registered. `cells`, or `document` where a row is no row of cells, are
+    the user's, for the error file."""
 
     line: int
     cells: tuple[str, ...]
@@ -63,27 +76,32 @@ class Row:
     values: tuple[Value, ...]
     status: Status = Status.ACTIVE
     template: str | None = None
+    document: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault of one row; `column` is empty where no column is to blame."""
+    """One fault of one row; `column` is empty where no column is to blame. `fix` says what to
+    do, where that is more than the code says (see `import_report`)."""
 
     line: int
     column: str
     code: str
     en: str
     zh: str
+    fix: Text | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row with faults. `cells` is empty if it could not be split; then `text` is the row."""
+    """A row with faults. `cells` is empty, and `document` None, if it could not be split; then
+    `text` is the row."""
 
     line: int
     cells: tuple[str, ...]
     faults: tuple[Fault, ...]
     text: str = ""
+    document: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +120,16 @@ class RowReader:
         self.header = tuple(header)
         self.mapping = mapping
         self._at = {title: at for at, title in enumerate(header)}
+        self._targets = self._mapped()
+        self._exported = not mapping.suffix and self.header[:6] == EXPORT_COLUMNS
+        roles = self._roles()
         self._parts: list[str | int] = []
         if mapping.suffix or mapping.prefix:
             check_prefix(mapping.prefix)
             self._parts = self._pattern(mapping.suffix)
             self._places = list(dict.fromkeys(p for p in self._parts if isinstance(p, int)))
-        elif "identifier" in self._at:
-            self._places = [self._at["identifier"]]
+        elif "identifier" in roles:
+            self._places = [roles["identifier"]]
         else:
             raise _unusable(
                 "There is no column named identifier; give --prefix and --suffix, a pattern of"
@@ -116,10 +137,42 @@ class RowReader:
                 "缺少名为 identifier 的列；请给出 --prefix 与 --suffix（列名组成的模式，例如"
                 f" 'SN-{{{header[0]}}}'）。现有列：{'、'.join(header)}",
             )
-        self._exported = not mapping.suffix and self.header[:6] == EXPORT_COLUMNS
+        self._status_at, self._template_at = roles.get("status"), roles.get("template")
         self._columns = tuple(self._value_columns())
+        self._formulas = mapping.formulas == "text" or self._exported
         self.row_bytes = 128 + sum(96 + len(column.type.encode()) for column in self._columns)
         """What a row weighs as JSON besides its cells, at most."""
+
+    def _mapped(self) -> dict[str, str]:
+        """What each column that the mapping names holds, by title."""
+        targets: dict[str, str] = {}
+        for title, target in self.mapping.columns:
+            if title not in self._at:
+                raise _unusable(
+                    f"The mapping names a column {title!r} that is not there. Columns:"
+                    f" {', '.join(self.header)}",
+                    f"列映射中的列 {title!r} 不存在。现有列：{'、'.join(self.header)}",
+                )
+            if title in targets or not target:
+                raise _unusable(
+                    f"The mapping of column {title!r} is empty, or given twice",
+                    f"列 {title!r} 的映射为空或重复",
+                )
+            targets[title] = target
+        return targets
+
+    def _roles(self) -> dict[str, int]:
+        """The places of the columns that hold no value."""
+        roles: dict[str, int] = {}
+        for title, at in self._at.items():
+            own = self._exported or (title == "identifier" and not self.mapping.suffix)
+            role = self._targets.get(title, title if own else "")
+            if role in ROLES and roles.setdefault(role, at) != at:
+                raise _unusable(
+                    f"Columns {self.header[roles[role]]} and {title} both hold the {role}",
+                    f"列 {self.header[roles[role]]} 与列 {title} 都映射为 {role}",
+                )
+        return roles
 
     def _pattern(self, pattern: str) -> list[str | int]:
         """Literal texts and column places, in turn: odd items are places."""
@@ -143,15 +196,20 @@ class RowReader:
 
     def _value_columns(self) -> list[_Column]:
         apart = set(EXPORT_COLUMNS) if self._exported else set()
-        if not self.mapping.suffix:
+        if not self.mapping.suffix and "identifier" not in self._targets:
             apart.add("identifier")
         columns: list[_Column] = []
         taken: dict[int, str] = {}
         for at, title in enumerate(self.header):
-            if title in apart or title.startswith("_"):
+            target = self._targets.get(title)
+            if target is None and (title in apart or title.startswith("_")):
                 continue
-            numbered = _NUMBERED.fullmatch(title) if self._exported else None
-            type_, index = title, len(columns) + 1
+            if target is not None and (target in ROLES or target == LEFT_OUT):
+                continue
+            numbered = _NUMBERED.fullmatch(target or title)
+            if target is None and not self._exported:
+                numbered = None
+            type_, index = target or title, len(columns) + 1
             if numbered:
                 type_, index = numbered[1], int(numbered[2])
             permissions = PERMISSIONS_SECRET if type_ in SECRET_TYPES else PERMISSIONS_DEFAULT
@@ -177,17 +235,19 @@ class RowReader:
                 InvalidRecord.code,
                 f"{split.reason.en}.",
                 f"{split.reason.zh}。",
+                split.fix,
             )
             return BadRow(split.line, (), (fault,), split.text)
-        faults: list[Fault] = []
+        faults = [_fault(split.line, self.header[at], why, fix) for at, why, fix in split.faults]
         values = self._values(split, faults)
         identifier = self._identifier(split, faults)
         status, template = self.mapping.status, self.mapping.template
-        if self._exported:
-            status = self._status(split, faults)
-            template = split.cells[2] or None
-            if template and (why := _cell_fault(template)):
-                faults.append(_fault(split.line, "template", why))
+        if self._status_at is not None and (self._exported or split.cells[self._status_at]):
+            status = self._status(split, self._status_at, faults)
+        if self._template_at is not None and (self._exported or split.cells[self._template_at]):
+            template = split.cells[self._template_at] or None
+            if template and (why := self._cell_fault(template)):
+                faults.append(_fault(split.line, self.header[self._template_at], why))
         if faults or identifier is None:
             return BadRow(split.line, split.cells, tuple(faults))
         return Row(split.line, split.cells, identifier, values, status, template)
@@ -200,7 +260,7 @@ class RowReader:
             cell = cells[column.at]
             if not cell:
                 continue
-            why = _cell_fault(cell)
+            why = self._cell_fault(cell)
             if why:
                 faults.append(_fault(line, column.title, why))
                 continue
@@ -268,7 +328,7 @@ class RowReader:
         cell = split.cells[at]
         why = None
         if not cell:
-            why = Text("The identifier is made of this cell, and it is empty", "标识所用单元格为空")
+            why = EMPTY
         elif "\n" in cell or "\r" in cell:
             why = Text(
                 "The identifier is made of this cell, and it holds a line break (the row runs from"
@@ -277,18 +337,23 @@ class RowReader:
                 "可能有引号未闭合）",
             )
         elif all(at != column.at for column in self._columns):
-            why = _cell_fault(cell)  # else it is a value too, and was looked at as one
+            why = self._cell_fault(cell)  # else it is a value too, and was looked at as one
         if why:
             faults.append(_fault(split.line, self.header[at], why))
 
-    def _status(self, split: Cells, faults: list[Fault]) -> Status:
-        cell = split.cells[1]
+    def _cell_fault(self, cell: str) -> Text | None:
+        if not self._formulas and cell.startswith("=") and len(cell) > 1:
+            return FORMULA
+        return cell_fault(cell)
+
+    def _status(self, split: Cells, at: int, faults: list[Fault]) -> Status:
+        cell = split.cells[at]
         if cell in (Status.DRAFT, Status.ACTIVE, Status.FROZEN):
             return Status(cell)
         faults.append(
             _fault(
                 split.line,
-                "status",
+                self.header[at],
                 Text(
                     "A row is registered as draft, active or frozen, not " + printable(cell),
                     f"登记状态应为 draft、active 或 frozen，而不是“{printable(cell)}”",
@@ -304,7 +369,18 @@ def printable(text: str) -> str:
     return shown if len(text) <= 80 else shown + "…"
 
 
-def _cell_fault(cell: str) -> Text | None:
+EMPTY = Text("The identifier is made of this cell, and it is empty", "标识所用单元格为空")
+FORMULA = Text(
+    "The cell begins with “=”, which is a formula and not its result",
+    "单元格以“=”开头，是公式而非结果",
+)
+BAD_CHARACTERS = Text(
+    "The cell holds bytes that are not UTF-8; perhaps they are GBK",
+    "单元格含有非 UTF-8 字节，可能是 GBK 编码",
+)
+
+
+def cell_fault(cell: str) -> Text | None:
     """What keeps a cell's text from being a value."""
     if "\0" in cell:
         return Text("The cell holds a NUL character", "单元格含有 NUL 字符")
@@ -319,15 +395,27 @@ def _cell_fault(cell: str) -> Text | None:
         try:
             cell.encode()
         except UnicodeError:
-            return Text(
-                "The cell holds bytes that are not UTF-8; perhaps they are GBK",
-                "单元格含有非 UTF-8 字节，可能是 GBK 编码",
-            )
+            return BAD_CHARACTERS
     return None
 
 
-def _fault(line: int, column: str, why: Text) -> Fault:
-    return Fault(line, column, InvalidRecord.code, f"{why.en}.", f"{why.zh}。")
+_FIXES = {
+    FORMULA: Text(
+        "Put the result there, or take formulas as text.",
+        "请填入计算结果，或选择将公式作为文本导入。",
+    ),
+    BAD_CHARACTERS: Text(
+        "Save the file in one encoding, or name its encoding.",
+        "请以统一编码保存文件，或指明其编码。",
+    ),
+    EMPTY: Text("Fill in the cell.", "请填写该单元格。"),
+}
+
+
+def _fault(line: int, column: str, why: Text, fix: Text | None = None) -> Fault:
+    return Fault(
+        line, column, InvalidRecord.code, f"{why.en}.", f"{why.zh}。", fix or _FIXES.get(why)
+    )
 
 
 def _unusable(en: str, zh: str) -> InvalidFile:

@@ -17,13 +17,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, BinaryIO
+
+import orjson
 
 from biaojie.errors import InvalidFile
 from biaojie.identifier import Identifier
 
 from .import_csv import HEAD_BYTES
+from .import_report import fault_document, fix_of
 from .import_rows import FAULT_COLUMNS, BadRow
 
 if sys.platform != "win32":
@@ -56,6 +58,7 @@ class ImportState:
     failed: int = 0
     codes: dict[str, int] = field(default_factory=dict)
     error_bytes: int = 0
+    report_bytes: int = 0
     format: int = FORMAT
 
     def save(self, path: Path) -> None:
@@ -134,36 +137,18 @@ def free_path(path: Path) -> Path:
     )
 
 
-class ErrorFile:
-    """Bad rows as CSV: the user's columns and text, then line, column, code, reason, and the
-    text of rows that could not be split. Made with the first bad row, not before.
+class GrowingFile:
+    """A file that is made with its first rows and appended to durably. What is beyond
+    `kept_bytes`, all that the state knows of, is cut off before it grows again."""
 
-    Cells that are not UTF-8 are written back byte for byte.
-    """
-
-    def __init__(
-        self, path: Path, titles: Sequence[str], *, bom: bool = False, kept_bytes: int = 0
-    ) -> None:
+    def __init__(self, path: Path, *, kept_bytes: int = 0) -> None:
         self.path = path
-        self._titles = titles
-        names = [title.strip() for title in titles]
-        self._kept = [at for at, name in enumerate(names) if name not in FAULT_COLUMNS]
-        self._text_at = names.index("_text") if "_text" in names else None
-        self._bom = bom
         self._file: IO[bytes] | None = None
         self._kept_bytes = kept_bytes
         if kept_bytes:
             self._open("r+b")
 
-    def __enter__(self) -> ErrorFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         if self._file is not None:
             self._file.close()
 
@@ -187,16 +172,9 @@ class ErrorFile:
         """Append durably; returns the length of the file."""
         if not rows:
             return self._kept_bytes
-        text = io.StringIO()
-        writer = csv.writer(text)
         fresh = not self._kept_bytes
-        if fresh:
-            text.write("\ufeff" if self._bom else "")
-            writer.writerow([*(self._titles[at] for at in self._kept), *FAULT_COLUMNS])
-        for row in rows:
-            writer.writerow(self._cells(row))
         file = self._file or self._open("w+b")
-        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+        file.write(self._encode(rows, fresh=fresh))
         file.flush()
         os.fsync(file.fileno())
         if fresh:
@@ -204,50 +182,168 @@ class ErrorFile:
         self._kept_bytes = file.tell()
         return self._kept_bytes
 
+    def _encode(self, rows: Sequence[BadRow], *, fresh: bool) -> bytes:
+        raise NotImplementedError
+
+
+class ErrorFile(GrowingFile):
+    """Bad rows as CSV: the user's columns and text, then line, column, code, reason with what to
+    do, and the text of rows that could not be split. Cells that are not UTF-8 are written back
+    byte for byte."""
+
+    def __init__(
+        self, path: Path, titles: Sequence[str], *, bom: bool = False, kept_bytes: int = 0
+    ) -> None:
+        super().__init__(path, kept_bytes=kept_bytes)
+        self._titles = titles
+        names = [title.strip() for title in titles]
+        self._kept = [at for at, name in enumerate(names) if name not in FAULT_COLUMNS]
+        self._text_at = names.index("_text") if "_text" in names else None
+        self._bom = bom
+
+    def _encode(self, rows: Sequence[BadRow], *, fresh: bool) -> bytes:
+        text = io.StringIO()
+        writer = csv.writer(text)
+        if fresh:
+            text.write("\ufeff" if self._bom else "")
+            writer.writerow([*(self._titles[at] for at in self._kept), *FAULT_COLUMNS])
+        for row in rows:
+            writer.writerow(self._cells(row))
+        return text.getvalue().encode("utf-8", "surrogateescape")
+
     def _cells(self, row: BadRow) -> list[str]:
-        text = row.text
-        if len(text) > _TEXT_CHARS_MAX:
-            text = text[:_TEXT_CHARS_MAX] + "…"
+        text = _cut(row.text)
         if row.cells and not text and self._text_at is not None:
             text = row.cells[self._text_at]
         cells = [row.cells[at] if row.cells else "" for at in self._kept]
-        return [
-            *cells,
-            str(row.line),
-            "; ".join(dict.fromkeys(fault.column for fault in row.faults if fault.column)),
-            "; ".join(dict.fromkeys(fault.code for fault in row.faults)),
-            " ".join(
-                f"{fault.column}: {fault.en} {fault.zh}"
-                if fault.column
-                else f"{fault.en} {fault.zh}"
-                for fault in row.faults
-            ),
-            text,
-        ]
+        return [*cells, *_told(row).values(), text]
+
+
+class DocumentErrorFile(GrowingFile):
+    """Bad rows as NDJSON: the user's fields, then `_line`, `_column`, `_code`, `_reason`, and
+    `_text` of rows that could not be read."""
+
+    def __init__(self, path: Path, titles: Sequence[str], *, kept_bytes: int = 0) -> None:
+        super().__init__(path, kept_bytes=kept_bytes)
+        self._titles = titles
+
+    def _encode(self, rows: Sequence[BadRow], *, fresh: bool) -> bytes:
+        return b"".join(self._line(row) for row in rows)
+
+    def _line(self, row: BadRow) -> bytes:
+        fields: dict[str, Any] = dict(zip(self._titles, row.cells, strict=False))
+        if row.document is not None:
+            fields = {
+                name: value for name, value in row.document.items() if name not in FAULT_COLUMNS
+            }
+        fields |= _told(row)
+        if row.text:
+            fields["_text"] = _cut(row.text)
+        try:
+            return orjson.dumps(fields, default=_readable) + b"\n"
+        except TypeError:  # a lone surrogate, or a number beyond 64 bits
+            return json.dumps(fields, default=_readable).encode() + b"\n"
+
+
+class ReportFile(GrowingFile):
+    """Every fault of every bad row, a JSON object a line: line, column, code, reason and fix, in
+    English and Chinese."""
+
+    def _encode(self, rows: Sequence[BadRow], *, fresh: bool) -> bytes:
+        return b"".join(
+            json.dumps(fault_document(fault), ensure_ascii=True).encode() + b"\n"
+            for row in rows
+            for fault in row.faults
+        )
+
+
+def _readable(octets: object) -> object:
+    """What msgpack has and JSON has not."""
+    if isinstance(octets, bytes):
+        try:
+            return octets.decode()
+        except UnicodeError:
+            return {"format": "hex", "value": octets.hex()}
+    return repr(octets)
+
+
+def _cut(text: str) -> str:
+    """A spreadsheet holds no more in a cell."""
+    return text if len(text) <= _TEXT_CHARS_MAX else text[:_TEXT_CHARS_MAX] + "…"
+
+
+def _told(row: BadRow) -> dict[str, Any]:
+    reasons = []
+    for fault in row.faults:
+        fix = fix_of(fault)
+        said = f"{fault.en} {fix.en} {fault.zh}{fix.zh}"
+        reasons.append(f"{fault.column}: {said}" if fault.column else said)
+    return {
+        "_line": row.line,
+        "_column": "; ".join(dict.fromkeys(f.column for f in row.faults if f.column)),
+        "_code": "; ".join(dict.fromkeys(f.code for f in row.faults)),
+        "_reason": " ".join(reasons),
+    }
 
 
 class SeenIdentifiers:
-    """On which line an identifier came first. Lives in a temporary file, not in memory, so that
-    a dry run over any number of rows finds what the file says twice."""
+    """On which line an identifier came first. Lives in a file, not in memory, so that what any
+    number of rows say twice is found; in a temporary one, or at `path`, where an import that was
+    stopped finds it again. If that is damaged (the machine itself went down), it begins empty:
+    a repeated identifier is then reported as taken and not as one of the file's own."""
 
-    def __init__(self, *, case_sensitive: bool) -> None:
+    def __init__(self, path: Path | None = None, *, case_sensitive: bool) -> None:
         self._case_sensitive = case_sensitive
-        self._scratch = sqlite3.connect("", isolation_level=None)
-        self._scratch.execute("PRAGMA journal_mode=OFF")
-        self._scratch.execute("PRAGMA cache_size=-16000")
-        self._scratch.execute("CREATE TABLE seen (key BLOB PRIMARY KEY, line INT) WITHOUT ROWID")
-        self._scratch.execute("BEGIN")
+        try:
+            self._scratch = self._opened(path)
+        except sqlite3.DatabaseError:
+            assert path is not None
+            for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+                path.with_name(name).unlink(missing_ok=True)
+            self._scratch = self._opened(path)
+
+    @staticmethod
+    def _opened(path: Path | None) -> sqlite3.Connection:
+        scratch = sqlite3.connect(path or "", isolation_level=None)
+        try:
+            scratch.execute(f"PRAGMA journal_mode={'WAL' if path else 'OFF'}")
+            scratch.execute("PRAGMA synchronous=OFF")
+            scratch.execute("PRAGMA cache_size=-16000")
+            scratch.execute(
+                "CREATE TABLE IF NOT EXISTS seen (key BLOB PRIMARY KEY, line INT) WITHOUT ROWID"
+            )
+            scratch.execute("BEGIN")
+        except sqlite3.DatabaseError:
+            scratch.close()
+            raise
+        return scratch
 
     def add(self, identifier: Identifier, line: int) -> int:
         """The line that has the same identifier already, or 0."""
-        key = identifier.key(case_sensitive=self._case_sensitive)
-        digest = hashlib.blake2b(b"/".join((key.prefix.encode(), key.suffix)), digest_size=16)
         found = self._scratch.execute(
             "INSERT INTO seen VALUES (?1, ?2) ON CONFLICT DO UPDATE SET line = line RETURNING line",
-            (digest.digest(), line),
+            (self._key(identifier), line),
         ).fetchone()
         earlier: int = found[0]
         return earlier if earlier != line else 0
+
+    def line_of(self, identifier: Identifier) -> int:
+        """The line that has it, or 0."""
+        found = self._scratch.execute(
+            "SELECT line FROM seen WHERE key = ?", (self._key(identifier),)
+        ).fetchone()
+        return int(found[0]) if found else 0
+
+    def keep(self) -> None:
+        """What was added so far survives the end of the process."""
+        self._scratch.execute("COMMIT")
+        self._scratch.execute("BEGIN")
+
+    def _key(self, identifier: Identifier) -> bytes:
+        key = identifier.key(case_sensitive=self._case_sensitive)
+        return hashlib.blake2b(
+            b"/".join((key.prefix.encode(), key.suffix)), digest_size=16
+        ).digest()
 
     def close(self) -> None:
         self._scratch.close()

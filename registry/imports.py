@@ -1,4 +1,4 @@
-"""Importing a CSV file: rows to a registry in chunks, bad rows to an error file.
+"""Importing a file of rows: good ones to a registry in chunks, bad ones to an error file.
 
 Knows no transport: `submit` sends a chunk, over the network or straight to the registrar.
 What holds at any moment, also after kill -9: a row is registered once, counted once and, if it
@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 from biaojie.change import RowResult
 from biaojie.errors import (
@@ -32,10 +32,15 @@ from biaojie.errors import (
 from biaojie.limits import BATCH_ROWS_MAX
 
 from .import_csv import CsvFile
+from .import_documents import DocumentFile, RecordReader, SheetFile
+from .import_prepare import Form, open_rows
 from .import_rows import BadRow, Fault, Row, RowMapping, RowReader
 from .import_state import (
+    DocumentErrorFile,
     ErrorFile,
+    GrowingFile,
     ImportState,
+    ReportFile,
     SeenIdentifiers,
     fingerprint,
     free_path,
@@ -43,7 +48,7 @@ from .import_state import (
     new_job,
 )
 
-__all__ = ["ImportProgress", "ImportReport", "Row", "RowMapping", "Submit", "import_csv"]
+__all__ = ["ImportProgress", "ImportReport", "Row", "RowMapping", "Submit", "import_file"]
 
 Mode = Literal["valid-rows", "all"]
 CHUNK_ROWS = 500
@@ -114,11 +119,36 @@ class _Count:
     faults: list[Fault] = field(default_factory=list)
 
 
-async def import_csv(
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """What goes along with an import whose files are not all beside the file of rows.
+
+    `form` is that of the rows as `import_prepare` left them, `transcoded` whether from another
+    encoding, `origin` the file as it was given (by which a stopped import knows it again).
+    `report_file` gets every fault, `seen_file` remembers which line had an identifier first.
+    With `keep_state` the state stays when the import has ended, for whoever has to note that
+    first: run again it ends at once, with the same report.
+    """
+
+    form: Form = "csv"
+    transcoded: bool = False
+    origin: Path | None = None
+    report_file: Path | None = None
+    seen_file: Path | None = None
+    keep_state: bool = False
+
+
+BESIDE = Aside()
+Rows = CsvFile | DocumentFile
+Reader = RowReader | RecordReader
+
+
+async def import_file(
     path: str | os.PathLike[str],
     mapping: RowMapping,
     submit: Submit,
     *,
+    aside: Aside = BESIDE,
     mode: Mode = "valid-rows",
     dry_run: bool = False,
     state_file: Path | None = None,
@@ -129,7 +159,8 @@ async def import_csv(
     case_sensitive: bool = False,
     progress: Callable[[ImportProgress], None] = lambda progress: None,
 ) -> ImportReport:
-    """Register the rows of a UTF-8 CSV file whose first row names the columns.
+    """Register the rows of a file: of UTF-8 CSV whose first row names the columns, unless `aside`
+    says otherwise.
 
     Each cell that is not empty becomes a value: its type is the column's name, its index the
     column's number (identifier column and columns named `_…` not counted), its data the text.
@@ -153,16 +184,22 @@ async def import_csv(
     source = Path(path)
     state_file = state_file or source.with_name(source.name + ".import-state.json")
     error_file = error_file or source.with_name(source.stem + ".errors.csv")
-    with _open(source) as file:
-        lock(file.file)
-        reader = RowReader(file.header, mapping)
+    with _open(source, aside) as file, (aside.origin or source).open("rb") as origin:
+        lock(origin)
+        reader = reader_of(file, mapping)
         state = None
         if not dry_run:
-            state = _begun(file, state_file, _plan(mapping, mode, target), restart=restart)
+            state = _begun(origin, state_file, _plan(mapping, mode, target), restart=restart)
         if dry_run or (mode == "all" and state is None):
             errors = free_path(error_file)
             count = await _check(
-                file, reader, submit, chunk_rows, errors, progress, case_sensitive=case_sensitive
+                file,
+                reader,
+                submit,
+                chunk_rows,
+                _BadRows(file, errors, aside.report_file),
+                progress,
+                case_sensitive=case_sensitive,
             )
             if dry_run or count.failed:
                 return _report(count, errors, dry_run=dry_run, written=0)
@@ -171,7 +208,7 @@ async def import_csv(
         if state is None:
             state = ImportState(
                 job=new_job(),
-                source=fingerprint(file.file),
+                source=fingerprint(origin),
                 plan=_plan(mapping, mode, target),
                 chunk_rows=chunk_rows,
                 error_file=str(free_path(error_file)),
@@ -179,19 +216,57 @@ async def import_csv(
                 line=file.start[1],
             )
             state.save(state_file)
-        count = await _write(file, reader, submit, state, state_file, progress)
-        state_file.unlink()
+        seen = None
+        if aside.seen_file is not None and mode == "valid-rows":
+            seen = SeenIdentifiers(aside.seen_file, case_sensitive=case_sensitive)
+        try:
+            bad = _BadRows(file, Path(state.error_file), aside.report_file, state)
+            count = await _write(file, reader, submit, state, state_file, bad, seen, progress)
+        finally:
+            if seen is not None:
+                seen.close()
+        if not aside.keep_state:
+            state_file.unlink()
     return _report(
         count, Path(state.error_file), dry_run=False, written=count.good, resumed=resumed
     )
 
 
+class _BadRows:
+    """Where bad rows go: the error file and, where there is one, the report."""
+
+    def __init__(
+        self, file: Rows, errors: Path, report: Path | None, state: ImportState | None = None
+    ) -> None:
+        kept = state.error_bytes if state else 0
+        self._errors: GrowingFile
+        if isinstance(file, DocumentFile) and not isinstance(file, SheetFile):
+            self._errors = DocumentErrorFile(errors, file.titles, kept_bytes=kept)
+        else:
+            self._errors = ErrorFile(errors, file.titles, bom=file.bom, kept_bytes=kept)
+        self._report = None
+        if report is not None:
+            self._report = ReportFile(report, kept_bytes=state.report_bytes if state else 0)
+
+    def __enter__(self) -> _BadRows:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self._errors.close()
+        if self._report is not None:
+            self._report.close()
+
+    def add(self, rows: Sequence[BadRow]) -> tuple[int, int]:
+        """Append durably; the lengths of both."""
+        return self._errors.add(rows), self._report.add(rows) if self._report else 0
+
+
 async def _check(
-    file: CsvFile,
-    reader: RowReader,
+    file: Rows,
+    reader: Reader,
     submit: Submit,
     chunk_rows: int,
-    error_file: Path,
+    bad: _BadRows,
     progress: Callable[[ImportProgress], None],
     *,
     case_sensitive: bool,
@@ -199,11 +274,11 @@ async def _check(
     """A pass that writes nothing to the registry."""
     count = _Count()
     seen = SeenIdentifiers(case_sensitive=case_sensitive)
-    with ErrorFile(error_file, file.titles, bom=file.bom) as errors:
+    with bad:
         try:
             for window in _windows(file, reader, chunk_rows):
                 results = await _send(submit, _rows(window), "", dry_run=True)
-                errors.add(_settle(window, results, reader, count, seen))
+                bad.add(_settle(window, results, reader, count, seen))
                 progress(_progress(file, count, checking=True))
         finally:
             seen.close()
@@ -211,20 +286,20 @@ async def _check(
 
 
 async def _write(
-    file: CsvFile,
-    reader: RowReader,
+    file: Rows,
+    reader: Reader,
     submit: Submit,
     state: ImportState,
     state_file: Path,
+    bad: _BadRows,
+    seen: SeenIdentifiers | None,
     progress: Callable[[ImportProgress], None],
 ) -> _Count:
     """The pass that registers, from where `state` stands. The order is what makes it safe to
     stop anywhere: chunk acknowledged, bad rows on disk, state on disk."""
     count = _Count(state.rows, state.written, state.failed, state.codes)
     file.seek(state.offset, state.line)
-    with ErrorFile(
-        Path(state.error_file), file.titles, bom=file.bom, kept_bytes=state.error_bytes
-    ) as errors:
+    with bad:
         for window in _windows(file, reader, state.chunk_rows):
             rows = _rows(window)
             results = await _send(submit, rows, f"import-{state.job}-{state.chunk}", dry_run=False)
@@ -234,7 +309,10 @@ async def _write(
                 state.job = new_job()
                 state.save(state_file)
                 raise ERRORS[hopeless.code](hopeless.en, hopeless.zh)
-            state.error_bytes = errors.add(_settle(window, results, reader, count, None))
+            failed = _settle(window, results, reader, count, seen)
+            state.error_bytes, state.report_bytes = bad.add(failed)
+            if seen is not None:
+                seen.keep()
             state.rows, state.written, state.failed = count.rows, count.good, count.failed
             state.offset, state.line = file.offset, file.line
             state.chunk += 1
@@ -243,13 +321,19 @@ async def _write(
     return count
 
 
-def _windows(file: CsvFile, reader: RowReader, rows_max: int) -> Iterator[list[Row | BadRow]]:
+def reader_of(file: Rows, mapping: RowMapping) -> Reader:
+    """Raises InvalidFile or InvalidIdentifier where file and mapping do not fit."""
+    return RowReader(file.header, mapping) if file.header else RecordReader(mapping)
+
+
+def _windows(file: Rows, reader: Reader, rows_max: int) -> Iterator[list[Row | BadRow]]:
     """Runs of neighbouring rows. Where they are cut depends only on the file, the place they
     start from and `rows_max`: a chunk sent again is the same chunk."""
     window: list[Row | BadRow] = []
     weight, before = 0, file.offset
+    read: Callable[[Any], Row | BadRow] = reader.read  # of what this file gives: `reader_of`
     for split in file:
-        item = reader.read(split)
+        item = read(split)
         window.append(item)
         weight += file.offset - before + reader.row_bytes
         before = file.offset
@@ -300,7 +384,7 @@ def _hopeless(results: Sequence[RowResult]) -> RowResult | None:
 def _settle(
     window: Sequence[Row | BadRow],
     results: Sequence[RowResult],
-    reader: RowReader,
+    reader: Reader,
     count: _Count,
     seen: SeenIdentifiers | None,
 ) -> list[BadRow]:
@@ -323,15 +407,14 @@ def _settle(
 
 
 def _refused(
-    row: Row, result: RowResult, reader: RowReader, seen: SeenIdentifiers | None
+    row: Row, result: RowResult, reader: Reader, seen: SeenIdentifiers | None
 ) -> BadRow | None:
-    if not result.ok:
-        column = reader.naming if result.code in _ABOUT_IDENTIFIER else ""
-        fault = Fault(row.line, column, result.code, result.en, result.zh)
-    else:
-        earlier = seen.add(row.identifier, row.line) if seen else 0
-        if not earlier:
-            return None
+    earlier = 0
+    if seen is not None and result.ok:
+        earlier = seen.add(row.identifier, row.line)
+    elif seen is not None and result.code == IdentifierTaken.code:
+        earlier = seen.line_of(row.identifier)
+    if earlier:
         fault = Fault(
             row.line,
             reader.naming,
@@ -339,15 +422,20 @@ def _refused(
             f"Line {earlier} of this file has the same identifier.",
             f"与本文件第 {earlier} 行的标识相同。",
         )
-    return BadRow(row.line, row.cells, (fault,))
+    elif result.ok:
+        return None
+    else:
+        column = reader.naming if result.code in _ABOUT_IDENTIFIER else ""
+        fault = Fault(row.line, column, result.code, result.en, result.zh)
+    return BadRow(row.line, row.cells, (fault,), document=row.document)
 
 
 # Beginning and ending -------------------------------------------------------------------
 
 
-def _open(path: Path) -> CsvFile:
+def _open(path: Path, aside: Aside) -> Rows:
     try:
-        return CsvFile(path)
+        return open_rows(path, aside.form, transcoded=aside.transcoded)
     except OSError as error:
         why = error.strerror or error
         raise InvalidFile(f"{path} cannot be read: {why}.", f"无法读取 {path}：{why}。") from None
@@ -358,14 +446,14 @@ def _plan(mapping: RowMapping, mode: Mode, target: str) -> str:
     return hashlib.sha256(plan.encode()).hexdigest()
 
 
-def _begun(file: CsvFile, path: Path, plan: str, *, restart: bool) -> ImportState | None:
+def _begun(origin: BinaryIO, path: Path, plan: str, *, restart: bool) -> ImportState | None:
     """The state of an import of this file that was stopped; None to begin anew."""
     if restart:
         return None
     state = ImportState.load(path)
     if state is None:
         return None
-    if state.source != fingerprint(file.file):
+    if state.source != fingerprint(origin):
         what = ("The file has changed", "文件内容已改变")
     elif state.plan != plan:
         what = (
@@ -383,7 +471,7 @@ def _begun(file: CsvFile, path: Path, plan: str, *, restart: bool) -> ImportStat
     )
 
 
-def _progress(file: CsvFile, count: _Count, *, checking: bool) -> ImportProgress:
+def _progress(file: Rows, count: _Count, *, checking: bool) -> ImportProgress:
     return ImportProgress(checking, file.offset, file.size, count.rows, count.good, count.failed)
 
 

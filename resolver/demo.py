@@ -18,7 +18,7 @@ from biaojie.change import RowResult
 from biaojie.errors import BiaojieError
 from registry.admission import SYSTEM
 from registry.import_rows import Row, RowMapping
-from registry.imports import import_csv
+from registry.imports import import_file
 from registry.operations import Create, HomePrefix
 from registry.registrar import Idempotency
 
@@ -73,7 +73,7 @@ async def fill(node: Node) -> int:
     with as_file(samples()) as folder:
         catalogue = tomllib.loads((folder / "catalogue.toml").read_text(encoding="utf-8"))
         for item in catalogue["catalogue"]:
-            report = await import_csv(
+            report = await import_file(
                 folder / item["file"],
                 RowMapping(prefix=prefix, suffix=item["suffix"]),
                 submit,

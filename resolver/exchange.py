@@ -198,7 +198,7 @@ class Later:
         def done(answer: A | Exception) -> None:
             if waiting.finish is None:
                 return
-            waiting.finish = None
+            waiting.end()
             outcome, fault = "ok", None
             try:
                 if isinstance(answer, Exception):
@@ -220,11 +220,12 @@ class Later:
         waiting.finish = done
         waiting.drop = lambda: send(None)
         try:
-            waiting.begun = service(codec.decode(data), done)
+            begun = service(codec.decode(data), done)
         except Exception as error:
             done(error)
         if waiting.finish is None:
             return None
+        waiting.begun = begun
         while self._waiting and self._waiting[0].finish is None:
             self._waiting.popleft()
         loop = asyncio.get_running_loop()
@@ -242,8 +243,9 @@ class Later:
                 if first.until > loop.time():
                     self._timer = loop.call_at(first.until, self._expire, loop)
                     return
+                finish = first.finish
                 first.give_up()
-                first.finish(DeadlineExceeded())
+                finish(DeadlineExceeded())
             self._waiting.popleft()
 
 
@@ -255,8 +257,12 @@ class Waiting:
     def __init__(self) -> None:
         self.begun: Begun | None = None
         self.finish: Callable[[Any], None] | None = None
-        self.drop: Callable[[], None] = lambda: None
+        self.drop: Callable[[], None] | None = None
         self.until = 0.0
+
+    def end(self) -> None:
+        """Answered. Work and answer name each other, which only the collector would undo."""
+        self.begun = self.finish = self.drop = None
 
     def give_up(self) -> None:
         if self.begun is not None:
@@ -265,9 +271,11 @@ class Waiting:
     def cancel(self) -> None:
         """Nobody is there any more to be answered."""
         if self.finish is not None:
-            self.finish = None
+            drop = self.drop
             self.give_up()
-            self.drop()
+            self.end()
+            assert drop is not None
+            drop()
 
 
 def _count(

@@ -59,7 +59,8 @@ class Tail:
         self._head = (0, b"")
         self._nudged = asyncio.Event()
         self.released = False
-        self._own: dict[int, bytes] = {}
+        self._own: dict[int, tuple[bytes, bytes]] = {}
+        """Entries of this process by sequence: the hash before, and their own."""
 
     @property
     def sequence(self) -> int:
@@ -79,11 +80,11 @@ class Tail:
             self._task = None
 
     def committed(self, entry: Entry | None = None) -> None:
-        """This process has committed: wakes those who wait. The log is still read in order, but
-        its listeners, who know this entry, are not told of it again: what they have cached
+        """This process has committed: wakes those who wait. The log is still followed in order,
+        but its listeners, who know this entry, are not told of it again: what they have cached
         since is newer."""
         if entry is not None:
-            self._own[entry.sequence] = entry.hash
+            self._own[entry.sequence] = entry.previous, entry.hash
             while len(self._own) > OWN_MAX:
                 del self._own[next(iter(self._own))]
         news, self._news = self._news, asyncio.Event()
@@ -138,6 +139,19 @@ class Tail:
 
     async def _look(self) -> bool:
         """Follow the next entries; says whether there may be more."""
+        head = await self._store.head()
+        if head == self._head:
+            return False
+        if head[0] <= self.sequence:
+            # Restored from a backup, or a standby that had not got everything took over.
+            log.error("the change log is not the one followed so far", sequence=head[0])
+            for listener in self.listeners:
+                listener.clear()
+            self._head = head
+            return False
+        if self._all_own(head):
+            self._follow(head)
+            return False
         entries = await self._store.list_changes(self.sequence, PAGE)
         if entries:
             before = entries[0].previous
@@ -145,16 +159,25 @@ class Tail:
                 if before != self._head[1]:
                     listener.clear()
                 for entry in entries:
-                    if self._own.get(entry.sequence) != entry.hash:
+                    if self._own.get(entry.sequence, (b"", b""))[1] != entry.hash:
                         listener.forget(entry)
-            for entry in entries:
-                self._own.pop(entry.sequence, None)
-            self._head = (entries[-1].sequence, entries[-1].hash)
-            self.committed()
-        elif (head := await self._store.head()) != self._head and head[0] <= self.sequence:
-            # Restored from a backup, or a standby that had not got everything took over.
-            log.error("the change log is not the one followed so far", sequence=head[0])
-            for listener in self.listeners:
-                listener.clear()
-            self._head = head
+            self._follow((entries[-1].sequence, entries[-1].hash))
         return len(entries) == PAGE
+
+    def _all_own(self, head: tuple[int, bytes]) -> bool:
+        """Whether this process wrote all that came since: then it need not be read again, which
+        would cost a third of what writing it did."""
+        sequence, hash_ = self._head
+        while sequence < head[0]:
+            sequence += 1
+            before, after = self._own.get(sequence, (b"", b""))
+            if before != hash_:
+                return False
+            hash_ = after
+        return hash_ == head[1]
+
+    def _follow(self, head: tuple[int, bytes]) -> None:
+        for sequence in range(self.sequence + 1, head[0] + 1):
+            self._own.pop(sequence, None)
+        self._head = head
+        self.committed()

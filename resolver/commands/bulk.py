@@ -11,11 +11,11 @@ from .options import TIMEOUT_S, URL_DEFAULT, Key, KeyFile, RecordTemplate, Timeo
 
 
 def attach(app: typer.Typer) -> None:
-    app.command("import")(import_file)
+    app.command("import")(import_rows)
     app.command("export")(export_prefix)
 
 
-def import_file(
+def import_rows(
     file: Annotated[
         Path, typer.Argument(metavar="FILE.csv", help="UTF-8. CSV 文件。", show_default=False)
     ],
@@ -80,7 +80,7 @@ def import_file(
     from biaojie.accept import choice_of
     from biaojie.errors import InvalidRequest
     from biaojie.record import Status
-    from registry.imports import RowMapping, import_csv
+    from registry.imports import RowMapping, import_file
 
     from .progress import Bar, summary
     from .sending import through
@@ -93,7 +93,7 @@ def import_file(
         mapping = RowMapping(prefix, suffix, choice_of(Status, status, "status"), template)
         async with connect(url, key, key_file, 60.0, retries=5) as client:
             with Bar(file.name) as bar:
-                report = await import_csv(
+                report = await import_file(
                     file,
                     mapping,
                     through(client),

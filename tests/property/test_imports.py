@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from biaojie.change import Action, Receipt, RowResult
 from biaojie.errors import BiaojieError, InvalidFile
 from biaojie.identifier import Identifier, Key
-from registry.imports import ImportReport, Row, RowMapping, import_csv
+from registry.imports import ImportReport, Row, RowMapping, import_file
 
 MAPPING = RowMapping("88.118.8", "{name}")
 COLUMNS = ("name", "a", "b")
@@ -67,7 +67,7 @@ def run(
         file.write_bytes(data)
         while True:
             try:
-                report = asyncio.run(import_csv(file, MAPPING, registry, chunk_rows=chunk_rows))
+                report = asyncio.run(import_file(file, MAPPING, registry, chunk_rows=chunk_rows))
                 break
             except Killed:
                 continue

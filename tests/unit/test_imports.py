@@ -24,7 +24,7 @@ from biaojie.identifier import Identifier, Key
 from biaojie.record import Permissions, Record, Reference, Status, Value
 from registry.exports import export_csv
 from registry.import_csv import ROW_BYTES_MAX
-from registry.imports import ImportReport, Row, RowMapping, import_csv
+from registry.imports import ImportReport, Row, RowMapping, import_file
 
 BY_NAME = RowMapping(prefix="88.118.8", suffix="P-{name}")
 WHOLE = RowMapping()
@@ -105,7 +105,7 @@ async def test_cells_become_values_at_the_index_of_their_column(tmp_path: Path) 
         '\ufeffname,power_w,note\r\nA  1,5,"two\r\nlines"\r\nB,,"say ""hi"", 你好"\r\n\r\nC,7,\r\n',
     )
     registry = Registry()
-    report = await import_csv(file, BY_NAME, registry)
+    report = await import_file(file, BY_NAME, registry)
     assert (report.rows, report.good, report.failed, report.written) == (3, 3, 0, 3)
     assert report.error_file is None
     first, second, third = registry.rows.values()
@@ -125,10 +125,10 @@ async def test_a_column_of_whole_identifiers_with_status_and_template(tmp_path: 
     mapping = RowMapping(status=Status.DRAFT, template="88.1.1/T")
     # 88.1.1 breaks the national rule: the second label has 3 to 5 digits
     registry = Registry()
-    report = await import_csv(file, mapping, registry)
+    report = await import_file(file, mapping, registry)
     assert [fault.code for fault in report.faults] == ["invalid-identifier"]
     write(file, file.read_text().replace("88.1.1/X", "hdl:88.118.8/X%20Y"))
-    await import_csv(file, mapping, registry)
+    await import_file(file, mapping, registry)
     (row,) = registry.rows.values()
     assert (str(row.identifier), row.status, row.template) == (
         "88.118.8/X Y",
@@ -165,7 +165,7 @@ async def test_a_file_that_is_no_catalogue_is_refused_before_the_first_row(
 ) -> None:
     registry = Registry()
     with pytest.raises(InvalidFile, match=said) as caught:
-        await import_csv(write(tmp_path / "p.csv", data), BY_NAME, registry)
+        await import_file(write(tmp_path / "p.csv", data), BY_NAME, registry)
     assert any("\u4e00" <= c <= "\u9fff" for c in caught.value.detail.zh)
     assert registry.calls == 0
     assert files(tmp_path) == ["p.csv"]
@@ -174,15 +174,15 @@ async def test_a_file_that_is_no_catalogue_is_refused_before_the_first_row(
 async def test_unusable_mappings_are_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "p.csv", "name,a\nx,1\n")
     with pytest.raises(InvalidFile, match="names no column"):
-        await import_csv(file, RowMapping("88.118.8", "fixed"), Registry())
+        await import_file(file, RowMapping("88.118.8", "fixed"), Registry())
     with pytest.raises(InvalidFile, match=r"no column named identifier.*Columns: name, a"):
-        await import_csv(file, WHOLE, Registry())
+        await import_file(file, WHOLE, Registry())
     with pytest.raises(InvalidIdentifier, match="prefix-character"):
-        await import_csv(file, RowMapping("88 8", "{name}"), Registry())
+        await import_file(file, RowMapping("88 8", "{name}"), Registry())
     with pytest.raises(InvalidFile, match="cannot be read"):
-        await import_csv(tmp_path / "none.csv", BY_NAME, Registry())
+        await import_file(tmp_path / "none.csv", BY_NAME, Registry())
     with pytest.raises(InvalidFile, match="1 to 2000 rows"):
-        await import_csv(file, BY_NAME, Registry(), chunk_rows=2_001)
+        await import_file(file, BY_NAME, Registry(), chunk_rows=2_001)
 
 
 async def test_every_fault_is_named_by_line_column_and_reason(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ async def test_every_fault_is_named_by_line_column_and_reason(tmp_path: Path) ->
     ]
     registry = Registry()
     file = write(tmp_path / "p.csv", b"\n".join(lines))
-    report = await import_csv(file, BY_NAME, registry, chunk_rows=4)
+    report = await import_file(file, BY_NAME, registry, chunk_rows=4)
     assert registry.names == {f"88.118.8/P-{n}" for n in ("good1", "good2", "good3", "好-ü")}
     assert (report.rows, report.good, report.failed) == (18, 4, 14)
     rows = {int(row["_line"]): row for row in error_rows(report)}
@@ -249,9 +249,9 @@ async def test_every_fault_is_named_by_line_column_and_reason(tmp_path: Path) ->
 async def test_the_error_file_can_be_mended_and_imported(tmp_path: Path) -> None:
     file = write(tmp_path / "p.csv", "name,a\n,1\nok,2\nragged\nok,3\n")
     registry = Registry()
-    first = await import_csv(file, BY_NAME, registry)
+    first = await import_file(file, BY_NAME, registry)
     assert first.error_file == tmp_path / "p.errors.csv"
-    unmended = await import_csv(first.error_file, BY_NAME, registry)
+    unmended = await import_file(first.error_file, BY_NAME, registry)
     assert (unmended.good, unmended.failed) == (0, 3)
     assert unmended.error_file == tmp_path / "p.errors.errors.csv"
     assert [row["_text"] for row in error_rows(unmended)] == ["", "ragged", ""]
@@ -264,7 +264,7 @@ async def test_the_error_file_can_be_mended_and_imported(tmp_path: Path) -> None
         writer = csv.DictWriter(out, header.split(","))
         writer.writeheader()
         writer.writerows(rows)
-    mended = await import_csv(first.error_file, BY_NAME, registry)
+    mended = await import_file(first.error_file, BY_NAME, registry)
     assert (mended.good, mended.failed) == (3, 0)
     assert registry.names == {f"88.118.8/P-{n}" for n in ("ok", "one", "two", "three")}
     one = next(row for row in registry.rows.values() if str(row.identifier).endswith("one"))
@@ -274,7 +274,7 @@ async def test_the_error_file_can_be_mended_and_imported(tmp_path: Path) -> None
 async def test_an_error_file_is_never_overwritten(tmp_path: Path) -> None:
     file = write(tmp_path / "p.csv", "name,a\n,1\n")
     mine = write(tmp_path / "p.errors.csv", "being mended")
-    report = await import_csv(file, BY_NAME, Registry())
+    report = await import_file(file, BY_NAME, Registry())
     assert report.error_file == tmp_path / "p.errors-2.csv"
     assert mine.read_text() == "being mended"
 
@@ -282,13 +282,13 @@ async def test_an_error_file_is_never_overwritten(tmp_path: Path) -> None:
 async def test_a_dry_run_writes_nothing_and_finds_duplicates_across_chunks(tmp_path: Path) -> None:
     file = write(tmp_path / "p.csv", "name,a\nx,1\ny,1\nz,1\nX,1\n,1\n")
     registry = Registry()
-    report = await import_csv(file, BY_NAME, registry, dry_run=True, chunk_rows=2)
+    report = await import_file(file, BY_NAME, registry, dry_run=True, chunk_rows=2)
     assert (report.good, report.failed, report.written, registry.rows) == (3, 2, 0, {})
     taken, unnamed = report.faults
     assert (taken.line, taken.code) == (5, "identifier-taken")
     assert "Line 2" in taken.en
     assert unnamed.line == 6
-    sensitive = await import_csv(
+    sensitive = await import_file(
         file, BY_NAME, registry, dry_run=True, chunk_rows=2, case_sensitive=True
     )
     assert sensitive.good == 4
@@ -297,10 +297,10 @@ async def test_a_dry_run_writes_nothing_and_finds_duplicates_across_chunks(tmp_p
 async def test_mode_all_writes_only_a_file_without_faults(tmp_path: Path) -> None:
     file = write(tmp_path / "p.csv", "name,a\nx,1\ny,1\nz,1\nX,1\n")
     registry = Registry()
-    report = await import_csv(file, BY_NAME, registry, mode="all", chunk_rows=2)
+    report = await import_file(file, BY_NAME, registry, mode="all", chunk_rows=2)
     assert (report.failed, report.written, registry.rows) == (1, 0, {})
     write(file, "name,a\nx,1\ny,1\nz,1\nv,1\n")
-    report = await import_csv(file, BY_NAME, registry, mode="all", chunk_rows=2)
+    report = await import_file(file, BY_NAME, registry, mode="all", chunk_rows=2)
     assert (report.failed, report.written, len(registry.rows)) == (0, 4, 4)
 
 
@@ -314,7 +314,7 @@ async def test_mode_all_reports_what_was_taken_between_check_and_write(tmp_path:
             registry.rows[Identifier("88.118.8", "P-y").key()] = rows[1]
         return results
 
-    report = await import_csv(file, BY_NAME, racing, mode="all")
+    report = await import_file(file, BY_NAME, racing, mode="all")
     assert (report.good, report.failed, report.written) == (1, 1, 1)
     assert report.faults[0].code == "identifier-taken"
 
@@ -336,15 +336,15 @@ async def test_stopped_anywhere_it_goes_on_as_if_it_never_was(
     text = CATALOGUE if mode == "valid-rows" else faultless
     whole = Registry()
     source = write(tmp_path / "whole.csv", text)
-    expected = await import_csv(source, BY_NAME, whole, mode=mode, chunk_rows=3)
+    expected = await import_file(source, BY_NAME, whole, mode=mode, chunk_rows=3)
     for call in range(1, whole.calls + 1):
         registry = Registry()
         file = write(tmp_path / f"{where}{call}.csv", text)
         setattr(registry, f"stop_{where}", call)
         with pytest.raises(Stopped):
-            await import_csv(file, BY_NAME, registry, mode=mode, chunk_rows=3)
+            await import_file(file, BY_NAME, registry, mode=mode, chunk_rows=3)
         registry.stop_before = registry.stop_after = -1
-        report = await import_csv(file, BY_NAME, registry, mode=mode, chunk_rows=2)
+        report = await import_file(file, BY_NAME, registry, mode=mode, chunk_rows=2)
         assert registry.names == whole.names
         assert (report.rows, report.good, report.failed, report.written, report.codes) == (
             expected.rows,
@@ -363,10 +363,10 @@ async def test_a_state_that_was_not_noted_is_made_up_for(tmp_path: Path) -> None
     registry = Registry()
     registry.stop_before = 4
     with pytest.raises(Stopped):
-        await import_csv(file, BY_NAME, registry, chunk_rows=3)
+        await import_file(file, BY_NAME, registry, chunk_rows=3)
     errors = tmp_path / "p.errors.csv"
     errors.write_bytes(errors.read_bytes() + b'half a li"ne')
-    report = await import_csv(file, BY_NAME, registry)
+    report = await import_file(file, BY_NAME, registry)
     assert report.resumed
     assert [int(row["_line"]) for row in error_rows(report)] == [3, 5, 8, 9, 10, 12, 16]
 
@@ -376,27 +376,27 @@ async def test_a_changed_file_mapping_or_state_is_not_resumed(tmp_path: Path) ->
     registry = Registry()
     registry.stop_before = 3
     with pytest.raises(Stopped):
-        await import_csv(file, BY_NAME, registry, chunk_rows=3, target="http://a")
+        await import_file(file, BY_NAME, registry, chunk_rows=3, target="http://a")
     for mapping, target in (
         (replace(BY_NAME, suffix="Q-{name}"), "http://a"),
         (BY_NAME, "http://b"),
     ):
         with pytest.raises(InvalidFile, match=r"differ since .* at line \d+ .*--restart"):
-            await import_csv(file, mapping, registry, target=target)
+            await import_file(file, mapping, registry, target=target)
     errors = tmp_path / "p.errors.csv"
     kept = errors.read_bytes()
     errors.write_bytes(b"name")
     with pytest.raises(InvalidFile, match="no longer what this import wrote"):
-        await import_csv(file, BY_NAME, registry, target="http://a")
+        await import_file(file, BY_NAME, registry, target="http://a")
     errors.write_bytes(kept)
     write(file, CATALOGUE + "more,1\n")
     with pytest.raises(InvalidFile, match="The file has changed"):
-        await import_csv(file, BY_NAME, registry, target="http://a")
+        await import_file(file, BY_NAME, registry, target="http://a")
     state = tmp_path / "p.csv.import-state.json"
     state.write_text("{")
     with pytest.raises(InvalidFile, match="cannot be understood"):
-        await import_csv(file, BY_NAME, registry, target="http://a")
-    report = await import_csv(file, BY_NAME, registry, target="http://a", restart=True)
+        await import_file(file, BY_NAME, registry, target="http://a")
+    report = await import_file(file, BY_NAME, registry, target="http://a", restart=True)
     assert not state.exists()
     assert "88.118.8/P-more" in registry.names
     assert report.codes["identifier-taken"] == 3 + 4, "the rows written before count as taken"
@@ -413,10 +413,10 @@ async def test_two_imports_of_one_file_do_not_run_at_once(tmp_path: Path) -> Non
         await leave.wait()
         return await registry(rows, key, dry_run=dry_run)
 
-    first = asyncio.create_task(import_csv(file, BY_NAME, slow))
+    first = asyncio.create_task(import_file(file, BY_NAME, slow))
     await entered.wait()
     with pytest.raises(InvalidFile, match="Another import"):
-        await import_csv(file, BY_NAME, registry)
+        await import_file(file, BY_NAME, registry)
     leave.set()
     assert (await first).good == 9
 
@@ -432,7 +432,7 @@ async def test_cancelling_keeps_what_was_acknowledged(tmp_path: Path) -> None:
             await asyncio.Event().wait()
         return await registry(rows, key, dry_run=dry_run)
 
-    task = asyncio.create_task(import_csv(file, BY_NAME, hang, chunk_rows=3))
+    task = asyncio.create_task(import_file(file, BY_NAME, hang, chunk_rows=3))
     await hanging.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -440,7 +440,7 @@ async def test_cancelling_keeps_what_was_acknowledged(tmp_path: Path) -> None:
     state = json.loads((tmp_path / "p.csv.import-state.json").read_text())
     # the third chunk is three rows without a name, which need no node
     assert (state["chunk"], state["line"], state["rows"]) == (3, 10, 9)
-    assert (await import_csv(file, BY_NAME, registry)).good == 9
+    assert (await import_file(file, BY_NAME, registry)).good == 9
 
 
 async def test_a_node_that_fails_stops_the_import_and_loses_nothing(tmp_path: Path) -> None:
@@ -453,19 +453,19 @@ async def test_a_node_that_fails_stops_the_import_and_loses_nothing(tmp_path: Pa
         return await registry(rows, key, dry_run=dry_run)
 
     with pytest.raises(TemporarilyUnavailable):
-        await import_csv(file, BY_NAME, failing, chunk_rows=3)
-    assert (await import_csv(file, BY_NAME, registry)).good == 9
+        await import_file(file, BY_NAME, failing, chunk_rows=3)
+    assert (await import_file(file, BY_NAME, registry)).good == 9
 
 
 async def test_what_a_node_finds_too_large_goes_in_halves(tmp_path: Path) -> None:
     file = write(tmp_path / "p.csv", CATALOGUE)
     registry = Registry()
     registry.rows_max = 2
-    report = await import_csv(file, BY_NAME, registry)
+    report = await import_file(file, BY_NAME, registry)
     assert (report.good, report.failed) == (9, 7)
     registry = Registry()
     registry.rows_max = 0
-    report = await import_csv(file, BY_NAME, registry)
+    report = await import_file(file, BY_NAME, registry)
     assert (report.good, report.codes) == (0, {"invalid-record": 4, "too-large": 12})
 
 
@@ -476,9 +476,9 @@ async def test_a_refusal_of_the_whole_prefix_is_an_error_not_a_list(tmp_path: Pa
         f"88.118.8/P-{name}": ("prefix-not-here", "Not homed here.", "未托管。") for name in "xy"
     }
     with pytest.raises(PrefixNotHere, match="Not homed here"):
-        await import_csv(file, BY_NAME, registry)
+        await import_file(file, BY_NAME, registry)
     registry.refuse = {}
-    report = await import_csv(file, BY_NAME, registry)
+    report = await import_file(file, BY_NAME, registry)
     assert (report.good, report.resumed) == (2, True), "judged anew, not answered from memory"
 
 
@@ -494,7 +494,7 @@ async def test_memory_is_bounded_by_a_chunk_not_by_the_file(tmp_path: Path) -> N
             return [RowResult(0, "", receipt)] * len(rows)
 
         tracemalloc.start()
-        asyncio.run(import_csv(file, BY_NAME, take))
+        asyncio.run(import_file(file, BY_NAME, take))
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return most
@@ -530,7 +530,7 @@ async def test_a_csv_export_imports_as_it_was(tmp_path: Path) -> None:
         "URL,url[3],HS_SECKEY[4],URL[9][9],_more"
     )
     registry = Registry()
-    report = await import_csv(file, WHOLE, registry)
+    report = await import_file(file, WHOLE, registry)
     assert report.faults == ()
     again = [
         Record(row.identifier, row.values, row.status, row.template, created=1, modified=2)
@@ -547,7 +547,7 @@ async def test_a_retired_identifier_of_an_export_is_not_registered_again(tmp_pat
         '88.118.8/b,active,,1,,,"[{""index"": 0}]"\n'
         "88.118.8/c,active,,1,,,[\n",
     )
-    report = await import_csv(file, WHOLE, Registry())
+    report = await import_file(file, WHOLE, Registry())
     assert [(fault.line, fault.column) for fault in report.faults] == [
         (2, "status"),
         (3, "_more"),
@@ -566,7 +566,7 @@ async def test_of_the_sample_data_exactly_the_rows_that_repeat_a_name_are_refuse
     with (SAMPLES / item["file"]).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     registry = Registry()
-    report = await import_csv(
+    report = await import_file(
         SAMPLES / item["file"],
         RowMapping("88.118.8", item["suffix"]),
         registry,

@@ -135,12 +135,14 @@ async def test_every_entry_once_and_in_order() -> None:
 
 async def test_own_commits_are_not_told_twice() -> None:
     """What was cached since the commit is true and stays."""
-    async with Parts(MemoryStore(), poll_s=0.005) as parts:
+    store = GatedStore()
+    async with Parts(store, poll_s=0.005) as parts:
         await home(parts.registrar)
         await write(parts.registrar, create())
         assert (await parts.resolver.resolve(key())).source is Source.STORE
         await until(lambda: parts.tail.sequence == 2)
         assert (await parts.resolver.resolve(key())).source is Source.CACHE
+        assert not store.calls["list_changes"], "nor read again"
 
 
 async def test_a_failing_look_at_the_log_marks_the_registry_as_down_until_it_is_read() -> None:
@@ -151,7 +153,7 @@ async def test_a_failing_look_at_the_log_marks_the_registry_as_down_until_it_is_
         await home(registrar)
         tail = Tail(store, health, [listener], poll_s=0.005, timeout_s=0.1)
         await tail.start()
-        store.errors["list_changes"] = TemporarilyUnavailable()
+        store.errors["head"] = TemporarilyUnavailable()
         await until(lambda: health.down)
         for n in range(2 * PAGE):
             await write(registrar, create(f"S{n}"))
@@ -168,14 +170,14 @@ async def test_a_failing_look_at_the_log_marks_the_registry_as_down_until_it_is_
         await until(lambda: not health.down)
         assert heard[0] == 2 * PAGE, "everything was forgotten before anybody was told"
         assert store.calls["look_up"] > calls, "records were asked for too"
-        store.errors["list_changes"] = RuntimeError("a mistake of ours")
+        store.errors["head"] = RuntimeError("a mistake of ours")
         await until(lambda: health.down)
         store.errors.clear()
         await until(lambda: not health.down)
-        store.close_gate("list_changes")
+        store.close_gate("head")
         await until(lambda: health.down)
         assert health.reason
-        store.open_gate("list_changes")
+        store.open_gate("head")
         await until(lambda: not health.down)
         await tail.stop()
 
