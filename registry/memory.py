@@ -24,6 +24,7 @@ from .blocks import Block, Members
 from .changelog import ZERO
 from .layers import Page, merged, page_of
 from .matching import Match
+from .ranges import HeldRange, RangeKey, first_members, member_of, sought
 from .store import BLOCKS_MAX, INDEXING_MAX, Found, Loaded, ReceiptKey, Row, StoredReceipt
 
 _FEW = 64
@@ -41,12 +42,14 @@ class _Marker:
 class _State:
     """Tables by key. In an overlay, None in `records` or `receipts` stands for "removed", as
     False does in `rows`. `indexed` has the prefixes whose index is not complete, None once it is.
-    `blocks` has those of a prefix, in order; in an overlay, all of each prefix that changed.
+    `blocks` and `ranges` have those of a prefix, in order; in an overlay, all of each prefix that
+    changed.
     """
 
     prefixes: dict[str, Prefix] = field(default_factory=dict)
     records: dict[Key, Record | _Marker | None] = field(default_factory=dict)
     blocks: dict[str, list[Block]] = field(default_factory=dict)
+    ranges: dict[str, list[tuple[RangeKey, HeldRange]]] = field(default_factory=dict)
     keys: dict[str, ApiKey] = field(default_factory=dict)
     key_ids: dict[bytes, str] = field(default_factory=dict)
     receipts: dict[ReceiptKey, StoredReceipt | None] = field(default_factory=dict)
@@ -78,14 +81,31 @@ def _in_block(blocks: Sequence[Block], suffix: bytes) -> Record | None:
     return Members(block.blob, block.count, block.sequence).find(suffix)
 
 
+def _in_range(ranges: Sequence[tuple[RangeKey, HeldRange]], key: Key) -> Record | None:
+    for shape, run in sought(key.suffix) if ranges else ():
+        wanted = RangeKey(key.prefix, shape, run)
+        at = bisect_right(ranges, wanted, key=lambda each: each[0]) - 1
+        if at >= 0 and ranges[at][0].shape == shape:
+            record = member_of(ranges[at][1], run)
+            if record is not None:
+                return record
+    return None
+
+
 def _layered(
-    rows: Sequence[Row], blocks: Sequence[Block], after: bytes | None, limit: int
+    rows: Sequence[Row],
+    blocks: Sequence[Block],
+    ranges: Sequence[tuple[RangeKey, HeldRange]],
+    after: bytes | None,
+    limit: int,
 ) -> list[Record]:
-    """Of all rows > `after`, and all blocks."""
+    """Of all rows > `after`, and all blocks and ranges."""
     after = after or b""
     inside = blocks[max(_around(blocks, after), 0) :][: limit + len(rows) + 1]
     lower = page_of(inside, after, more=False)
-    return merged([Page([(row.suffix, row.record) for row in rows], None), lower], limit)[0]
+    upper = Page([(row.suffix, row.record) for row in rows], None)
+    members = Page(*first_members(ranges, after, limit + len(rows) + len(lower.items)))
+    return merged([upper, lower, members], limit)[0]
 
 
 def _head(log: Sequence[Entry]) -> tuple[int, bytes]:
@@ -116,7 +136,14 @@ class MemoryTransaction:
         kept = self._kept(key)
         if isinstance(kept, _Marker):
             return None
-        return _in_block(self._blocks(key.prefix), key.suffix) if kept is None else kept
+        return self._beneath(key) if kept is None else kept
+
+    def _beneath(self, key: Key) -> Record | None:
+        found = _in_block(self._blocks(key.prefix), key.suffix)
+        return _in_range(self.ranges(key.prefix), key) if found is None else found
+
+    def ranges(self, prefix: str) -> list[tuple[RangeKey, HeldRange]]:
+        return self.overlay.ranges.get(prefix, self._base.ranges.get(prefix, []))
 
     async def load(self, keys: Sequence[Key], receipts: Sequence[ReceiptKey], now: int) -> Loaded:
         return Loaded(
@@ -148,7 +175,39 @@ class MemoryTransaction:
 
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
         rows = await self.list_rows(prefix, after, sys.maxsize)
-        return _layered(rows, self._blocks(prefix), after, limit)
+        return _layered(rows, self._blocks(prefix), (), after, limit)
+
+    async def list_all(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
+        """With the members of ranges."""
+        rows = await self.list_rows(prefix, after, sys.maxsize)
+        return _layered(rows, self._blocks(prefix), self.ranges(prefix), after, limit)
+
+    async def find_ranges(self, first: RangeKey, last: bytes, limit: int) -> list[HeldRange]:
+        same = [each for each in self.ranges(first.prefix) if each[0].shape == first.shape]
+        found = [
+            held for key, held in same if key.first <= last and held.pattern.runs[1] >= first.first
+        ]
+        return found[:limit]
+
+    async def range_shapes(self, prefix: str) -> list[bytes]:
+        return sorted({key.shape for key, _ in self.ranges(prefix)})
+
+    async def list_row_names(
+        self, prefix: str, first: bytes, last: bytes, octets: int, limit: int
+    ) -> list[tuple[bytes, bool]]:
+        rows = await self.list_rows(prefix, None, sys.maxsize)
+        names = [(row.suffix, row.record is None) for row in rows if first <= row.suffix <= last]
+        return [each for each in names if len(each[0]) == octets][:limit]
+
+    async def change_ranges(
+        self, gone: Iterable[RangeKey], put: Mapping[RangeKey, HeldRange]
+    ) -> None:
+        gone = list(gone)
+        for prefix in {key.prefix for key in (*gone, *put)}:
+            assert self._prefix(prefix) is not None, f"prefix {prefix} is not homed"
+            kept = {key: held for key, held in self.ranges(prefix) if key not in gone}
+            kept |= {key: held for key, held in put.items() if key.prefix == prefix}
+            self.overlay.ranges[prefix] = sorted(kept.items(), key=lambda each: each[0])
 
     async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
         changed = [key.suffix for key in self.overlay.records if key.prefix == prefix]
@@ -163,7 +222,7 @@ class MemoryTransaction:
         async def has(first: bytes, last: bytes) -> bool:
             row = bisect_left(rows, first)
             in_rows = row < len(rows) and rows[row] <= last
-            return in_rows or bool(await self.blocks_in(prefix, first, last))
+            return in_rows or bool(await self.blocks_in(prefix, first, last) or self.ranges(prefix))
 
         return [n for n, span in enumerate(spans) if await has(*span)]
 
@@ -200,7 +259,7 @@ class MemoryTransaction:
 
     async def purge_records(self, keys: Iterable[Key], sequence: int) -> None:
         for key in keys:
-            beneath = _in_block(self._blocks(key.prefix), key.suffix)
+            beneath = self._beneath(key)
             self.overlay.records[key] = None if beneath is None else _Marker(sequence)
 
     async def change_rows(self, added: Iterable[Match], removed: Iterable[Match]) -> None:
@@ -276,6 +335,7 @@ class MemoryStore:
                 suffixes = state.suffixes[key.prefix]
                 del suffixes[bisect_left(suffixes, key.suffix)]
         state.blocks.update(overlay.blocks)
+        state.ranges.update(overlay.ranges)
         for prefix, new in added.items():
             suffixes = state.suffixes.setdefault(prefix, [])
             if len(new) < _FEW:
@@ -310,12 +370,18 @@ class MemoryStore:
             kept = state.records.get(key)
             if kept is None:
                 kept = _in_block(state.blocks.get(key.prefix, ()), key.suffix)
+            if kept is None:
+                kept = _in_range(state.ranges.get(key.prefix, ()), key)
             record = None if isinstance(kept, _Marker) else kept
             found.append(Found(state.prefixes.get(key.prefix), record))
         return found
 
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
-        return await MemoryTransaction(self._state).list_records(prefix, after, limit)
+        return await MemoryTransaction(self._state).list_all(prefix, after, limit)
+
+    async def list_ranges(self, prefix: str, after: RangeKey | None, limit: int) -> list[HeldRange]:
+        ranges = self._state.ranges.get(prefix, [])
+        return [held for key, held in ranges if after is None or key > after][:limit]
 
     async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
         return await MemoryTransaction(self._state).list_rows(prefix, after, limit)
@@ -372,6 +438,7 @@ class MemoryStore:
         state = self._state
         carried = [kept.sequence for kept in state.records.values() if kept is not None]
         carried += [block.sequence for blocks in state.blocks.values() for block in blocks]
+        carried += [held.written for ranges in state.ranges.values() for _, held in ranges]
         return max([*carried, *(p.sequence for p in state.prefixes.values())], default=0)
 
     async def settle_rules(self, case_sensitive: bool) -> None:

@@ -47,7 +47,8 @@ class Ground:
 
 
 async def survey(tx: Transaction, operation: RangeOperation, case_sensitive: bool) -> Ground:
-    """Raises TooLarge where there is more to look at than one commit may take."""
+    """Raises InvalidIdentifier, and TooLarge where one commit may not look at all there is."""
+    check_members(operation.prefix, operation.pattern)
     name = fold_prefix(operation.prefix)
     prefix = (await tx.find_prefixes([name])).get(name)
     if prefix is None:
@@ -159,7 +160,6 @@ def _register(
     strict_slash: bool,
 ) -> Outcome:
     prefix, pattern = operation.prefix, operation.pattern
-    check_members(prefix, pattern)
     as_named = Create(
         _first(prefix, pattern), operation.values, operation.status, operation.template
     )
@@ -211,7 +211,6 @@ def _cut(
     strict_slash: bool,
 ) -> Outcome:
     prefix, wanted = operation.prefix, operation.pattern
-    check_members(prefix, wanted)
     authorize(
         caller,
         Right.PURGE if operation.purge else Right.WRITE,

@@ -13,7 +13,7 @@ import hashlib
 import heapq
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -25,6 +25,7 @@ from biaojie.errors import InvalidRecord
 from biaojie.identifier import Identifier, fold_prefix
 from biaojie.limits import IDENTIFIER_CHARS_MAX
 from biaojie.making import maker
+from biaojie.range import Range
 from biaojie.record import Record, Status, make_record, make_value
 
 from .changelog import record_digest
@@ -94,6 +95,11 @@ class Sought(NamedTuple):
 
     shape: bytes
     run: bytes
+
+
+def filled(shape: bytes, run: str) -> bytes:
+    """The folded suffix with this run in it."""
+    return shape.replace(bytes(len(run)), run.encode(), 1)
 
 
 _RUN = re.compile(rb"[0-9]+")
@@ -178,17 +184,18 @@ class Pattern:
     def number_at(self, index: int) -> int:
         return self.first + index * self.step
 
-    def first_after(self, suffix: bytes | None, *, case_sensitive: bool = False) -> int | None:
+    def first_after(self, suffix: bytes | None, shape: bytes) -> int | None:
         """The number of the first member whose folded suffix is > `suffix`, if there is one.
 
-        The cost does not grow with the number of members but with that of its digits.
+        `shape` is its own. The cost does not grow with the number of members but with that of
+        their digits.
         """
         if suffix is None:
             return self.first
         low, high = 0, self.count
         while low < high:
             middle = (low + high) // 2
-            if self.key(self.number_at(middle), case_sensitive=case_sensitive) > suffix:
+            if filled(shape, self.run(self.number_at(middle))) > suffix:
                 high = middle
             else:
                 low = middle + 1
@@ -412,13 +419,11 @@ class HeldRange:
             rule.sequence,
         )
 
-    def members_after(
-        self, suffix: bytes | None, *, case_sensitive: bool = False
-    ) -> Iterator[tuple[bytes, Record]]:
+    def members_after(self, suffix: bytes | None, shape: bytes) -> Iterator[tuple[bytes, Record]]:
         """Folded suffixes > `suffix` and their records, in order; each is made when asked for."""
-        number = self.pattern.first_after(suffix, case_sensitive=case_sensitive)
+        number = self.pattern.first_after(suffix, shape)
         while number is not None and number <= self.pattern.last:
-            yield self.pattern.key(number, case_sensitive=case_sensitive), self.member(number)
+            yield filled(shape, self.pattern.run(number)), self.member(number)
             number += self.pattern.step
 
     def having(self, pattern: Pattern, written: int) -> HeldRange:
@@ -443,6 +448,25 @@ _HOLDER = re.compile(b"|".join(re.escape(holder) for holder in _HOLDERS))
 
 def _filled(data: bytes, texts: tuple[bytes, ...]) -> bytes:
     return _HOLDER.sub(lambda at: texts[_HOLDERS.index(at[0])], data)
+
+
+def view_of(held: HeldRange) -> Range:
+    """What callers with rights are shown of it."""
+    rule, pattern = held.rule.readable(), held.pattern
+    return Range(
+        prefix=rule.identifier.prefix,
+        pattern=str(pattern),
+        first=str(held.identifier(pattern.first)),
+        last=str(held.identifier(pattern.last)),
+        count=pattern.count,
+        values=rule.values,
+        status=rule.status,
+        template=rule.template,
+        version=rule.version,
+        created=rule.created,
+        modified=rule.modified,
+        sequence=rule.sequence,
+    )
 
 
 def range_digest(held: HeldRange) -> bytes:
@@ -474,17 +498,15 @@ def check_members(prefix: str, pattern: Pattern) -> None:
 
 
 def first_members(
-    ranges: Sequence[HeldRange],
+    ranges: Iterable[tuple[RangeKey, HeldRange]],
     after: bytes | None,
     limit: int,
-    *,
-    case_sensitive: bool = False,
     end: bytes | None = None,
-) -> tuple[list[tuple[bytes, Record]], bytes | None]:
+) -> tuple[list[tuple[bytes, Record | None]], bytes | None]:
     """The first members > `after` of ranges that are all there are up to `end` (None: all), by
     folded suffix and in order, and up to where they are all there are (None: to the last)."""
-    walks = [held.members_after(after, case_sensitive=case_sensitive) for held in ranges]
-    items: list[tuple[bytes, Record]] = []
+    walks = [held.members_after(after, key.shape) for key, held in ranges]
+    items: list[tuple[bytes, Record | None]] = []
     for each in heapq.merge(*walks, key=lambda item: item[0]):
         if end is not None and each[0] > end:
             break
@@ -496,9 +518,7 @@ def first_members(
 
 def run_after(shape: bytes, suffix: bytes | None) -> bytes | None:
     """The first run that makes a name > `suffix` of this shape; None if none does."""
-    at = shape.index(b"\0")
     digits = shape.count(b"\0")
-    before, after = shape[:at].decode(), shape[at + digits :].decode()
-    whole = Pattern(before, 0, 10**digits - 1, digits, 1, Check.NONE, after)
-    number = whole.first_after(suffix, case_sensitive=True)
+    whole = Pattern("", 0, 10**digits - 1, digits, 1, Check.NONE, "")
+    number = whole.first_after(suffix, shape)
     return None if number is None else whole.run(number).encode()

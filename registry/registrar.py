@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -32,7 +33,7 @@ from biaojie.making import maker
 
 from .admission import Caller
 from .changelog import next_entry
-from .operations import Operation
+from .operations import CutRange, Operation, RegisterRange
 from .staging import RULES_DEFAULT, Rules, Staging
 from .store import ReceiptKey, Store, StoredReceipt, Transaction
 from .turns import Turns
@@ -209,17 +210,20 @@ class Registrar:
     # The commit loop --------------------------------------------------------------------
 
     async def _run(self) -> None:
+        groups: deque[list[Submission]] = deque()
         try:
             while not self._stopping or self._queue:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._queue:
-                    group = self._take()
-                    if group:
-                        await self._commit(group)
+                    groups.extend(_apart(self._take()))
+                    while groups:
+                        await self._commit(groups.popleft())
         finally:
             # Empty unless this task was cancelled: nobody may wait for what will never come.
             self._stopping = True
+            for group in groups:
+                self._answer(group, TemporarilyUnavailable())
             while self._queue:
                 self._answer(self._take(), TemporarilyUnavailable())
 
@@ -363,6 +367,22 @@ class Registrar:
             staging.back_to(began)
         written = staging.mark() != began
         return _make_outcome(tuple(results), staging.sequence if written else 0, False)
+
+
+def _apart(submissions: Sequence[Submission]) -> Iterator[list[Submission]]:
+    """What is committed together: as much as comes, but each range operation by itself."""
+    group: list[Submission] = []
+    for submission in submissions:
+        if isinstance(submission.operations[0], RegisterRange | CutRange):
+            assert len(submission.operations) == 1
+            if group:
+                yield group
+            yield [submission]
+            group = []
+        else:
+            group.append(submission)
+    if group:
+        yield group
 
 
 def _side(caller: Caller) -> str:

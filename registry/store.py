@@ -86,6 +86,11 @@ class ReadStore(Protocol):
         """The blocks (at most BLOCKS_MAX) of the folded prefix that begin > `after`, in order."""
         ...
 
+    async def find_beneath(self, keys: Sequence[Key]) -> list[Record | None]:
+        """What the layers beneath the rows have for these keys (at most 4,096), whether or not a
+        row lies over it."""
+        ...
+
     async def list_ranges(self, prefix: str, after: RangeKey | None, limit: int) -> list[HeldRange]:
         """Ranges of the folded prefix in order of shape and first run, from the first > `after`."""
         ...
@@ -182,6 +187,10 @@ class Transaction(Protocol):
         any layer has something, markers included, or may have."""
         ...
 
+    async def look_up_marked(self, keys: Sequence[Key]) -> tuple[list[Found], set[Key]]:
+        """As `look_up`, and which of the keys have a marker."""
+        ...
+
     async def blocks_in(self, prefix: str, first: bytes, last: bytes) -> list[Block]:
         """The blocks that have a suffix from `first` to `last` between their ends, in order; at
         most BLOCKS_MAX, the first of them."""
@@ -216,7 +225,7 @@ class Transaction(Protocol):
         ...
 
     async def find_ranges(self, first: RangeKey, last: bytes, limit: int) -> list[HeldRange]:
-        """Ranges of the prefix and shape of `first` that have a run from its to `last`, in order."""
+        """Ranges of the prefix and shape of `first` with a run from its to `last`, in order."""
         ...
 
     async def range_shapes(self, prefix: str) -> list[bytes]:
@@ -230,7 +239,9 @@ class Transaction(Protocol):
         whether the row is only a marker."""
         ...
 
-    async def change_ranges(self, gone: Iterable[RangeKey], put: Iterable[HeldRange]) -> None:
+    async def change_ranges(
+        self, gone: Iterable[RangeKey], put: Mapping[RangeKey, HeldRange]
+    ) -> None:
         """Remove some, then insert or replace others. The prefix must exist."""
         ...
 

@@ -33,7 +33,7 @@ from registry.witness import Witness
 
 from .core import Resolver
 from .front.handle import HandleFront, HandleLimits
-from .front.http import accounts, batches, identifiers, search
+from .front.http import accounts, batches, identifiers, ranges, search
 from .front.http.connection import HttpLimits
 from .front.http.handle_auth import RestAuthentication
 from .front.http.handles import HandleRest
@@ -142,7 +142,7 @@ class Node:
         )
         self.indexer = Indexer(store, case_sensitive=case_sensitive)
         self.tail.listeners += [self.cache, self.service, self.indexer]
-        fronts = (identifiers, batches, search, accounts)
+        fronts = (identifiers, batches, ranges, search, accounts)
         authenticator = Authenticator(
             self.local, self.service.guesses, case_sensitive=case_sensitive
         )

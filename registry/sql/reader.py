@@ -30,6 +30,7 @@ from ..store import (
 from ..store import Row as StoreRow
 from .blob import decode_blob
 from .direct import Row, Rows, direct
+from .ranges import member_page, members_in, newest_range_sequence, range_shapes
 from .tables import (
     IN_BLOCK,
     PREFIX_STATUS_OF,
@@ -137,6 +138,11 @@ def found_in(rows: Rows, keys: Sequence[Key]) -> list[Found]:
                 continue
             record = lower
         found[n] = _make_found(Found, (homed[key.prefix], record))
+    if rows.ranges:
+        hidden = {row[0] for row in rows.records if row[1] == PURGED}
+        for n, member in members_in(rows.ranges, keys).items():
+            if found[n].record is None and n not in hidden:
+                found[n] = _make_found(Found, (homed[keys[n].prefix], member))
     return found
 
 
@@ -231,8 +237,15 @@ async def _block_page(connection: AsyncConnection, prefix: str, after: bytes, li
 
 
 async def list_records(
-    connection: AsyncConnection, prefix: str, after: bytes | None, limit: int
+    connection: AsyncConnection,
+    prefix: str,
+    after: bytes | None,
+    limit: int,
+    *,
+    ranged: bool = True,
 ) -> list[Record]:
+    """`ranged`: with the members of ranges."""
+    shapes = await range_shapes(connection, prefix) if ranged else []
     listed: list[Record] = []
     at = after or b""
     while len(listed) < limit:
@@ -242,7 +255,11 @@ async def list_records(
         end = rows[-1].suffix if len(rows) == missing else None
         upper = Page([(row.suffix, row.record) for row in rows], end)
         lower = await _block_page(connection, prefix, at, missing)
-        records, on = merged([upper, lower], missing)
+        pages = [upper, lower]
+        if shapes:
+            most = missing + len(upper.items) + len(lower.items)
+            pages.append(await member_page(connection, prefix, shapes, at, most))
+        records, on = merged(pages, missing)
         listed += records
         if on is None:
             break
@@ -409,12 +426,12 @@ def receipts_in(
 
 
 async def newest_prefix_sequence(connection: AsyncConnection) -> int:
-    """Of prefixes and blocks."""
+    """Of prefixes, blocks and ranges."""
     newest = 0
     for column in (prefixes.c.sequence, blocks.c.sequence):
         statement = select(func.coalesce(func.max(column), 0))
         newest = max(newest, int((await connection.execute(statement)).scalar_one()))
-    return newest
+    return max(newest, await newest_range_sequence(connection))
 
 
 async def scan_sequences(

@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from biaojie.identifier import Key
 
+from ..ranges import sought
 from .direct import Beginning, LogRow, Put, Row, Rows
 from .tables import IN_BLOCK, blocks, changelog, upsert
 
@@ -88,6 +89,17 @@ FROM w CROSS JOIN blocks AS b ON b.rowid = (
     ORDER BY first_suffix DESC LIMIT 1
 ) AND b.last_suffix >= w.suffix
 """  # noqa: S608  (a number)
+_RANGE = """
+WITH w (n, prefix_id, shape, run) AS (VALUES {rows})
+SELECT w.n, w.run, r.status, r.version, r.sequence, r.written, r.template, r.blob
+FROM w CROSS JOIN ranges AS r ON r.prefix_id = w.prefix_id AND r.shape = w.shape AND r.first = (
+    SELECT max(first) FROM ranges
+    WHERE prefix_id = w.prefix_id AND shape = w.shape AND first <= w.run
+) AND r.last >= w.run
+"""
+_RANGED = "SELECT 1 FROM ranges WHERE prefix_id = ? LIMIT 1"
+_SOUGHT_MAX = 4_096
+"""Ways to be a member that one statement asks for: of each it takes four parameters."""
 TOUCHED = """
 SELECT EXISTS (SELECT 1 FROM records WHERE prefix_id = ?1 AND suffix BETWEEN ?2 AND ?3)
     OR ?2 <= (
@@ -129,6 +141,11 @@ def block_statement(size: int) -> str:
 
 
 @cache
+def range_statement(size: int) -> str:
+    return _RANGE.format(rows=", ".join(["(?, ?, ?, ?)"] * size))
+
+
+@cache
 def receipt_statement(size: int) -> str:
     return f"{_RECEIPT} WHERE key IN ({', '.join('?' * size)})"
 
@@ -162,6 +179,8 @@ def _look_up(raw: sqlite3.Connection, keys: Sequence[Key]) -> Rows:
             if n not in having and wanted[2 * n] is not None:
                 without += (n, wanted[2 * n], wanted[2 * n + 1])
         rows += _in_blocks(raw, without)
+        ranges = _in_ranges(raw, without) if without else ()
+        return Rows(prefixes, rows, ranges)
     return Rows(prefixes, rows)
 
 
@@ -173,12 +192,32 @@ def _in_blocks(raw: sqlite3.Connection, names: Sequence[Any]) -> list[Row]:
     return raw.execute(block_statement(len(names) // 3), names).fetchall()
 
 
+def _in_ranges(raw: sqlite3.Connection, names: Sequence[Any]) -> list[Row]:
+    """Of names given as number, prefix_id, suffix, one after the other."""
+    ids = names[1::3]
+    ranged = {id_ for id_ in set(ids) if raw.execute(_RANGED, (id_,)).fetchone()}
+    if not ranged:
+        return []  # as nearly always
+    wanted: list[Any] = []
+    for n, id_, suffix in zip(names[::3], ids, names[2::3], strict=True):
+        if id_ in ranged:
+            for shape, run in sought(suffix):
+                wanted += (n, id_, shape, run)
+    rows: list[Row] = []
+    for at in range(0, len(wanted), 4 * _SOUGHT_MAX):
+        some = _padded(wanted[at : at + 4 * _SOUGHT_MAX], 4)
+        rows += raw.execute(range_statement(len(some) // 4), some).fetchall()
+    return rows
+
+
 def _touched(
     raw: sqlite3.Connection, prefix_id: int, spans: Sequence[tuple[bytes, bytes]]
 ) -> list[int]:
     def has(first: bytes, last: bytes) -> bool:
         return bool(raw.execute(TOUCHED, (prefix_id, first, last)).fetchone()[0])
 
+    if raw.execute(_RANGED, (prefix_id,)).fetchone():
+        return list(range(len(spans)))  # shapes are no intervals of names
     if not spans or not has(spans[0][0], spans[-1][1]):
         return []  # as nearly always
     return [n for n, span in enumerate(spans) if has(*span)]
@@ -260,6 +299,11 @@ class Connection(aiosqlite.Connection):
         named = zip(range(len(suffixes)), prefix_ids, suffixes, strict=True)
         wanted = list(chain.from_iterable(named))
         return await self.run(lambda raw: _in_blocks(raw, wanted))
+
+    async def in_ranges(self, prefix_ids: Sequence[int], suffixes: Sequence[bytes]) -> list[Row]:
+        named = zip(range(len(suffixes)), prefix_ids, suffixes, strict=True)
+        wanted = list(chain.from_iterable(named))
+        return await self.run(lambda raw: _in_ranges(raw, wanted))
 
     async def touched(self, prefix_id: int, spans: Sequence[tuple[bytes, bytes]]) -> list[int]:
         return await self.run(lambda raw: _touched(raw, prefix_id, spans))

@@ -14,10 +14,12 @@ from biaojie.identifier import Key
 from biaojie.record import Record
 
 from ..blocks import Block
+from ..ranges import HeldRange, RangeKey
 from ..store import Found, Row
 from . import reader, tables
 from .engine import Pools
 from .faults import translated
+from .ranges import list_ranges
 from .schema import UnfitDatabase
 from .writer import SqlTransaction
 
@@ -41,6 +43,9 @@ class SqlStore:
 
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
         return await self._pools.read(lambda c: reader.list_records(c, prefix, after, limit))
+
+    async def list_ranges(self, prefix: str, after: RangeKey | None, limit: int) -> list[HeldRange]:
+        return await self._pools.read(lambda c: list_ranges(c, prefix, after, limit))
 
     async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
         return await self._pools.read(lambda c: reader.list_rows(c, prefix, after, limit))

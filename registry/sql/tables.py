@@ -110,6 +110,23 @@ blocks = Table(
 """See registry.blocks. With row numbers on SQLite, unlike the other tables: a tree that keeps
 these rows in its inner pages has seven branches to a page, the one of the key alone hundreds."""
 
+ranges = Table(
+    "ranges",
+    metadata,
+    Column("prefix_id", Integer, primary_key=True, autoincrement=False),
+    Column("shape", LargeBinary, primary_key=True),
+    Column("first", LargeBinary, primary_key=True),
+    Column("last", LargeBinary, nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("sequence", _big(), nullable=False),
+    Column("written", _big(), nullable=False),
+    Column("template", Text),
+    Column("blob", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""See registry.ranges. `first` and `last` are runs; the pattern is the suffix in the blob."""
+
 value_index = Table(
     "value_index",
     metadata,

@@ -20,11 +20,13 @@ from biaojie.record import Record
 from ..blocks import Block
 from ..changelog import pack_changes
 from ..matching import Match
+from ..ranges import HeldRange, RangeKey
 from ..store import LOOK_UP_MAX, Found, Loaded, ReceiptKey, Row, StoredReceipt
 from . import reader
 from .blob import encode_blob
 from .direct import LogRow, Put, Rows, direct
 from .faults import translated
+from .ranges import find_ranges, list_row_names, members_in, range_rows, range_shapes
 from .tables import (
     PREFIX_STATUS_NUMBER,
     PURGED,
@@ -32,6 +34,7 @@ from .tables import (
     api_keys,
     blocks,
     prefixes,
+    ranges,
     receipts,
     records,
     value_index,
@@ -45,6 +48,11 @@ _PURGE = delete(records).where(
 )
 _REMOVE_BLOCK = delete(blocks).where(
     blocks.c.prefix_id == bindparam("at_prefix"), blocks.c.first_suffix == bindparam("at_suffix")
+)
+_REMOVE_RANGE = delete(ranges).where(
+    ranges.c.prefix_id == bindparam("at_prefix"),
+    ranges.c.shape == bindparam("at_shape"),
+    ranges.c.first == bindparam("at_first"),
 )
 _REVOKE = (
     update(api_keys).where(api_keys.c.id == bindparam("at")).values(revoked=bindparam("since"))
@@ -150,7 +158,40 @@ class SqlTransaction:
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
         connection = await self._reading()
         with translated():
-            return await reader.list_records(connection, prefix, after, limit)
+            return await reader.list_records(connection, prefix, after, limit, ranged=False)
+
+    async def find_ranges(self, first: RangeKey, last: bytes, limit: int) -> list[HeldRange]:
+        connection = await self._reading()
+        with translated():
+            return await find_ranges(connection, first, last, limit)
+
+    async def range_shapes(self, prefix: str) -> list[bytes]:
+        connection = await self._reading()
+        with translated():
+            return await range_shapes(connection, prefix)
+
+    async def list_row_names(
+        self, prefix: str, first: bytes, last: bytes, octets: int, limit: int
+    ) -> list[tuple[bytes, bool]]:
+        connection = await self._reading()
+        with translated():
+            return await list_row_names(connection, prefix, first, last, octets, limit)
+
+    async def change_ranges(
+        self, gone: Iterable[RangeKey], put: Mapping[RangeKey, HeldRange]
+    ) -> None:
+        gone = list(gone)
+        ids = await self._ids(key.prefix for key in (*gone, *put))
+        for key in put:
+            assert key.prefix in ids, f"prefix {key.prefix} is not homed"
+        await self._execute(
+            _REMOVE_RANGE,
+            [
+                {"at_prefix": ids[key.prefix], "at_shape": key.shape, "at_first": key.first}
+                for key in gone
+            ],
+        )
+        await self._put(ranges, ("prefix_id", "shape", "first"), range_rows(put, ids))
 
     async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
         connection = await self._reading()
@@ -243,10 +284,10 @@ class SqlTransaction:
             return []
         await self.flush()
         with translated():
-            rows = await self._driver.in_blocks(
-                [ids[key.prefix] for key in keys], [key.suffix for key in keys]
-            )
-        return reader.beneath(rows, keys)
+            names = [ids[key.prefix] for key in keys], [key.suffix for key in keys]
+            in_blocks = reader.beneath(await self._driver.in_blocks(*names), keys)
+            in_ranges = members_in(await self._driver.in_ranges(*names), keys)
+        return sorted({*in_blocks, *in_ranges})
 
     async def change_rows(self, added: Iterable[Match], removed: Iterable[Match]) -> None:
         names = [f"at_{name}" for name in _ROW]

@@ -59,7 +59,7 @@ def test_listing_begins_anywhere(pattern: Pattern, octets: bytes, at: int) -> No
     keys = listed(pattern)
     near = keys[at % len(keys)]
     for after in (octets, near, near[:-1], near + b"\0", near[:-1] + b"\xff"):
-        number = pattern.first_after(after)
+        number = pattern.first_after(after, pattern.shape())
         place = bisect_right(keys, after)
         assert (None if number is None else pattern.key(number)) == (
             keys[place] if place < len(keys) else None

@@ -19,6 +19,7 @@ from resolver.front.http import (
     identifiers,
     pages,
     public,
+    ranges,
     search,
 )
 from resolver.front.http.api_texts import CHINESE
@@ -31,7 +32,7 @@ SERVER = "http://127.0.0.1:8080"
 
 
 def node_description() -> dict[str, Any]:
-    fronts = (identifiers, batches, search, accounts)
+    fronts = (identifiers, batches, ranges, search, accounts)
     api = tuple(endpoint for front in fronts for endpoint in front.ENDPOINTS)
     own = public.public_endpoints(cast(Any, None), api)
     return describe((*api, *own), server=SERVER, version="1.2.3")

@@ -13,6 +13,7 @@ from .calls import IssuedKey, Resolved, Row
 from .change import Action, BatchResult, Change, Entry, Receipt, RowResult
 from .errors import BiaojieError
 from .identifier import Identifier, Key
+from .range import Range
 from .record import Permissions, Record, Reference, Status, Value
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "Permissions",
     "Prefix",
     "PrefixStatus",
+    "Range",
     "Receipt",
     "Record",
     "Reference",

@@ -28,6 +28,7 @@ from .client import Client
 from .errors import BiaojieError, InvalidIdentifier
 from .identifier import Identifier
 from .limits import BATCH_ROWS_MAX, RESOLVE_MANY_MAX
+from .range_calls import Ranges
 from .retry import Backoff
 from .streams import parse_name, resolve_chunk
 
@@ -181,6 +182,15 @@ class SyncKeys(_Face[Keys]):
     revoke = _call(Keys.revoke)
 
 
+class SyncRanges(_Face[Ranges]):
+    """The ranges of a prefix. Needs a key with rights on it, and an http(s):// address."""
+
+    list = _iterate(Ranges._pages, Ranges.list)
+    get = _call(Ranges.get)
+    register = _call(Ranges.register)
+    cut = _call(Ranges.cut)
+
+
 class SyncClient(_Face[Client]):
     """A node's client for code without an event loop, or inside one it does not own.
 
@@ -223,6 +233,7 @@ class SyncClient(_Face[Client]):
         super().__init__(thread, client)
         self.prefixes = SyncPrefixes(thread, client.prefixes)
         self.keys = SyncKeys(thread, client.keys)
+        self.ranges = SyncRanges(thread, client.ranges)
         self._end = weakref.finalize(self, thread.close, client.close)
 
     def __repr__(self) -> str:

@@ -27,11 +27,17 @@ HEADER_SCHEMAS: Mapping[str, Json] = {
     "If-None-Match": {},
     "Idempotency-Key": {"pattern": "^[!-~]([ -~]{0,253}[!-~])?$"},
 }
-PATH_EXAMPLES = {"identifier": "88.118.8/SN0001", "prefix": "88.118.8", "id": "abcd2345"}
+PATH_EXAMPLES = {
+    "identifier": "88.118.8/SN0001",
+    "range": "88.118.8/SN{00000000..99999999}",
+    "prefix": "88.118.8",
+    "id": "abcd2345",
+}
 _ABOUT_PARAMETERS = ("title", "description", "allowEmptyValue")
 ALWAYS = (400, 408, 413, 429, 500, 503, 504)
 TAGS = (
     ("identifiers", "Resolve, register, change and retire identifiers."),
+    ("ranges", "Identifiers registered by rule, any number in one call."),
     ("prefixes", "Prefixes homed at this node."),
     ("keys", "API keys: who may do what."),
     ("changes", "The hash-chained change log."),
