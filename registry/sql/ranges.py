@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from biaojie.identifier import Key
@@ -47,9 +47,19 @@ _LIST = (
     .order_by(_r.shape, _r.first)
     .limit(bindparam("limit"))
 )
-_NEXT_SHAPE = select(func.min(_r.shape)).where(
-    _r.prefix_id == _PREFIX_ID, _r.shape > bindparam("shape")
+# One seek for each shape: DISTINCT would read every range.
+_SHAPES = text("""
+WITH RECURSIVE known (prefix_id, shape) AS (
+    SELECT id, (SELECT min(shape) FROM ranges WHERE prefix_id = prefixes.id)
+    FROM prefixes WHERE name = :prefix
+    UNION ALL
+    SELECT prefix_id, (
+        SELECT min(shape) FROM ranges
+        WHERE prefix_id = known.prefix_id AND shape > known.shape
+    ) FROM known WHERE shape IS NOT NULL
 )
+SELECT shape FROM known WHERE shape IS NOT NULL
+""")
 _NEWEST = select(func.coalesce(func.max(_r.written), 0))
 _NAMES = (
     select(records.c.suffix, records.c.status)
@@ -106,15 +116,9 @@ def members_in(rows: Sequence[Row], keys: Sequence[Key]) -> dict[int, Record]:
 
 
 async def range_shapes(connection: AsyncConnection, prefix: str) -> list[bytes]:
-    """In order. There are at most SHAPES_MAX, each of which is one seek."""
-    shapes: list[bytes] = []
-    shape: bytes | None = b""
-    while shape is not None:
-        place = {"prefix": prefix, "shape": shape}
-        shape = await connection.scalar(_NEXT_SHAPE, place)
-        if shape is not None:
-            shapes.append(shape)
-    return shapes
+    """In order; at most SHAPES_MAX."""
+    rows = (await connection.execute(_SHAPES, {"prefix": prefix})).all()
+    return [row[0] for row in rows]
 
 
 async def _from(
