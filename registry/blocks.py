@@ -53,12 +53,13 @@ assert len(_STATUS_OF) == len(Status)
 
 
 class Block(NamedTuple):
-    """A row of the table. `first` and `last` are the folded suffixes of its ends, `sequence` the
-    greatest of its members', `blob` the content, compressed."""
+    """A row of the table. `first` and `last` are the folded suffixes of its ends, `size` counts its
+    members, `sequence` is the entry that wrote it (no member's is greater), `blob` the content,
+    compressed."""
 
     first: bytes
     last: bytes
-    count: int
+    size: int
     sequence: int
     blob: bytes
 
@@ -68,12 +69,12 @@ class Sealed(NamedTuple):
 
     first: bytes
     last: bytes
-    count: int
+    size: int
     blob: bytes
     digest: bytes
 
     def at(self, sequence: int) -> Block:
-        return Block(self.first, self.last, self.count, sequence, self.blob)
+        return Block(self.first, self.last, self.size, sequence, self.blob)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +188,8 @@ def cut(chunk: Chunk, now: int, *, case_sensitive: bool = False) -> Bulk:
     taken as checked.
     """
     total = len(chunk.suffixes)
+    if chunk.status is Status.RETIRED:
+        raise ValueError("the names of a chunk cannot be retired when they are registered")
     if not 0 < total <= CHUNK_MAX:
         raise ValueError(f"a chunk has 1 to {CHUNK_MAX} names, not {total}")
     # One step of the interpreter for all names; no name has a control character in it.

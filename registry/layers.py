@@ -51,7 +51,7 @@ def page_of(blocks: Sequence[Block], after: bytes, *, more: bool) -> Page:
     items = [
         (suffix, record)
         for block in blocks
-        for suffix, record in Members(block.blob, block.count, block.sequence).all()
+        for suffix, record in Members(block.blob, block.size, block.sequence).all()
         if suffix > after
     ]
     return Page(items, blocks[-1].last if more else None)

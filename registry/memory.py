@@ -25,7 +25,16 @@ from .changelog import ZERO
 from .layers import Page, merged, page_of
 from .matching import Match
 from .ranges import HeldRange, RangeKey, first_members, member_of, sought
-from .store import BLOCKS_MAX, INDEXING_MAX, Found, Loaded, ReceiptKey, Row, StoredReceipt
+from .store import (
+    BLOCKS_MAX,
+    INDEXING_MAX,
+    Found,
+    FoundInRange,
+    Loaded,
+    ReceiptKey,
+    Row,
+    StoredReceipt,
+)
 
 _FEW = 64
 """From this many new names on, sorting a prefix once is cheaper than inserting one by one."""
@@ -78,7 +87,7 @@ def _in_block(blocks: Sequence[Block], suffix: bytes) -> Record | None:
     if at < 0 or blocks[at].last < suffix:
         return None
     block = blocks[at]
-    return Members(block.blob, block.count, block.sequence).find(suffix)
+    return Members(block.blob, block.size, block.sequence).find(suffix)
 
 
 def _in_range(ranges: Sequence[tuple[RangeKey, HeldRange]], key: Key) -> Record | None:
@@ -132,12 +141,6 @@ class MemoryTransaction:
         """Those of the overlay, to be changed."""
         return self.overlay.blocks.setdefault(prefix, list(self._base.blocks.get(prefix, [])))
 
-    def _record(self, key: Key) -> Record | None:
-        kept = self._kept(key)
-        if isinstance(kept, _Marker):
-            return None
-        return self._beneath(key) if kept is None else kept
-
     def _beneath(self, key: Key) -> Record | None:
         found = _in_block(self._blocks(key.prefix), key.suffix)
         return _in_range(self.ranges(key.prefix), key) if found is None else found
@@ -151,7 +154,18 @@ class MemoryTransaction:
         )
 
     async def look_up(self, keys: Sequence[Key]) -> list[Found]:
-        return [Found(self._prefix(key.prefix), self._record(key)) for key in keys]
+        found = []
+        for key in keys:
+            kept: Record | _Marker | None = self._kept(key)
+            if kept is None:
+                kept = _in_block(self._blocks(key.prefix), key.suffix)
+            kind = Found
+            if kept is None:
+                kept, kind = _in_range(self.ranges(key.prefix), key), FoundInRange
+            record = None if isinstance(kept, _Marker) else kept
+            kind = kind if record is not None else Found
+            found.append(kind(self._prefix(key.prefix), record))
+        return found
 
     async def find_prefixes(self, names: Sequence[str]) -> dict[str, Prefix]:
         return {name: prefix for name in names if (prefix := self._prefix(name)) is not None}
@@ -215,6 +229,13 @@ class MemoryTransaction:
         suffixes = {*listed, *(s for s in changed if after is None or s > after)}
         found = ((suffix, self._kept(Key(prefix, suffix))) for suffix in sorted(suffixes))
         return [_row(suffix, kept) for suffix, kept in found if kept is not None][:limit]
+
+    async def look_up_marked(self, keys: Sequence[Key]) -> tuple[list[Found], set[Key]]:
+        marked = {key for key in keys if isinstance(self._kept(key), _Marker)}
+        return await self.look_up(keys), marked
+
+    async def find_beneath(self, keys: Sequence[Key]) -> list[Record | None]:
+        return [self._beneath(key) for key in keys]
 
     async def touched(self, prefix: str, spans: Sequence[tuple[bytes, bytes]]) -> list[int]:
         rows = [row.suffix for row in await self.list_rows(prefix, None, sys.maxsize)]
@@ -364,17 +385,7 @@ class MemoryStore:
         state.log.extend(overlay.log)
 
     async def look_up(self, keys: Sequence[Key]) -> list[Found]:
-        state = self._state
-        found = []
-        for key in keys:
-            kept = state.records.get(key)
-            if kept is None:
-                kept = _in_block(state.blocks.get(key.prefix, ()), key.suffix)
-            if kept is None:
-                kept = _in_range(state.ranges.get(key.prefix, ()), key)
-            record = None if isinstance(kept, _Marker) else kept
-            found.append(Found(state.prefixes.get(key.prefix), record))
-        return found
+        return await MemoryTransaction(self._state).look_up(keys)
 
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
         return await MemoryTransaction(self._state).list_all(prefix, after, limit)
@@ -385,6 +396,9 @@ class MemoryStore:
 
     async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
         return await MemoryTransaction(self._state).list_rows(prefix, after, limit)
+
+    async def find_beneath(self, keys: Sequence[Key]) -> list[Record | None]:
+        return await MemoryTransaction(self._state).find_beneath(keys)
 
     async def list_blocks(self, prefix: str, after: bytes | None, limit: int) -> list[Block]:
         blocks = self._state.blocks.get(prefix, [])

@@ -96,7 +96,7 @@ async def _taken(
     while at is not None:
         blocks = await tx.blocks_in(prefix, at, high)
         for block in blocks:
-            for suffix, _ in Members(block.blob, block.count, block.sequence).all():
+            for suffix, _ in Members(block.blob, block.size, block.sequence).all():
                 name = member(suffix) if low <= suffix <= high else None
                 if name is not None and suffix in hidden:
                     raise RangeTaken(
@@ -107,7 +107,7 @@ async def _taken(
                     )
                 if name is not None:
                     return name
-            seen = _counted(seen + block.count)
+            seen = _counted(seen + block.size)
         at = blocks[-1].last + b"\0" if len(blocks) == BLOCKS_MAX else None
     if purged:
         await tx.remove_rows(prefix, purged)

@@ -36,6 +36,12 @@ class Found(NamedTuple):
     record: Record | None
 
 
+class FoundInRange(Found):
+    """The same, of a name that nothing has but a range: `record` is that member of it."""
+
+    __slots__ = ()
+
+
 class ReceiptKey(NamedTuple):
     """An Idempotency-Key belongs to the API key that sent it."""
 
@@ -190,6 +196,8 @@ class Transaction(Protocol):
     async def look_up_marked(self, keys: Sequence[Key]) -> tuple[list[Found], set[Key]]:
         """As `look_up`, and which of the keys have a marker."""
         ...
+
+    async def find_beneath(self, keys: Sequence[Key]) -> list[Record | None]: ...
 
     async def blocks_in(self, prefix: str, first: bytes, last: bytes) -> list[Block]:
         """The blocks that have a suffix from `first` to `last` between their ends, in order; at

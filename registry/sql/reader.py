@@ -24,12 +24,13 @@ from ..store import (
     INDEXING_MAX,
     LOOK_UP_MAX,
     Found,
+    FoundInRange,
     ReceiptKey,
     StoredReceipt,
 )
 from ..store import Row as StoreRow
 from .blob import decode_blob
-from .direct import Row, Rows, direct
+from .direct import Direct, Row, Rows, direct
 from .ranges import member_page, members_in, newest_range_sequence, range_shapes
 from .tables import (
     IN_BLOCK,
@@ -142,14 +143,33 @@ def found_in(rows: Rows, keys: Sequence[Key]) -> list[Found]:
         hidden = {row[0] for row in rows.records if row[1] == PURGED}
         for n, member in members_in(rows.ranges, keys).items():
             if found[n].record is None and n not in hidden:
-                found[n] = _make_found(Found, (homed[keys[n].prefix], member))
+                found[n] = _make_found(FoundInRange, (homed[keys[n].prefix], member))
     return found
 
 
-def beneath(rows: Sequence[Row], keys: Sequence[Key]) -> list[int]:
-    """Numbers of the keys that have a record in what a look-up of the lower layers gave."""
-    lower = _Beneath()
-    return sorted({row[0] for row in rows if lower.record(keys[row[0]], row) is not None})
+async def beneath(driver: Direct, keys: Sequence[Key], ids: Sequence[int]) -> list[Record | None]:
+    """What the layers beneath the rows have for each key, given the numbers of its prefix."""
+    suffixes = [key.suffix for key in keys]
+    found: list[Record | None] = [None] * len(keys)
+    for n, member in members_in(await driver.in_ranges(ids, suffixes), keys).items():
+        found[n] = member
+    blocks = _Beneath()
+    for row in await driver.in_blocks(ids, suffixes):
+        found[row[0]] = blocks.record(keys[row[0]], row) or found[row[0]]
+    return found
+
+
+async def find_beneath(connection: AsyncConnection, keys: Sequence[Key]) -> list[Record | None]:
+    assert len(keys) <= LOOK_UP_MAX
+    ids = await prefix_ids(connection, list({key.prefix for key in keys}))
+    homed = [n for n, key in enumerate(keys) if key.prefix in ids]
+    found: list[Record | None] = [None] * len(keys)
+    if homed:
+        some = [keys[n] for n in homed]
+        lower = await beneath(direct(connection), some, [ids[key.prefix] for key in some])
+        for n, record in zip(homed, lower, strict=True):
+            found[n] = record
+    return found
 
 
 async def look_up(connection: AsyncConnection, keys: Sequence[Key]) -> list[Found]:

@@ -26,7 +26,7 @@ from . import reader
 from .blob import encode_blob
 from .direct import LogRow, Put, Rows, direct
 from .faults import translated
-from .ranges import find_ranges, list_row_names, members_in, range_rows, range_shapes
+from .ranges import find_ranges, list_row_names, range_rows, range_shapes
 from .tables import (
     PREFIX_STATUS_NUMBER,
     PURGED,
@@ -204,6 +204,21 @@ class SqlTransaction:
         with translated():
             return await self._driver.touched(prefix_id, spans)
 
+    async def look_up_marked(self, keys: Sequence[Key]) -> tuple[list[Found], set[Key]]:
+        assert len(keys) <= LOOK_UP_MAX
+        if not keys:
+            return [], set()
+        await self.flush()
+        with translated():
+            rows = await self._driver.look_up(keys)
+        marked = {keys[row[0]] for row in rows.records if row[1] == PURGED}
+        return self._found(rows, keys), marked
+
+    async def find_beneath(self, keys: Sequence[Key]) -> list[Record | None]:
+        connection = await self._reading()
+        with translated():
+            return await reader.find_beneath(connection, keys)
+
     async def blocks_in(self, prefix: str, first: bytes, last: bytes) -> list[Block]:
         connection = await self._reading()
         with translated():
@@ -284,10 +299,8 @@ class SqlTransaction:
             return []
         await self.flush()
         with translated():
-            names = [ids[key.prefix] for key in keys], [key.suffix for key in keys]
-            in_blocks = reader.beneath(await self._driver.in_blocks(*names), keys)
-            in_ranges = members_in(await self._driver.in_ranges(*names), keys)
-        return sorted({*in_blocks, *in_ranges})
+            found = await reader.beneath(self._driver, keys, [ids[key.prefix] for key in keys])
+        return [n for n, record in enumerate(found) if record is not None]
 
     async def change_rows(self, added: Iterable[Match], removed: Iterable[Match]) -> None:
         names = [f"at_{name}" for name in _ROW]

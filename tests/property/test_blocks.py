@@ -43,13 +43,13 @@ def all_of(sealed: tuple[blocks.Sealed, ...] | list[blocks.Sealed]) -> list[Memb
     found = []
     for at in sealed:
         assert at.digest == hashlib.sha256(content_of(at.blob)).digest()
-        members = Members(at.blob, at.count, 9)
+        members = Members(at.blob, at.size, 9)
         one_by_one = [
             Member(suffix, members.record(n)) for n, suffix in enumerate(members.suffixes())
         ]
         assert members.all() == one_by_one
         assert (at.first, at.last) == (one_by_one[0].suffix, one_by_one[-1].suffix)
-        assert at.count == len(one_by_one) <= blocks.MEMBERS_MAX
+        assert at.size == len(one_by_one) <= blocks.MEMBERS_MAX
         for member in one_by_one:
             assert members.find(member.suffix) == member.record
             for other in (member.suffix + b"0", member.suffix[:-1], b"", b"~"):
