@@ -234,8 +234,8 @@ class MemoryTransaction:
         marked = {key for key in keys if isinstance(self._kept(key), _Marker)}
         return await self.look_up(keys), marked
 
-    async def find_beneath(self, keys: Sequence[Key]) -> list[Record | None]:
-        return [self._beneath(key) for key in keys]
+    async def find_in_blocks(self, keys: Sequence[Key]) -> list[Record | None]:
+        return [_in_block(self._blocks(key.prefix), key.suffix) for key in keys]
 
     async def touched(self, prefix: str, spans: Sequence[tuple[bytes, bytes]]) -> list[int]:
         rows = [row.suffix for row in await self.list_rows(prefix, None, sys.maxsize)]
@@ -397,8 +397,8 @@ class MemoryStore:
     async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
         return await MemoryTransaction(self._state).list_rows(prefix, after, limit)
 
-    async def find_beneath(self, keys: Sequence[Key]) -> list[Record | None]:
-        return await MemoryTransaction(self._state).find_beneath(keys)
+    async def find_in_blocks(self, keys: Sequence[Key]) -> list[Record | None]:
+        return await MemoryTransaction(self._state).find_in_blocks(keys)
 
     async def list_blocks(self, prefix: str, after: bytes | None, limit: int) -> list[Block]:
         blocks = self._state.blocks.get(prefix, [])

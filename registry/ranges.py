@@ -22,7 +22,7 @@ from typing import NamedTuple
 import msgpack
 
 from biaojie.errors import InvalidRecord
-from biaojie.identifier import Identifier, fold_prefix
+from biaojie.identifier import Identifier, Key, fold_prefix
 from biaojie.limits import IDENTIFIER_CHARS_MAX
 from biaojie.making import maker
 from biaojie.range import Range
@@ -333,6 +333,28 @@ def _normal(
 
 parse_stored = lru_cache(maxsize=4_096)(parse_pattern)
 """For what a registry holds, which is asked for again and again."""
+
+
+class Span(NamedTuple):
+    """All folded suffixes of a folded prefix from `first` to `last`."""
+
+    prefix: str
+    first: bytes
+    last: bytes
+
+    def has(self, key: Key) -> bool:
+        return self.prefix == key.prefix and self.first <= key.suffix <= self.last
+
+
+def span_of(name: str, *, case_sensitive: bool = False) -> Span:
+    """Where the members are of a range that the log names."""
+    prefix, _, text = name.partition("/")
+    pattern = parse_stored(text)
+    first, last = (
+        pattern.key(number, case_sensitive=case_sensitive)
+        for number in (pattern.first, pattern.last)
+    )
+    return Span(fold_prefix(prefix), first, last)
 
 
 # What a registry holds ------------------------------------------------------------------

@@ -51,7 +51,7 @@ from .operations import (
 )
 from .range_staging import Ground, decide_range, survey
 from .ranges import HeldRange, RangeKey, range_digest
-from .store import LOOK_UP_MAX, Found, Loaded, ReceiptKey, Transaction
+from .store import LOOK_UP_MAX, Found, FoundInRange, Loaded, ReceiptKey, Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +213,8 @@ class Staging:
             holds=self._holds(caller, found.record, [key.prefix]) if caller.handle else 0,
         )
         record = decision.record
+        if isinstance(loaded, FoundInRange) and found.record is not None:
+            self._leave_range(found.record, caller)
         if record is None:
             assert found.record is not None
             self._set(self.found, key, Found(found.prefix, None))
@@ -229,6 +231,11 @@ class Staging:
             caller,
             record_digest(record),
         )
+
+    def _leave_range(self, member: Record, caller: Caller) -> None:
+        """It is a record of its own from the change on that is noted next."""
+        name, digest = str(member.identifier), record_digest(member)
+        self.changes.append(Change(Action.LEAVE_RANGE, name, member.version, caller.key_id, digest))
 
     def _apply_prefix(self, operation: HomePrefix | ChangePrefix, caller: Caller) -> Receipt:
         folded = fold_prefix(operation.name)

@@ -92,9 +92,8 @@ class ReadStore(Protocol):
         """The blocks (at most BLOCKS_MAX) of the folded prefix that begin > `after`, in order."""
         ...
 
-    async def find_beneath(self, keys: Sequence[Key]) -> list[Record | None]:
-        """What the layers beneath the rows have for these keys (at most 4,096), whether or not a
-        row lies over it."""
+    async def find_in_blocks(self, keys: Sequence[Key]) -> list[Record | None]:
+        """What blocks have for these keys (at most 4,096), whether or not a row lies over it."""
         ...
 
     async def list_ranges(self, prefix: str, after: RangeKey | None, limit: int) -> list[HeldRange]:
@@ -197,7 +196,7 @@ class Transaction(Protocol):
         """As `look_up`, and which of the keys have a marker."""
         ...
 
-    async def find_beneath(self, keys: Sequence[Key]) -> list[Record | None]: ...
+    async def find_in_blocks(self, keys: Sequence[Key]) -> list[Record | None]: ...
 
     async def blocks_in(self, prefix: str, first: bytes, last: bytes) -> list[Block]:
         """The blocks that have a suffix from `first` to `last` between their ends, in order; at

@@ -148,18 +148,16 @@ def found_in(rows: Rows, keys: Sequence[Key]) -> list[Found]:
 
 
 async def beneath(driver: Direct, keys: Sequence[Key], ids: Sequence[int]) -> list[Record | None]:
-    """What the layers beneath the rows have for each key, given the numbers of its prefix."""
+    """What blocks have for each key, given the numbers of its prefix."""
     suffixes = [key.suffix for key in keys]
     found: list[Record | None] = [None] * len(keys)
-    for n, member in members_in(await driver.in_ranges(ids, suffixes), keys).items():
-        found[n] = member
     blocks = _Beneath()
     for row in await driver.in_blocks(ids, suffixes):
         found[row[0]] = blocks.record(keys[row[0]], row) or found[row[0]]
     return found
 
 
-async def find_beneath(connection: AsyncConnection, keys: Sequence[Key]) -> list[Record | None]:
+async def find_in_blocks(connection: AsyncConnection, keys: Sequence[Key]) -> list[Record | None]:
     assert len(keys) <= LOOK_UP_MAX
     ids = await prefix_ids(connection, list({key.prefix for key in keys}))
     homed = [n for n, key in enumerate(keys) if key.prefix in ids]

@@ -26,7 +26,7 @@ from . import reader
 from .blob import encode_blob
 from .direct import LogRow, Put, Rows, direct
 from .faults import translated
-from .ranges import find_ranges, list_row_names, range_rows, range_shapes
+from .ranges import find_ranges, list_row_names, members_in, range_rows, range_shapes
 from .tables import (
     PREFIX_STATUS_NUMBER,
     PURGED,
@@ -214,10 +214,10 @@ class SqlTransaction:
         marked = {keys[row[0]] for row in rows.records if row[1] == PURGED}
         return self._found(rows, keys), marked
 
-    async def find_beneath(self, keys: Sequence[Key]) -> list[Record | None]:
+    async def find_in_blocks(self, keys: Sequence[Key]) -> list[Record | None]:
         connection = await self._reading()
         with translated():
-            return await reader.find_beneath(connection, keys)
+            return await reader.find_in_blocks(connection, keys)
 
     async def blocks_in(self, prefix: str, first: bytes, last: bytes) -> list[Block]:
         connection = await self._reading()
@@ -299,8 +299,11 @@ class SqlTransaction:
             return []
         await self.flush()
         with translated():
-            found = await reader.beneath(self._driver, keys, [ids[key.prefix] for key in keys])
-        return [n for n, record in enumerate(found) if record is not None]
+            of = [ids[key.prefix] for key in keys]
+            found = await reader.beneath(self._driver, keys, of)
+            rows = await self._driver.in_ranges(of, [key.suffix for key in keys])
+        members = members_in(rows, keys)
+        return [n for n, record in enumerate(found) if record is not None or n in members]
 
     async def change_rows(self, added: Iterable[Match], removed: Iterable[Match]) -> None:
         names = [f"at_{name}" for name in _ROW]

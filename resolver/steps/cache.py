@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from sys import getsizeof
@@ -27,6 +27,7 @@ from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 from registry.changelog import subject_key
 from registry.handle_rights import ancestors
+from registry.ranges import Span, span_of
 
 from ..core import Answer, Cached, Onward, Outcome, Source
 from ..health import Health
@@ -38,6 +39,7 @@ _OCTETS_BYTES = getsizeof(b"")
 _REFERENCE_BYTES = 60
 _FAILURES = (TemporarilyUnavailable, DeadlineExceeded, OverCapacity, Internal)
 _LATER = Answer(None, None, Source.STORE, 0, 0)
+SPANS_MAX = 1_024
 STALE_TTL_S = 30  # RFC 8767 §4: how long others may keep a stale answer
 
 
@@ -102,6 +104,8 @@ class CacheStep:
         self.cached: S3Fifo[Key, Cached] = S3Fifo(bytes_max, _bury)
         self.absent: OrderedDict[Key, _Absent] = OrderedDict()
         self._flights: dict[Key, _Flight] = {}
+        self._spans: deque[tuple[float, Span]] = deque()
+        """Spans in which names were registered together lately, and when we heard of it."""
         self.counts = {"hit": 0, "stale": 0, "absent-hit": 0, "miss": 0, "joined": 0}
 
     async def resolve(self, keys: Sequence[Key], onward: Onward) -> list[Outcome]:
@@ -147,7 +151,11 @@ class CacheStep:
                 return self._hit(entry, now)
         elif not self._health.down:
             absent = self.absent.get(key)
-            if absent is not None and now < absent.fetched + self._absent_ttl_s:
+            if (
+                absent is not None
+                and now < absent.fetched + self._absent_ttl_s
+                and not self._registered_since(key, absent.fetched)
+            ):
                 self.counts["absent-hit"] += 1
                 return Answer(None, absent.absence, Source.CACHE, int(now - absent.fetched), 0)
         return None
@@ -237,6 +245,12 @@ class CacheStep:
             if change.action in (Action.HOME_PREFIX, Action.CHANGE_PREFIX):
                 prefixes.add(fold_prefix(change.subject))
                 continue
+            if change.action is Action.REGISTER_RANGE:
+                self._register_span(span_of(change.subject, case_sensitive=self._case_sensitive))
+                continue
+            if change.action is Action.CUT_RANGE:
+                self._forget_span(span_of(change.subject, case_sensitive=self._case_sensitive))
+                continue
             self._forget_key(subject_key(change.subject, case_sensitive=self._case_sensitive))
         if prefixes:
             self._forget_prefixes(prefixes)
@@ -245,6 +259,30 @@ class CacheStep:
         self._drop(key)
         self.absent.pop(key, None)
         self._flights.pop(key, None)
+
+    def _register_span(self, span: Span) -> None:
+        """Names of a span were registered: what is remembered as absent may be no more.
+
+        They are not looked for: a span may have any number, and one that is asked for again is
+        held against the spans of the last seconds."""
+        now = self._clock()
+        while self._spans and self._spans[0][0] + self._absent_ttl_s < now:
+            self._spans.popleft()
+        self._spans.append((now, span))
+        if len(self._spans) > SPANS_MAX:
+            self._spans.clear()
+            self.absent.clear()
+        for key in [key for key in self._flights if span.has(key)]:
+            del self._flights[key]
+
+    def _registered_since(self, key: Key, fetched: float) -> bool:
+        return any(at >= fetched and span.has(key) for at, span in self._spans)
+
+    def _forget_span(self, span: Span) -> None:
+        # Rare, as changes of prefixes are.
+        for keys in (self.cached, self.absent, self._flights):
+            for key in [key for key in keys if span.has(key)]:
+                self._forget_key(key)
 
     def _forget_prefixes(self, prefixes: set[str]) -> None:
         # Rare, and the caches are bounded: a scan is cheaper than an index kept on every write.
