@@ -383,6 +383,11 @@ class Members:
         self.count = count
         self.sequence = sequence
 
+    @property
+    def alike_in_age(self) -> bool:
+        """Whether one entry wrote all of them, the one that wrote the block."""
+        return bool(self._parts[7] == 0)
+
     def suffixes(self) -> list[bytes]:
         if self._suffixes is None:
             self._suffixes = _all(self._parts[2], self.count)

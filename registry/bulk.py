@@ -237,7 +237,7 @@ async def _merge(work: Rewriting, fresh: Sequence[list[Member]], marked: Sequenc
         for block in await _blocks_in(work.tx, work.prefix, run[0].suffix, run[-1].suffix):
             work.dissolve(block)
     old = await _each(members_of, list(work.gone.values()))
-    hidden = await work.tx.find_beneath(marked)
+    hidden = await work.tx.find_in_blocks(marked)
 
     def cut() -> list[Sealed]:
         new = {member.suffix for run in fresh for member in run}

@@ -120,12 +120,15 @@ def _shared(distinct: set[str]) -> str:
 
 
 def _action(changes: Sequence[Change]) -> str:
-    """What they have in common. Rewriting blocks is part of what it is done for."""
+    """What they have in common. Rewriting blocks is part of what it is done for, and
+    leaving a range of the change that follows."""
     actions = {change.action for change in changes}
     if Action.BULK in actions or Action.COMPACT in actions:
         actions -= {Action.DISSOLVE, Action.FOLD}
     if Action.BULK in actions:
         actions -= {Action.COMPACT}
+    if len(actions) > 1:
+        actions -= {Action.LEAVE_RANGE}
     return _shared(set(actions))
 
 
