@@ -34,7 +34,7 @@ RANGES_PAGE = 16
 _r = ranges.c
 _HELD = (_r.status, _r.version, _r.sequence, _r.written, _r.template, _r.blob)
 _PREFIX_ID = select(prefixes.c.id).where(prefixes.c.name == bindparam("prefix")).scalar_subquery()
-_OF_PREFIX = select(_r.shape, _r.first, *_HELD).where(_r.prefix_id == _PREFIX_ID)
+_OF_PREFIX = select(_r.shape, _r.first, _r.last, *_HELD).where(_r.prefix_id == _PREFIX_ID)
 _OF_SHAPE = _OF_PREFIX.where(_r.shape == bindparam("shape")).order_by(_r.first)
 _FROM = _OF_SHAPE.where(_r.first > bindparam("run")).limit(bindparam("limit"))
 _AROUND = (
@@ -79,6 +79,16 @@ def held_in(prefix: str, row: Sequence[Any]) -> HeldRange:
     status, version, sequence, written, template, blob = row
     rule = decode_blob(blob, Key(prefix, b""), STATUS_OF[status], version, sequence, template)
     return HeldRange(rule, parse_stored(rule.identifier.suffix), written)
+
+
+def _checked(prefix: str, row: Sequence[Any]) -> HeldRange:
+    """From shape, first, last and what `held_in` takes. Raises ValueError on a damaged row."""
+    shape, first, last, *rest = row
+    held = held_in(prefix, rest)
+    kept = (shape.upper(), (first, last))  # whether suffixes fold is not known here
+    if kept != (held.pattern.shape(), held.pattern.runs):
+        raise ValueError(f"the range {held.name} is not found by its members")
+    return held
 
 
 def range_rows(put: Mapping[RangeKey, HeldRange], ids: Mapping[str, int]) -> list[tuple[Any, ...]]:
@@ -130,7 +140,7 @@ async def _from(
     rows = [*rows, *(await connection.execute(_FROM, {**place, "limit": limit})).all()]
     found = [
         (RangeKey(first.prefix, shape, run), held_in(first.prefix, row))
-        for shape, run, *row in rows
+        for shape, run, _, *row in rows
     ]
     return [each for each in found if each[1].pattern.runs[1] >= first.first][:limit]
 
@@ -150,11 +160,11 @@ async def list_ranges(
         shape = after.shape
         place = {"prefix": prefix, "shape": shape, "run": after.first, "limit": limit}
         rows = (await connection.execute(_FROM, place)).all()
-        found = [held_in(prefix, row[2:]) for row in rows]
+        found = [_checked(prefix, row) for row in rows]
     if len(found) < limit:
         place = {"prefix": prefix, "shape": shape, "limit": limit - len(found)}
         rows = (await connection.execute(_LIST, place)).all()
-        found += [held_in(prefix, row[2:]) for row in rows]
+        found += [_checked(prefix, row) for row in rows]
     return found
 
 
