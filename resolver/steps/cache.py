@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from sys import getsizeof
 
-from biaojie.change import Action, Entry
+from biaojie.change import Action, Change, Entry
 from biaojie.errors import (
     BiaojieError,
     DeadlineExceeded,
@@ -40,6 +40,8 @@ _REFERENCE_BYTES = 60
 _FAILURES = (TemporarilyUnavailable, DeadlineExceeded, OverCapacity, Internal)
 _LATER = Answer(None, None, Source.STORE, 0, 0)
 SPANS_MAX = 1_024
+_KEPT_ELSEWHERE = (Action.COMPACT, Action.DISSOLVE, Action.FOLD)
+"""Changes of where records are kept, and not of what they are."""
 STALE_TTL_S = 30  # RFC 8767 §4: how long others may keep a stale answer
 
 
@@ -239,7 +241,13 @@ class CacheStep:
     def forget(self, entry: Entry) -> None:
         """Drop everything that a commit changed."""
         prefixes: set[str] = set()
+        runs: dict[str, Span] = {}
         for change in entry.changes:
+            if change.action is Action.BULK:
+                self._widen(runs, change)
+                continue
+            if change.action in _KEPT_ELSEWHERE:
+                continue
             if change.action in (Action.ISSUE_KEY, Action.REVOKE_KEY):
                 continue
             if change.action in (Action.HOME_PREFIX, Action.CHANGE_PREFIX):
@@ -252,8 +260,21 @@ class CacheStep:
                 self._forget_span(span_of(change.subject, case_sensitive=self._case_sensitive))
                 continue
             self._forget_key(subject_key(change.subject, case_sensitive=self._case_sensitive))
+        for span in runs.values():
+            self._register_span(span)
         if prefixes:
             self._forget_prefixes(prefixes)
+
+    @staticmethod
+    def _widen(runs: dict[str, Span], run: Change) -> None:
+        """Take a run of new names into the one span kept for its prefix: to ask again for some
+        that lie between is cheaper than to remember hundreds of spans."""
+        prefix, _, text = run.subject.partition("/")
+        first, last = text.encode(), run.last.encode()
+        known = runs.get(prefix)
+        if known is not None:
+            first, last = min(first, known.first), max(last, known.last)
+        runs[prefix] = Span(prefix, first, last)
 
     def _forget_key(self, key: Key) -> None:
         self._drop(key)

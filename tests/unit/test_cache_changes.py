@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from biaojie.change import Action
+from biaojie.change import Action, Change
 from biaojie.errors import (
     BiaojieError,
     DeadlineExceeded,
@@ -325,3 +325,41 @@ async def test_a_cut_drops_the_members_at_once(world: World) -> None:
     assert other.alive
     assert (await world.ask("SN15")).source is Source.CACHE
     assert (await world.ask("SN05")).source is Source.STORE
+
+
+# Bulk registration ----------------------------------------------------------------------
+
+
+def run(first: str, last: str, action: Action = Action.BULK) -> Change:
+    return Change(action, f"{PREFIX}/{first}", 0, "key", bytes(32), last, 2)
+
+
+async def test_new_runs_end_absences_between_their_ends(world: World) -> None:
+    world.absence = IdentifierNotFound
+    for suffix in ("SN05", "SN95", "TN05"):
+        await world.ask(suffix)
+    world.absence = None
+    world.append(run("SN00", "SN09"), run("SN90", "SN99"))
+    for suffix in ("SN05", "SN95"):
+        assert (await world.ask(suffix)).record is not None
+    assert (await world.ask("TN05")).absence is IdentifierNotFound
+
+
+async def test_a_look_up_that_began_before_a_run_is_not_kept(world: World) -> None:
+    world.absence, world.gate = IdentifierNotFound, asyncio.Event()
+    early = world.later("SN05")
+    await turns()
+    world.append(run("SN00", "SN09"))
+    world.absence = None
+    late = world.later("SN05")
+    await turns()
+    world.gate.set()
+    assert (await early).absence is IdentifierNotFound
+    assert (await late).record is not None
+
+
+async def test_compaction_drops_nothing(world: World) -> None:
+    await world.ask("SN05")
+    changes = [run("SN00", "SN09", action) for action in (Action.COMPACT, Action.DISSOLVE)]
+    world.append(*changes, Change(Action.FOLD, f"{PREFIX}/SN05", 1, "key", bytes(32), "", 1))
+    assert (await world.ask("SN05")).source is Source.CACHE

@@ -149,6 +149,15 @@ _TEXTS = (
         "`tenant` may be empty only for the role admin, which acts for every tenant.",
         "仅管理员角色的 `tenant` 可以为空，它可代表所有租户。",
     ),
+    Text(
+        "Of a run: the folded suffix of its last identifier.",
+        "连续段：最后一个标识的后缀（大写归一形式）。",
+    ),
+    Text(
+        "Of a run: how many identifiers it has. Of `fold`: the version of what lay beneath in a"
+        " block.",
+        "连续段：所含标识数量。`fold`：数据块中被覆盖成员的版本。",
+    ),
     Text("The secret. It is shown this once and not kept.", "密钥全文。仅显示这一次，节点不保存。"),
     Text("Data that is not plain text.", "非纯文本的数据。"),
     Text(

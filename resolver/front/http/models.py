@@ -453,6 +453,12 @@ class ChangeReply(Shape):
     version: int
     actor: str
     digest: Hex32
+    last: str = Field("", description="Of a run: the folded suffix of its last identifier.")
+    count: int = Field(
+        0,
+        description="Of a run: how many identifiers it has. Of `fold`: the version of what lay"
+        " beneath in a block.",
+    )
 
 
 class EntryReply(Shape):
