@@ -81,9 +81,18 @@ class Rewriting:
                 blocks_max=REWRITTEN_MAX,
             )
 
-    def fold(self, suffix: bytes, above: Member | None, beneath: Member | None) -> None:
-        """Take a row (`above`) or the mark of a purge off what lay beneath in a block."""
-        self.bared.append(suffix)
+    def fold(
+        self,
+        suffix: bytes,
+        above: Member | None,
+        beneath: Member | None,
+        *,
+        stays: bool = False,
+    ) -> None:
+        """Take a row (`above`) or the mark of a purge off what lay beneath in a block, or where
+        the mark `stays` only that from beneath it."""
+        if not stays:
+            self.bared.append(suffix)
         names = {str(m.record.identifier): None for m in (above, beneath) if m is not None}
         for name in names:
             row = above if above is not None and str(above.record.identifier) == name else None
@@ -290,6 +299,8 @@ async def compact(
         rows = [row for row in rows if row.suffix <= on]
     cold = {row.suffix: row for row in rows if row.sequence < before}
     runs = await _each(members_of, blocks)
+    marked = [Key(prefix, suffix) for suffix, row in cold.items() if row.record is None]
+    in_ranges = await tx.members_of_ranges(marked)  # these would show again without the mark
     work = Rewriting(tx, prefix, sequence, actor)
     markers = 0
 
@@ -324,8 +335,9 @@ async def compact(
             work.made += seal(cluster, sequence)
         for suffix, member in beneath.items():
             if cold[suffix].record is None:
-                work.fold(suffix, None, member)
-                markers += 1
+                stays = Key(prefix, suffix) in in_ranges
+                work.fold(suffix, None, member, stays=stays)
+                markers += not stays
         return folded
 
     folded = await asyncio.to_thread(fold)

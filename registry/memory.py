@@ -213,6 +213,9 @@ class MemoryTransaction:
         names = [(row.suffix, row.record is None) for row in rows if first <= row.suffix <= last]
         return [each for each in names if len(each[0]) == octets][:limit]
 
+    async def members_of_ranges(self, keys: Sequence[Key]) -> set[Key]:
+        return {key for key in keys if _in_range(self.ranges(key.prefix), key) is not None}
+
     async def change_ranges(
         self, gone: Iterable[RangeKey], put: Mapping[RangeKey, HeldRange]
     ) -> None:

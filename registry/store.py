@@ -246,6 +246,10 @@ class Transaction(Protocol):
         whether the row is only a marker."""
         ...
 
+    async def members_of_ranges(self, keys: Sequence[Key]) -> set[Key]:
+        """Those of the keys (at most 4,096) that a range has, whatever lies over it."""
+        ...
+
     async def change_ranges(
         self, gone: Iterable[RangeKey], put: Mapping[RangeKey, HeldRange]
     ) -> None:

@@ -177,6 +177,16 @@ class SqlTransaction:
         with translated():
             return await list_row_names(connection, prefix, first, last, octets, limit)
 
+    async def members_of_ranges(self, keys: Sequence[Key]) -> set[Key]:
+        assert len(keys) <= LOOK_UP_MAX
+        ids = await self._ids(key.prefix for key in keys)
+        await self.flush()
+        with translated():
+            rows = await self._driver.in_ranges(
+                [ids[key.prefix] for key in keys], [key.suffix for key in keys]
+            )
+        return {keys[n] for n in members_in(rows, keys)}
+
     async def change_ranges(
         self, gone: Iterable[RangeKey], put: Mapping[RangeKey, HeldRange]
     ) -> None:
@@ -301,9 +311,8 @@ class SqlTransaction:
         with translated():
             of = [ids[key.prefix] for key in keys]
             found = await reader.beneath(self._driver, keys, of)
-            rows = await self._driver.in_ranges(of, [key.suffix for key in keys])
-        members = members_in(rows, keys)
-        return [n for n, record in enumerate(found) if record is not None or n in members]
+        members = await self.members_of_ranges(keys)
+        return [n for n, record in enumerate(found) if record is not None or keys[n] in members]
 
     async def change_rows(self, added: Iterable[Match], removed: Iterable[Match]) -> None:
         names = [f"at_{name}" for name in _ROW]
