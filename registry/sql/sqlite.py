@@ -97,7 +97,7 @@ FROM w CROSS JOIN ranges AS r ON r.prefix_id = w.prefix_id AND r.shape = w.shape
     WHERE prefix_id = w.prefix_id AND shape = w.shape AND first <= w.run
 ) AND r.last >= w.run
 """
-_RANGED = "SELECT 1 FROM ranges WHERE prefix_id = ? LIMIT 1"
+RANGED = "SELECT 1 FROM ranges WHERE prefix_id = ? LIMIT 1"
 _SOUGHT_MAX = 4_096
 """Ways to be a member that one statement asks for: of each it takes four parameters."""
 TOUCHED = """
@@ -195,7 +195,7 @@ def _in_blocks(raw: sqlite3.Connection, names: Sequence[Any]) -> list[Row]:
 def _in_ranges(raw: sqlite3.Connection, names: Sequence[Any]) -> list[Row]:
     """Of names given as number, prefix_id, suffix, one after the other."""
     ids = names[1::3]
-    ranged = {id_ for id_ in set(ids) if raw.execute(_RANGED, (id_,)).fetchone()}
+    ranged = {id_ for id_ in set(ids) if raw.execute(RANGED, (id_,)).fetchone()}
     if not ranged:
         return []  # as nearly always
     wanted: list[Any] = []
@@ -216,7 +216,7 @@ def _touched(
     def has(first: bytes, last: bytes) -> bool:
         return bool(raw.execute(TOUCHED, (prefix_id, first, last)).fetchone()[0])
 
-    if raw.execute(_RANGED, (prefix_id,)).fetchone():
+    if raw.execute(RANGED, (prefix_id,)).fetchone():
         return list(range(len(spans)))  # shapes are no intervals of names
     if not spans or not has(spans[0][0], spans[-1][1]):
         return []  # as nearly always
