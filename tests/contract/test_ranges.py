@@ -20,7 +20,10 @@ from biaojie.errors import (
 from biaojie.identifier import Identifier, Key
 from biaojie.record import Record, Status, Value
 from registry.admission import SYSTEM
+from registry.indexing import index_page
+from registry.matching import Criterion
 from registry.operations import (
+    ChangePrefix,
     Create,
     CutRange,
     HomePrefix,
@@ -356,3 +359,24 @@ async def check(store: Store, model: Model, dice: random.Random) -> None:
     names = [f"{stem}{n:02}{end}" for stem in ("A", "B1-") for n in range(100) for end in ("", "Z")]
     looked_up = [record for record in await found(store, *names) if record is not None]
     assert state(looked_up) == {n: s for n, s in model.records.items() if n in names}
+
+
+async def test_members_are_not_indexed_one_by_one(store: Store, registrar: Registrar) -> None:
+    """Declaring a type searchable reads records, of which a range has none."""
+    await submit(registrar, ranged("SN{00000000..99999999}"))
+    await submit(registrar, Create(name("T1"), (URL,)))
+    await submit(registrar, Put(name("SN00000005"), (URL,)))
+    await submit(registrar, ChangePrefix(PREFIX, searchable=("URL",)))
+    for _ in range(3):
+        [prefix] = (await store.find_prefixes([PREFIX])).values()
+        if not await index_page(store, prefix):
+            break
+    matched = await store.find_matches(
+        Criterion("URL", URL.data).digest, private=True, prefix=None, after=Key("", b""), limit=9
+    )
+    assert matched == [Key(PREFIX, b"SN00000005"), Key(PREFIX, b"T1")]
+    await submit(registrar, Put(name("SN00000006"), (URL,)), Retire(name("SN00000005")))
+    matched = await store.find_matches(
+        Criterion("URL", URL.data).digest, private=True, prefix=None, after=Key("", b""), limit=9
+    )
+    assert matched == [Key(PREFIX, b"SN00000006"), Key(PREFIX, b"T1")]
