@@ -131,8 +131,8 @@ async def test_an_idempotency_key(registrar: Registrar, entries: list[Entry]) ->
     assert (first.count, first.refused, first.replayed) == (1, (f"{PREFIX}/A",), False)
     again = await registrar.load(OWN, chunk(["A", "B"]), idempotency=key)
     assert again == replace(first, replayed=True)
+    other = Idempotency("a key", b"g" * 32)
     with pytest.raises(IdempotencyMismatch):
-        other = Idempotency("a key", b"g" * 32)
         await registrar.load(OWN, chunk(["C"]), idempotency=other)
     assert len(entries) == 2
 
