@@ -9,7 +9,7 @@ HOST ?= 127.0.0.1
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test peers balanced check fuzz rolling browser bench-peers soak overload clean
+.PHONY: help run test peers balanced check fuzz layers rolling browser bench-peers soak overload clean
 
 help:
 	@echo 'make run    a node on an embedded registry with sample data   (PORT=8080 HOST=127.0.0.1 DATA=data)'
@@ -18,6 +18,7 @@ help:
 	@echo 'make balanced   two nodes behind HAProxy: restarts, a killed node (needs haproxy)'
 	@echo 'make check  ruff, mypy and the layer test'
 	@echo 'make fuzz   a million mutated Handle packets against the codec   (PACKETS=1000000 SEED=1)'
+	@echo 'make layers  rows over blocks against a plain dictionary, millions of operations   (LAYERS_STEPS=100000 SEED=1)'
 	@echo 'make rolling  workers are replaced over and over under full load, nothing is lost   (ROLLING_S=60)'
 	@echo 'make bench-peers  our fronts against nginx, redis, NSD and limits in C   (BENCH="--only http")'
 	@echo 'make overload  five times the peak, a loud tenant, a flood of unknown names   (BENCH="--rounds 3")'
@@ -60,6 +61,11 @@ PACKETS ?= 1000000
 SEED ?= 1
 fuzz: $(VENV)/.test
 	@$(BIN)/python -m tests.fuzz.handle_packets --packets $(PACKETS) --seed $(SEED)
+
+# The layered registry against a plain dictionary, on every store.
+LAYERS_STEPS ?= 100000
+layers: $(VENV)/.test
+	@LAYERS_STEPS=$(LAYERS_STEPS) LAYERS_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/property/test_layers_model.py
 
 ROLLING_S ?= 60
 rolling: $(VENV)/.test

@@ -157,3 +157,18 @@ def test_what_is_no_block_says_so() -> None:
     for bad in (b"", b"x", good[:-1], huge, other):
         with pytest.raises(ValueError, match="block"):
             Members(bad, 2, 1)
+
+
+def test_the_content_of_a_block_is_for_ever() -> None:
+    """Its digest is in change logs: another content for the same members would not verify."""
+    shapes = [[Value(1, "URL", b""), Value(2, "LOT", b"", ttl=5)], []]
+    columns = [[b"https://a/1", b"https://a/30"], [b"x", b"yy"]]
+    chunk = Chunk(
+        "88.118.8", ["sn1", "SN2", "sn30"], shapes, columns, [0, 1, 0], Status.ACTIVE, "8/t"
+    )
+    [sealed] = cut(chunk, 1_700_000_000).sealed
+    assert content_of(sealed.blob).hex() == (
+        "9d01a838382e3131382e3893c402534e93010102c4043132333093c40093030304c40a736e31534e32736e3330"
+        "01a3382f740100ce6553f1000092929201a355524c9302a34c4f5481010590c4030001009293c40a68747470"
+        "733a2f2f612f920102c40331333093c400920102c403787979"
+    )
