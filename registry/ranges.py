@@ -13,7 +13,7 @@ import hashlib
 import heapq
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import msgpack
 
+from biaojie.change import Action, Change
 from biaojie.errors import InvalidRecord
 from biaojie.identifier import Identifier, Key, fold_prefix
 from biaojie.limits import IDENTIFIER_CHARS_MAX
@@ -28,7 +29,7 @@ from biaojie.making import maker
 from biaojie.range import Range
 from biaojie.record import Record, Status, make_record, make_value
 
-from .changelog import record_digest
+from .changelog import ZERO, record_digest
 
 DIGITS_MAX = 40
 """Digits of the number, those of literals that touch it and the check digit included."""
@@ -349,12 +350,44 @@ class Span(NamedTuple):
 def span_of(name: str, *, case_sensitive: bool = False) -> Span:
     """Where the members are of a range that the log names."""
     prefix, _, text = name.partition("/")
-    pattern = parse_stored(text)
+    return span(fold_prefix(prefix), parse_stored(text), case_sensitive=case_sensitive)
+
+
+def span(prefix: str, pattern: Pattern, *, case_sensitive: bool = False) -> Span:
+    """Where the members are under a folded prefix."""
     first, last = (
         pattern.key(number, case_sensitive=case_sensitive)
         for number in (pattern.first, pattern.last)
     )
-    return Span(fold_prefix(prefix), first, last)
+    return Span(prefix, first, last)
+
+
+def cut_out(changes: Sequence[Change]) -> Iterator[tuple[str, Pattern]]:
+    """Folded prefix and members that the cuts among these changes made to be what they were not:
+    those of ranges that are gone, but for the parts that were kept."""
+    kept: dict[tuple[str, bytes, int], list[Pattern]] = {}
+    gone: list[tuple[tuple[str, bytes, int], Pattern]] = []
+    for change in changes:
+        if change.action is not Action.CUT_RANGE:
+            continue
+        prefix, _, text = change.subject.partition("/")
+        pattern = parse_stored(text)
+        # A part that is kept has the version that the whole had.
+        alike = (fold_prefix(prefix), pattern.shape(), change.version)
+        if change.digest == ZERO:
+            gone.append((alike, pattern))
+        else:
+            kept.setdefault(alike, []).append(pattern)
+    for alike, pattern in gone:
+        left: Pattern | None = pattern
+        for part in sorted(kept.get(alike, ()), key=lambda each: each.first):
+            if left is None or part.last < left.first or left.last < part.first:
+                continue
+            below, _, left = left.cut(part.first, part.last)
+            if below is not None:
+                yield alike[0], below
+        if left is not None:
+            yield alike[0], left
 
 
 # What a registry holds ------------------------------------------------------------------

@@ -27,7 +27,7 @@ from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 from registry.changelog import subject_key
 from registry.handle_rights import ancestors
-from registry.ranges import Span, span_of
+from registry.ranges import Pattern, Span, cut_out, span, span_of
 
 from ..core import Answer, Cached, Onward, Outcome, Source
 from ..health import Health
@@ -40,6 +40,8 @@ _REFERENCE_BYTES = 60
 _FAILURES = (TemporarilyUnavailable, DeadlineExceeded, OverCapacity, Internal)
 _LATER = Answer(None, None, Source.STORE, 0, 0)
 SPANS_MAX = 1_024
+_MEMBERS_SCANNED = 16
+"""Entries can be looked at in the time that dropping one by its name takes."""
 _KEPT_ELSEWHERE = (Action.COMPACT, Action.DISSOLVE, Action.FOLD)
 """Changes of where records are kept, and not of what they are."""
 STALE_TTL_S = 30  # RFC 8767 §4: how long others may keep a stale answer
@@ -242,6 +244,7 @@ class CacheStep:
         """Drop everything that a commit changed."""
         prefixes: set[str] = set()
         runs: dict[str, Span] = {}
+        cut = False
         for change in entry.changes:
             if change.action is Action.BULK:
                 self._widen(runs, change)
@@ -257,11 +260,14 @@ class CacheStep:
                 self._register_span(span_of(change.subject, case_sensitive=self._case_sensitive))
                 continue
             if change.action is Action.CUT_RANGE:
-                self._forget_span(span_of(change.subject, case_sensitive=self._case_sensitive))
+                cut = True
                 continue
             self._forget_key(subject_key(change.subject, case_sensitive=self._case_sensitive))
-        for span in runs.values():
-            self._register_span(span)
+        for run in runs.values():
+            self._register_span(run)
+        if cut:
+            for prefix, pattern in cut_out(entry.changes):
+                self._forget_members(prefix, pattern)
         if prefixes:
             self._forget_prefixes(prefixes)
 
@@ -299,10 +305,18 @@ class CacheStep:
     def _registered_since(self, key: Key, fetched: float) -> bool:
         return any(at >= fetched and span.has(key) for at, span in self._spans)
 
-    def _forget_span(self, span: Span) -> None:
+    def _forget_members(self, prefix: str, pattern: Pattern) -> None:
+        kept = (self.cached, self.absent, self._flights)
+        if pattern.count * _MEMBERS_SCANNED < sum(map(len, kept)):
+            for index in range(pattern.count):
+                number = pattern.number_at(index)
+                suffix = pattern.key(number, case_sensitive=self._case_sensitive)
+                self._forget_key(Key(prefix, suffix))
+            return
         # Rare, as changes of prefixes are.
-        for keys in (self.cached, self.absent, self._flights):
-            for key in [key for key in keys if span.has(key)]:
+        members = span(prefix, pattern, case_sensitive=self._case_sensitive)
+        for keys in kept:
+            for key in [key for key in keys if members.has(key)]:
                 self._forget_key(key)
 
     def _forget_prefixes(self, prefixes: set[str]) -> None:

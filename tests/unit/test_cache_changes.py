@@ -316,11 +316,14 @@ async def test_very_many_ranges_forget_all_absences(world: World) -> None:
     assert (await world.ask("SN05")).record is not None
 
 
-async def test_a_cut_drops_the_members_at_once(world: World) -> None:
-    for suffix in ("SN05", "SN15", "TN05"):
+@pytest.mark.parametrize("others", [0, 400])  # looks at all, or at each name
+async def test_a_cut_drops_the_members_at_once(world: World, others: int) -> None:
+    for suffix in ("SN05", "SN15", "TN05", *map(str, range(others))):
         await world.ask(suffix)
     cut, other = (world.cache.cached.entries[key(suffix)] for suffix in ("SN05", "TN05"))
-    world.commit(f"{PREFIX}/SN{{00..09}}", Action.CUT_RANGE)
+    parts = [("SN{00..99}", bytes(32)), ("SN{00..04}", b"d" * 32), ("SN{06..99}", b"d" * 32)]
+    changes = [Change(Action.CUT_RANGE, f"{PREFIX}/{text}", 1, "k", d) for text, d in parts]
+    world.append(*changes)
     assert not cut.alive
     assert other.alive
     assert (await world.ask("SN15")).source is Source.CACHE

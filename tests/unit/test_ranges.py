@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from biaojie.change import Action, Change
 from biaojie.errors import InvalidIdentifier, InvalidRecord
 from biaojie.identifier import Identifier
 from biaojie.record import Record, Status, Value
@@ -13,6 +14,7 @@ from registry.ranges import (
     Pattern,
     check_digit,
     check_members,
+    cut_out,
     hold_range,
     member_of,
     parse_pattern,
@@ -149,6 +151,32 @@ def test_cutting() -> None:
     ]
     assert pattern.cut(0, 999) == (None, pattern, None)
     assert pattern.cut(1, 2) == (parse_pattern("S{000..000}"), None, pattern.cut(0, 0)[2])
+
+
+def test_what_a_cut_changed() -> None:
+    def change(text: str, version: int, digest: bytes) -> Change:
+        return Change(Action.CUT_RANGE, f"x.Y/{text}", version, "k", digest)
+
+    gone, made = bytes(32), b"d" * 32
+    changes = [
+        change("S{000..099}", 1, gone),
+        change("S{000..009}", 1, made),
+        change("S{010..099}", 2, made),  # tombstones
+        change("S{100..199}", 1, gone),
+        change("S{150..199}", 1, made),
+        change("T{0..9}", 1, gone),
+        change("T{0..9}", 2, made),
+        change("U{0..8..2}", 2, gone),
+        change("U{0..2..2}", 2, made),
+        change("U{8..8}", 2, made),
+        Change(Action.CREATE, "x.Y/S5", 1, "k", made),
+    ]
+    assert [(prefix, str(pattern)) for prefix, pattern in cut_out(changes)] == [
+        ("X.Y", "S{010..099}"),
+        ("X.Y", "S{100..149}"),
+        ("X.Y", "T{0..9}"),
+        ("X.Y", "U{4..6..2}"),
+    ]
 
 
 def ruled(text: str, *values: Value) -> Record:
