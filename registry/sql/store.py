@@ -50,8 +50,8 @@ class SqlStore:
     async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
         return await self._pools.read(lambda c: reader.list_rows(c, prefix, after, limit))
 
-    async def find_beneath(self, keys: Sequence[Key]) -> list[Record | None]:
-        return await self._pools.read(lambda c: reader.find_beneath(c, keys))
+    async def find_in_blocks(self, keys: Sequence[Key]) -> list[Record | None]:
+        return await self._pools.read(lambda c: reader.find_in_blocks(c, keys))
 
     async def list_blocks(self, prefix: str, after: bytes | None, limit: int) -> list[Block]:
         return await self._pools.read(lambda c: reader.list_blocks(c, prefix, after, limit))
