@@ -24,7 +24,8 @@ from .blocks import Block, Members
 from .changelog import ZERO
 from .layers import Page, merged, page_of
 from .matching import Match
-from .ranges import HeldRange, RangeKey, first_members, member_of, sought
+from .patterns import sought
+from .ranges import HeldRange, RangeKey, first_members, member_of
 from .store import (
     BLOCKS_MAX,
     INDEXING_MAX,

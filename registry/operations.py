@@ -10,7 +10,7 @@ from biaojie.identifier import Identifier
 from biaojie.making import maker
 from biaojie.record import Reference, Status, Value
 
-from .ranges import Pattern
+from .patterns import Pattern
 
 
 @dataclass(frozen=True, slots=True)

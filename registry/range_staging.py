@@ -18,16 +18,8 @@ from biaojie.record import Status, check_values
 from .admission import Caller, Right, authorize, decide_record
 from .blocks import Members
 from .operations import Create, CutRange, Purge, RangeOperation, RegisterRange, Retire
-from .ranges import (
-    CUT_RANGES_MAX,
-    SHAPES_MAX,
-    HeldRange,
-    Pattern,
-    RangeKey,
-    check_members,
-    hold_range,
-    sought,
-)
+from .patterns import Pattern, check_members, sought
+from .ranges import CUT_RANGES_MAX, SHAPES_MAX, HeldRange, RangeKey, hold_range
 from .store import BLOCKS_MAX, Found, Transaction
 
 NAMES_PAGE = 1_000

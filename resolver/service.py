@@ -28,7 +28,6 @@ from biaojie.errors import (
 )
 from biaojie.identifier import Identifier, Key, fold_prefix
 from biaojie.making import maker
-from biaojie.range import Range
 from biaojie.record import Record, Status, fold_type
 from biaojie.wire.handle.typed import AdminRight
 from registry.accounts import KEY_PATTERN, digest, new_key
@@ -36,13 +35,13 @@ from registry.admission import PUBLIC, Caller, Right, allows, authorize, elsewhe
 from registry.changelog import part_of, subject_prefix
 from registry.handle_rights import admins, groups_of, held, prefix_identifier
 from registry.operations import Operation
-from registry.ranges import Pattern, RangeKey, view_of
 from registry.registrar import Idempotency, Mode, Outcome, Registrar, Submission
 from registry.store import Found, Store
 
 from .core import Answer, Cached, Resolver, Source
 from .guesses import Guesses
 from .overload import Quotas
+from .ranges import Ranges
 from .search import Findings, Question, Search
 from .steps.local import LocalStep
 from .steps.referral import ReferralStep
@@ -143,6 +142,7 @@ class Service:
         self._tail = tail
         self._referral = referral or ReferralStep(store)
         self._search = Search(store)
+        self.ranges = Ranges(store, case_sensitive=case_sensitive)
         self._case_sensitive = case_sensitive
         self._watchers_max = watchers_max
         self._watchers = 0
@@ -379,40 +379,6 @@ class Service:
                 return page, False
             after = self.cursor(records[-1])
         return page, True
-
-    async def list_ranges(
-        self, caller: Caller, prefix: str, after: Pattern | None, limit: int
-    ) -> tuple[list[Range], bool]:
-        """Ranges of a prefix, those of one shape together, and whether more follow."""
-        folded = await self._readable(caller, prefix)
-        at = None if after is None else self._range_key(folded, after)
-        found = await self._store.list_ranges(folded, at, limit + 1)
-        return [view_of(each) for each in found[:limit]], len(found) > limit
-
-    async def find_range(self, caller: Caller, prefix: str, pattern: Pattern) -> Range:
-        """The range of exactly this pattern."""
-        folded = await self._readable(caller, prefix)
-        key = self._range_key(folded, pattern)
-        # Nothing lies between a run and what it begins with.
-        found = await self._store.list_ranges(folded, key._replace(first=key.first[:-1]), 1)
-        for each in found:
-            if each.pattern == pattern:
-                return view_of(each)
-        name = f"{prefix}/{pattern}"
-        raise NotFound(f"There is no range {name}.", f"没有号段 {name}。")
-
-    def _range_key(self, folded: str, pattern: Pattern) -> RangeKey:
-        shape = pattern.shape(case_sensitive=self._case_sensitive)
-        return RangeKey(folded, shape, pattern.runs[0])
-
-    async def _readable(self, caller: Caller, prefix: str) -> str:
-        """The folded name of a prefix here that the caller may read all of."""
-        folded = fold_prefix(prefix)
-        homed = (await self._store.find_prefixes([folded])).get(folded)
-        authorize(caller, Right.READ_PRIVATE, homed.tenant if homed else caller.tenant)
-        if homed is None:
-            raise PrefixNotHere()
-        return folded
 
     async def search(self, caller: Caller, question: Question) -> Findings:
         """Identifiers by their values; see `Search.find`."""

@@ -16,14 +16,8 @@ from biaojie.identifier import Key
 from biaojie.record import Record
 
 from ..layers import Page
-from ..ranges import (
-    HeldRange,
-    RangeKey,
-    first_members,
-    member_of,
-    parse_stored,
-    run_after,
-)
+from ..patterns import parse_stored, run_after
+from ..ranges import HeldRange, RangeKey, first_members, member_of
 from .blob import decode_blob, encode_blob
 from .direct import Row
 from .tables import STATUS_NUMBER, STATUS_OF, prefixes, ranges, records

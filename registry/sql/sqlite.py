@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from biaojie.identifier import Key
 
-from ..ranges import sought
+from ..patterns import sought
 from .direct import Beginning, LogRow, Put, Row, Rows
 from .tables import IN_BLOCK, blocks, changelog, upsert
 

@@ -27,7 +27,8 @@ from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 from registry.changelog import subject_key
 from registry.handle_rights import ancestors
-from registry.ranges import Pattern, Span, cut_out, span, span_of
+from registry.patterns import Pattern
+from registry.ranges import Span, cut_out, span, span_of
 
 from ..core import Answer, Cached, Onward, Outcome, Source
 from ..health import Health
@@ -307,7 +308,7 @@ class CacheStep:
 
     def _forget_members(self, prefix: str, pattern: Pattern) -> None:
         kept = (self.cached, self.absent, self._flights)
-        if pattern.count * _MEMBERS_SCANNED < sum(map(len, kept)):
+        if pattern.count * _MEMBERS_SCANNED < sum(len(keys) for keys in kept):
             for index in range(pattern.count):
                 number = pattern.number_at(index)
                 suffix = pattern.key(number, case_sensitive=self._case_sensitive)

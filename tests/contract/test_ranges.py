@@ -34,7 +34,8 @@ from registry.operations import (
     RegisterRange,
     Retire,
 )
-from registry.ranges import SHAPES_MAX, parse_pattern
+from registry.patterns import parse_pattern
+from registry.ranges import SHAPES_MAX
 from registry.registrar import Registrar
 from registry.store import Store
 from tests.contract.sample import PREFIX

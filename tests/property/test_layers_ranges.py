@@ -13,7 +13,7 @@ from biaojie.record import Record, Status, Value
 from registry.admission import SYSTEM
 from registry.memory import MemoryStore
 from registry.operations import CutRange, RegisterRange
-from registry.ranges import Pattern, parse_pattern
+from registry.patterns import Pattern, parse_pattern
 from registry.registrar import Registrar
 from registry.sql import open_store
 from registry.store import Store

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.ranges import Check, Pattern, parse_pattern, sought
+from registry.patterns import Check, Pattern, parse_pattern, sought
 
 literals = st.text(alphabet="aZ-0159é/", max_size=4)
 

@@ -8,18 +8,16 @@ from biaojie.change import Action, Change
 from biaojie.errors import InvalidIdentifier, InvalidRecord
 from biaojie.identifier import Identifier
 from biaojie.record import Record, Status, Value
-from registry.ranges import (
+from registry.patterns import (
     DIGITS_MAX,
     Check,
     Pattern,
     check_digit,
     check_members,
-    cut_out,
-    hold_range,
-    member_of,
     parse_pattern,
     sought,
 )
+from registry.ranges import cut_out, hold_range, member_of
 
 
 def members(pattern: Pattern) -> list[str]:

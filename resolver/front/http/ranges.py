@@ -28,7 +28,7 @@ from biaojie.record import Status
 from biaojie.wire import document
 from registry.admission import Caller
 from registry.operations import CutRange, RangeOperation, RegisterRange
-from registry.ranges import Pattern, parse_pattern
+from registry.patterns import Pattern, parse_pattern
 from registry.registrar import Idempotency
 
 from ...service import Service
@@ -117,7 +117,7 @@ async def _list(
     service: Service, caller: Caller, question: tuple[ListQuery, Pattern | None]
 ) -> tuple[list[Range], bool]:
     query, after = question
-    return await service.list_ranges(caller, query.prefix, after, query.limit)
+    return await service.ranges.list(caller, query.prefix, after, query.limit)
 
 
 def _encode_page(asked: Asked, answer: tuple[list[Range], bool]) -> Reply:
@@ -127,7 +127,7 @@ def _encode_page(asked: Asked, answer: tuple[list[Range], bool]) -> Reply:
 
 
 async def _find(service: Service, caller: Caller, named: tuple[str, Pattern]) -> Range:
-    return await service.find_range(caller, *named)
+    return await service.ranges.find(caller, *named)
 
 
 ENDPOINTS: tuple[Endpoint[Any, Any], ...] = (
