@@ -97,9 +97,7 @@ class Model:
         elif old is None:
             new = self.record(name, values)
         else:
-            new = replace(
-                old, version=old.version + 1, modified=NOW, sequence=self.sequence + 1
-            )
+            new = replace(old, version=old.version + 1, modified=NOW, sequence=self.sequence + 1)
             if kind == "put":
                 new = replace(new, values=values)
             elif kind == "modify":

@@ -38,11 +38,9 @@ members stay what they were), taken out (others of the same commit have its memb
 class Change:
     """One change inside a commit.
 
-    `subject` is the identifier, the prefix, the key id or `prefix/pattern`, by action. `digest` is the SHA-256
-    of the new state (32 zero bytes after a purge). `actor` is the id of the key that asked.
-
-    `leave-range` comes before the first change of a member of a range and has its state until
-    then: from here on it is a record of its own.
+    `subject` is the identifier, the prefix, the key id or `prefix/pattern`, by action. `digest`
+    is the SHA-256 of the new state (32 zero bytes after a purge). `actor` is the id of the key
+    that asked.
 
     A run (RUNS) goes from `subject`, in folded form, to the identifier with the folded suffix
     `last`, and has `count` members; its digest is that of the block's content. `fold` says that
