@@ -9,7 +9,7 @@ HOST ?= 127.0.0.1
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test peers balanced check fuzz rolling crash restore-drill browser bench-peers soak overload import-million clean
+.PHONY: help run test peers balanced check fuzz layers rolling crash restore-drill browser bench-peers soak overload import-million clean
 
 help:
 	@echo 'make run    a node on an embedded registry with sample data   (PORT=8080 HOST=127.0.0.1 DATA=data)'
@@ -19,6 +19,7 @@ help:
 	@echo 'make check  ruff, mypy and the layer test'
 	@echo 'make fuzz   a million mutated Handle packets against the codec   (PACKETS=1000000 SEED=1)'
 	@echo 'make restore-drill  how long backup, restore and move take   (ROWS=1000000)'
+	@echo 'make layers  rows over blocks against a plain dictionary, millions of operations   (LAYERS_STEPS=100000 SEED=1)'
 	@echo 'make rolling  workers are replaced over and over under full load, nothing is lost   (ROLLING_S=60)'
 	@echo 'make crash  kills, cut replies, races, a full disk: nothing acknowledged is lost   (KILLS=1000 CALLS=12500 ROUNDS=1000)'
 	@echo 'make outage  the database killed, frozen, out of reach: warm names go on   (OUTAGE_S=600)'
@@ -68,6 +69,11 @@ fuzz: $(VENV)/.test
 ROWS ?= 1000000
 restore-drill: $(VENV)/.test
 	@$(BIN)/python -m tests.system.restore_drill --rows $(ROWS)
+
+# The layered registry against a plain dictionary, on every store.
+LAYERS_STEPS ?= 100000
+layers: $(VENV)/.test
+	@LAYERS_STEPS=$(LAYERS_STEPS) LAYERS_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/property/test_layers_model.py
 
 ROLLING_S ?= 60
 rolling: $(VENV)/.test

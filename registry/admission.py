@@ -47,6 +47,7 @@ from biaojie.record import (
 )
 from biaojie.wire.handle.typed import AdminRight
 
+from .blocks import Bulk
 from .handle_rights import HandleIdentity, needed
 from .operations import (
     ChangePrefix,
@@ -176,6 +177,29 @@ def decide_record(
             return Decision(Action.PURGE, None)
 
 
+def decide_bulk(caller: Caller, bulk: Bulk, prefix: Prefix | None, *, strict_slash: bool) -> Prefix:
+    """Whether the caller may register a chunk under its prefix; which names are free is another
+    question. Handle identities may not: their rights are asked for one record at a time."""
+    first = Identifier(bulk.prefix, bulk.sealed[0].first.decode())
+    if prefix is None:
+        authorize(caller, Right.WRITE, caller.tenant)
+        raise _not_here(first)
+    authorize(caller, Right.WRITE, prefix.tenant)
+    if prefix.status is not PrefixStatus.ACTIVE:
+        _authorize_inactive(prefix, caller, first)
+    if strict_slash and bulk.slashes:
+        raise _slash()
+    return prefix
+
+
+def _slash() -> InvalidRecord:
+    return InvalidRecord(
+        "identifier: this node registers no suffix with a slash in it.",
+        "identifier：本节点不注册后缀中含斜杠的标识。",
+        path="identifier",
+    )
+
+
 def _authorize_inactive(prefix: Prefix, caller: Caller, identifier: Identifier) -> None:
     if prefix.status is PrefixStatus.UNHOMED:
         raise _not_here(identifier)
@@ -256,11 +280,7 @@ def _checked_template(template: str | None, otherwise: str | None) -> str | None
 
 def _new(operation: Create | Put, now: int, strict_slash: bool, sequence: int) -> Decision:
     if strict_slash and "/" in operation.identifier.suffix:
-        raise InvalidRecord(
-            "identifier: this node registers no suffix with a slash in it.",
-            "identifier：本节点不注册后缀中含斜杠的标识。",
-            path="identifier",
-        )
+        raise _slash()
     record = make_record(
         operation.identifier,
         _stamped(check_values(operation.values), now),

@@ -1,8 +1,9 @@
 """The hash-chained change log. Pure: entries in, entries or faults out.
 
-A leaf is SHA-256(0x00 ‖ msgpack[action, subject, version, actor, digest]); the root is the
-RFC 6962 §2.1 Merkle tree hash of the leaves; an entry's hash is SHA-256 over msgpack of its
-other fields, the previous entry's hash among them. These encodings are permanent.
+A leaf is SHA-256(0x00 ‖ msgpack[action, subject, version, actor, digest]), where the change is
+of a block with its last suffix and its count after them; the root is the RFC 6962 §2.1 Merkle
+tree hash of the leaves; an entry's hash is SHA-256 over msgpack of its other fields, the previous
+entry's hash among them. These encodings are permanent.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import msgpack
+import zstandard
 
 from biaojie.account import ApiKey, Prefix
-from biaojie.change import Action, Change, Entry
+from biaojie.change import RUNS, Action, Change, Entry, make_change
 from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 
 ZERO = bytes(32)
+_OF_BLOCKS = frozenset({*RUNS, Action.FOLD})
+_PACKED = b"\xc1"
+"""Begins the compressed form, and no msgpack. Entries of one change for each record do without."""
+_PACKED_MAX = 2**24
 
 
 def record_digest(record: Record) -> bytes:
@@ -67,11 +73,14 @@ def key_digest(key: ApiKey) -> bytes:
     return text_digest(k.id, k.tenant, k.role.value, k.revoked, k.label, k.created, k.digest.hex())
 
 
+def _fields(change: Change) -> list[str | int | bytes]:
+    c = change
+    plain: list[str | int | bytes] = [c.action, c.subject, c.version, c.actor, c.digest]
+    return [*plain, c.last, c.count] if c.action in _OF_BLOCKS else plain
+
+
 def leaf(change: Change) -> bytes:
-    packed = msgpack.packb(
-        [change.action, change.subject, change.version, change.actor, change.digest]
-    )
-    return hashlib.sha256(b"\x00" + packed).digest()
+    return hashlib.sha256(b"\x00" + msgpack.packb(_fields(change))).digest()
 
 
 def merkle_root(leaves: Sequence[bytes]) -> bytes:
@@ -110,6 +119,19 @@ def _shared(distinct: set[str]) -> str:
     return str(distinct.pop()) if len(distinct) == 1 else ""
 
 
+def _action(changes: Sequence[Change]) -> str:
+    """What they have in common. Rewriting blocks is part of what it is done for, and
+    leaving a range of the change that follows."""
+    actions = {change.action for change in changes}
+    if Action.BULK in actions or Action.COMPACT in actions:
+        actions -= {Action.DISSOLVE, Action.FOLD}
+    if Action.BULK in actions:
+        actions -= {Action.COMPACT}
+    if len(actions) > 1:
+        actions -= {Action.LEAVE_RANGE}
+    return _shared(set(actions))
+
+
 def subject_prefix(change: Change) -> str:
     """The prefix a change belongs to; empty for changes of keys."""
     if change.action in (Action.ISSUE_KEY, Action.REVOKE_KEY):
@@ -134,7 +156,7 @@ def next_entry(head: tuple[int, bytes], time_ms: int, changes: Sequence[Change])
         sequence=head[0] + 1,
         time_ms=time_ms,
         actor=_shared({change.actor for change in changes}),
-        action=_shared({change.action for change in changes}),
+        action=_action(changes),
         prefix=_shared({subject_prefix(change) for change in changes}),
         count=len(changes),
         root=merkle_root([leaf(change) for change in changes]),
@@ -150,35 +172,49 @@ def part_of(entry: Entry, changes: Sequence[Change]) -> Entry:
     return replace(
         entry,
         actor=_shared({change.actor for change in changes}),
-        action=_shared({change.action for change in changes}),
+        action=_action(changes),
         prefix=_shared({subject_prefix(change) for change in changes}),
         count=len(changes),
         changes=tuple(changes),
     )
 
 
+_ACTIONS = {action.value: action for action in Action}
+_NO_RUN = ("", 0)
+
+
 def pack_changes(changes: Sequence[Change]) -> bytes:
     """The stored form of an entry's changes."""
-    packed: bytes = msgpack.packb(
-        [[c.action, c.subject, c.version, c.actor, c.digest] for c in changes]
-    )
+    packed: bytes = msgpack.packb([_fields(change) for change in changes])
+    if any(change.action in _OF_BLOCKS for change in changes):
+        return _PACKED + zstandard.ZstdCompressor(level=1).compress(packed)
     return packed
+
+
+def _unpacked(packed: bytes) -> bytes:
+    if packed[:1] != _PACKED:
+        return packed
+    if not 0 <= zstandard.frame_content_size(packed[1:]) <= _PACKED_MAX:
+        raise ValueError("too large")
+    return zstandard.ZstdDecompressor().decompress(packed[1:])
 
 
 def unpack_changes(packed: bytes) -> tuple[Change, ...]:
     """Raises ValueError on anything `pack_changes` did not write."""
     try:
+        plain = _unpacked(packed)
         changes = tuple(
-            Change(Action(action), subject, version, actor, digest)
-            for action, subject, version, actor, digest in msgpack.unpackb(packed)
+            make_change(_ACTIONS[action], subject, version, actor, digest, *(run or _NO_RUN))
+            for action, subject, version, actor, digest, *run in msgpack.unpackb(plain)
         )
     except Exception as error:
         raise ValueError(f"not packed changes: {error}") from error
     for change in changes:
         kinds = (type(change.subject), type(change.version), type(change.actor))
-        if kinds != (str, int, str) or type(change.digest) is not bytes:
+        run = (type(change.last), type(change.count))
+        if (*kinds, type(change.digest), *run) != (str, int, str, bytes, str, int):
             raise ValueError("not packed changes: a field has the wrong type")
-    if pack_changes(changes) != packed:
+    if msgpack.packb([_fields(change) for change in changes]) != plain:
         raise ValueError("not packed changes: the encoding is not the one that was written")
     return changes
 

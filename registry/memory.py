@@ -7,11 +7,13 @@ all of it or none; an asyncio.Lock makes transactions serial.
 from __future__ import annotations
 
 import asyncio
+import sys
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from biaojie.account import ApiKey, Prefix
 from biaojie.change import Entry
@@ -19,23 +21,47 @@ from biaojie.errors import TemporarilyUnavailable
 from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 
+from .blocks import Block, Members
 from .changelog import ZERO, pack_changes
+from .layers import Page, merged, page_of
 from .matching import Match
+from .patterns import sought
+from .ranges import HeldRange, RangeKey, first_members, member_of
 from .statistics import ENTRIES_MAX, Cell, Logged, Statistics, count, resolutions
-from .store import INDEXING_MAX, Found, Loaded, ReceiptKey, StoredReceipt
+from .store import (
+    BLOCKS_MAX,
+    INDEXING_MAX,
+    Found,
+    FoundInRange,
+    Loaded,
+    ReceiptKey,
+    Row,
+    StoredReceipt,
+)
 
 _FEW = 64
 """From this many new names on, sorting a prefix once is cheaper than inserting one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Marker:
+    """In place of a record: there is none of this name, though a block may have one."""
+
+    sequence: int
 
 
 @dataclass(slots=True)
 class _State:
     """Tables by key. In an overlay, None in `records` or `receipts` stands for "removed", as
     False does in `rows`. `indexed` has the prefixes whose index is not complete, None once it is.
+    `blocks` and `ranges` have those of a prefix, in order; in an overlay, all of each prefix that
+    changed.
     """
 
     prefixes: dict[str, Prefix] = field(default_factory=dict)
-    records: dict[Key, Record | None] = field(default_factory=dict)
+    records: dict[Key, Record | _Marker | None] = field(default_factory=dict)
+    blocks: dict[str, list[Block]] = field(default_factory=dict)
+    ranges: dict[str, list[tuple[RangeKey, HeldRange]]] = field(default_factory=dict)
     keys: dict[str, ApiKey] = field(default_factory=dict)
     key_ids: dict[bytes, str] = field(default_factory=dict)
     receipts: dict[ReceiptKey, StoredReceipt | None] = field(default_factory=dict)
@@ -50,6 +76,50 @@ class _State:
         return suffixes[start : start + limit]
 
 
+def _row(suffix: bytes, kept: Record | _Marker) -> Row:
+    return Row(suffix, None if isinstance(kept, _Marker) else kept, kept.sequence)
+
+
+def _around(blocks: Sequence[Block], suffix: bytes) -> int:
+    """The number of the last block that begins <= `suffix`; -1 if there is none."""
+    return bisect_right(blocks, suffix, key=lambda block: block.first) - 1
+
+
+def _in_block(blocks: Sequence[Block], suffix: bytes) -> Record | None:
+    at = _around(blocks, suffix)
+    if at < 0 or blocks[at].last < suffix:
+        return None
+    block = blocks[at]
+    return Members(block.blob, block.size, block.sequence).find(suffix)
+
+
+def _in_range(ranges: Sequence[tuple[RangeKey, HeldRange]], key: Key) -> Record | None:
+    for shape, run in sought(key.suffix) if ranges else ():
+        wanted = RangeKey(key.prefix, shape, run)
+        at = bisect_right(ranges, wanted, key=lambda each: each[0]) - 1
+        if at >= 0 and ranges[at][0].shape == shape:
+            record = member_of(ranges[at][1], run)
+            if record is not None:
+                return record
+    return None
+
+
+def _layered(
+    rows: Sequence[Row],
+    blocks: Sequence[Block],
+    ranges: Sequence[tuple[RangeKey, HeldRange]],
+    after: bytes | None,
+    limit: int,
+) -> list[Record]:
+    """Of all rows > `after`, and all blocks and ranges."""
+    after = after or b""
+    inside = blocks[max(_around(blocks, after), 0) :][: limit + len(rows) + 1]
+    lower = page_of(inside, after, more=False)
+    upper = Page([(row.suffix, row.record) for row in rows], None)
+    members = Page(*first_members(ranges, after, limit + len(rows) + len(lower.items)))
+    return merged([upper, lower, members], limit)[0]
+
+
 def _head(log: Sequence[Entry]) -> tuple[int, bytes]:
     return (log[-1].sequence, log[-1].hash) if log else (0, ZERO)
 
@@ -62,10 +132,24 @@ class MemoryTransaction:
     def _prefix(self, name: str) -> Prefix | None:
         return self.overlay.prefixes.get(name) or self._base.prefixes.get(name)
 
-    def _record(self, key: Key) -> Record | None:
+    def _kept(self, key: Key) -> Record | _Marker | None:
         if key in self.overlay.records:
             return self.overlay.records[key]
         return self._base.records.get(key)
+
+    def _blocks(self, prefix: str) -> list[Block]:
+        return self.overlay.blocks.get(prefix, self._base.blocks.get(prefix, []))
+
+    def _own_blocks(self, prefix: str) -> list[Block]:
+        """Those of the overlay, to be changed."""
+        return self.overlay.blocks.setdefault(prefix, list(self._base.blocks.get(prefix, [])))
+
+    def _beneath(self, key: Key) -> Record | None:
+        found = _in_block(self._blocks(key.prefix), key.suffix)
+        return _in_range(self.ranges(key.prefix), key) if found is None else found
+
+    def ranges(self, prefix: str) -> list[tuple[RangeKey, HeldRange]]:
+        return self.overlay.ranges.get(prefix, self._base.ranges.get(prefix, []))
 
     async def load(self, keys: Sequence[Key], receipts: Sequence[ReceiptKey], now: int) -> Loaded:
         return Loaded(
@@ -73,7 +157,18 @@ class MemoryTransaction:
         )
 
     async def look_up(self, keys: Sequence[Key]) -> list[Found]:
-        return [Found(self._prefix(key.prefix), self._record(key)) for key in keys]
+        found = []
+        for key in keys:
+            kept: Record | _Marker | None = self._kept(key)
+            if kept is None:
+                kept = _in_block(self._blocks(key.prefix), key.suffix)
+            kind = Found
+            if kept is None:
+                kept, kind = _in_range(self.ranges(key.prefix), key), FoundInRange
+            record = None if isinstance(kept, _Marker) else kept
+            kind = kind if record is not None else Found
+            found.append(kind(self._prefix(key.prefix), record))
+        return found
 
     async def find_prefixes(self, names: Sequence[str]) -> dict[str, Prefix]:
         return {name: prefix for name in names if (prefix := self._prefix(name)) is not None}
@@ -96,11 +191,87 @@ class MemoryTransaction:
         return _head(self.overlay.log or self._base.log)
 
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
+        rows = await self.list_rows(prefix, after, sys.maxsize)
+        return _layered(rows, self._blocks(prefix), (), after, limit)
+
+    async def list_all(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
+        """With the members of ranges."""
+        rows = await self.list_rows(prefix, after, sys.maxsize)
+        return _layered(rows, self._blocks(prefix), self.ranges(prefix), after, limit)
+
+    async def find_ranges(self, first: RangeKey, last: bytes, limit: int) -> list[HeldRange]:
+        same = [each for each in self.ranges(first.prefix) if each[0].shape == first.shape]
+        found = [
+            held for key, held in same if key.first <= last and held.pattern.runs[1] >= first.first
+        ]
+        return found[:limit]
+
+    async def range_shapes(self, prefix: str) -> list[bytes]:
+        return sorted({key.shape for key, _ in self.ranges(prefix)})
+
+    async def list_row_names(
+        self, prefix: str, first: bytes, last: bytes, octets: int, limit: int
+    ) -> list[tuple[bytes, bool]]:
+        rows = await self.list_rows(prefix, None, sys.maxsize)
+        names = [(row.suffix, row.record is None) for row in rows if first <= row.suffix <= last]
+        return [each for each in names if len(each[0]) == octets][:limit]
+
+    async def members_of_ranges(self, keys: Sequence[Key]) -> set[Key]:
+        return {key for key in keys if _in_range(self.ranges(key.prefix), key) is not None}
+
+    async def change_ranges(
+        self, gone: Iterable[RangeKey], put: Mapping[RangeKey, HeldRange]
+    ) -> None:
+        gone = list(gone)
+        for prefix in {key.prefix for key in (*gone, *put)}:
+            assert self._prefix(prefix) is not None, f"prefix {prefix} is not homed"
+            kept = {key: held for key, held in self.ranges(prefix) if key not in gone}
+            kept |= {key: held for key, held in put.items() if key.prefix == prefix}
+            self.overlay.ranges[prefix] = sorted(kept.items(), key=lambda each: each[0])
+
+    async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
         changed = [key.suffix for key in self.overlay.records if key.prefix == prefix]
         listed = self._base.suffixes_after(prefix, after, limit + len(changed))
         suffixes = {*listed, *(s for s in changed if after is None or s > after)}
-        found = (self._record(Key(prefix, suffix)) for suffix in sorted(suffixes))
-        return [record for record in found if record is not None][:limit]
+        found = ((suffix, self._kept(Key(prefix, suffix))) for suffix in sorted(suffixes))
+        return [_row(suffix, kept) for suffix, kept in found if kept is not None][:limit]
+
+    async def look_up_marked(self, keys: Sequence[Key]) -> tuple[list[Found], set[Key]]:
+        marked = {key for key in keys if isinstance(self._kept(key), _Marker)}
+        return await self.look_up(keys), marked
+
+    async def find_in_blocks(self, keys: Sequence[Key]) -> list[Record | None]:
+        return [_in_block(self._blocks(key.prefix), key.suffix) for key in keys]
+
+    async def touched(self, prefix: str, spans: Sequence[tuple[bytes, bytes]]) -> list[int]:
+        rows = [row.suffix for row in await self.list_rows(prefix, None, sys.maxsize)]
+
+        async def has(first: bytes, last: bytes) -> bool:
+            row = bisect_left(rows, first)
+            in_rows = row < len(rows) and rows[row] <= last
+            return in_rows or bool(await self.blocks_in(prefix, first, last) or self.ranges(prefix))
+
+        return [n for n, span in enumerate(spans) if await has(*span)]
+
+    async def blocks_in(self, prefix: str, first: bytes, last: bytes) -> list[Block]:
+        blocks = self._blocks(prefix)
+        near = blocks[max(_around(blocks, first), 0) : _around(blocks, last) + 1]
+        return [block for block in near if block.last >= first][:BLOCKS_MAX]
+
+    async def put_blocks(self, prefix: str, blocks: Sequence[Block]) -> None:
+        own = self._own_blocks(prefix)
+        own += blocks
+        own.sort()
+        for block, after in pairwise(own):
+            assert block.last < after.first, "blocks overlap"
+
+    async def remove_blocks(self, prefix: str, firsts: Iterable[bytes]) -> None:
+        gone = set(firsts)
+        own = self._own_blocks(prefix)
+        own[:] = [block for block in own if block.first not in gone]
+
+    async def remove_rows(self, prefix: str, suffixes: Iterable[bytes]) -> None:
+        self.overlay.records.update(dict.fromkeys([Key(prefix, suffix) for suffix in suffixes]))
 
     async def put_prefixes(self, prefixes: Iterable[Prefix]) -> None:
         for prefix in prefixes:
@@ -113,8 +284,10 @@ class MemoryTransaction:
             assert self._prefix(key.prefix) is not None, f"prefix {key.prefix} is not homed"
         self.overlay.records.update(records)
 
-    async def purge_records(self, keys: Iterable[Key]) -> None:
-        self.overlay.records.update(dict.fromkeys(keys))
+    async def purge_records(self, keys: Iterable[Key], sequence: int) -> None:
+        for key in keys:
+            beneath = self._beneath(key)
+            self.overlay.records[key] = None if beneath is None else _Marker(sequence)
 
     async def change_rows(self, added: Iterable[Match], removed: Iterable[Match]) -> None:
         self.overlay.rows.update(dict.fromkeys(added, True))
@@ -190,6 +363,8 @@ class MemoryStore:
                 del state.records[key]
                 suffixes = state.suffixes[key.prefix]
                 del suffixes[bisect_left(suffixes, key.suffix)]
+        state.blocks.update(overlay.blocks)
+        state.ranges.update(overlay.ranges)
         for prefix, new in added.items():
             suffixes = state.suffixes.setdefault(prefix, [])
             if len(new) < _FEW:
@@ -218,13 +393,24 @@ class MemoryStore:
         state.log.extend(overlay.log)
 
     async def look_up(self, keys: Sequence[Key]) -> list[Found]:
-        state = self._state
-        return [Found(state.prefixes.get(k.prefix), state.records.get(k)) for k in keys]
+        return await MemoryTransaction(self._state).look_up(keys)
 
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
-        suffixes = self._state.suffixes_after(prefix, after, limit)
-        found = (self._state.records[Key(prefix, suffix)] for suffix in suffixes)
-        return [record for record in found if record is not None]
+        return await MemoryTransaction(self._state).list_all(prefix, after, limit)
+
+    async def list_ranges(self, prefix: str, after: RangeKey | None, limit: int) -> list[HeldRange]:
+        ranges = self._state.ranges.get(prefix, [])
+        return [held for key, held in ranges if after is None or key > after][:limit]
+
+    async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
+        return await MemoryTransaction(self._state).list_rows(prefix, after, limit)
+
+    async def find_in_blocks(self, keys: Sequence[Key]) -> list[Record | None]:
+        return await MemoryTransaction(self._state).find_in_blocks(keys)
+
+    async def list_blocks(self, prefix: str, after: bytes | None, limit: int) -> list[Block]:
+        blocks = self._state.blocks.get(prefix, [])
+        return blocks[_around(blocks, after or b"") + 1 :][: min(limit, BLOCKS_MAX)]
 
     async def find_prefixes(self, names: Sequence[str]) -> dict[str, Prefix]:
         return {n: self._state.prefixes[n] for n in names if n in self._state.prefixes}
@@ -272,7 +458,9 @@ class MemoryStore:
 
     async def newest_record_sequence(self) -> int:
         state = self._state
-        carried = [r.sequence for r in state.records.values() if r is not None]
+        carried = [kept.sequence for kept in state.records.values() if kept is not None]
+        carried += [block.sequence for blocks in state.blocks.values() for block in blocks]
+        carried += [held.written for ranges in state.ranges.values() for _, held in ranges]
         return max([*carried, *(p.sequence for p in state.prefixes.values())], default=0)
 
     async def fold_statistics(self) -> bool:

@@ -10,6 +10,8 @@ from biaojie.identifier import Identifier
 from biaojie.making import maker
 from biaojie.record import Reference, Status, Value
 
+from .patterns import Pattern
+
 
 @dataclass(frozen=True, slots=True)
 class Condition:
@@ -85,6 +87,33 @@ RecordOperation = Create | Put | Modify | Retire | Purge
 
 
 @dataclass(frozen=True, slots=True)
+class RegisterRange:
+    """Register every identifier that the pattern names, by rule; fails when one of them is
+    registered or retired. Placeholders in values are filled in for each member."""
+
+    prefix: str
+    pattern: Pattern
+    values: tuple[Value, ...]
+    status: Status = Status.ACTIVE
+    template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CutRange:
+    """Take the members that the pattern names out of the ranges they are in: as tombstones, or
+    with `purge` without trace but for the change log. Members that were changed one by one
+    are records of their own and stay."""
+
+    prefix: str
+    pattern: Pattern
+    purge: bool = False
+
+
+RangeOperation = RegisterRange | CutRange
+"""Handed in alone: what it looks at is all that lies between its first and its last member."""
+
+
+@dataclass(frozen=True, slots=True)
 class HomePrefix:
     """Make a prefix known here: homed (active), or as living at another node.
 
@@ -126,4 +155,4 @@ class RevokeKey:
     id: str
 
 
-Operation = RecordOperation | HomePrefix | ChangePrefix | IssueKey | RevokeKey
+Operation = RecordOperation | RangeOperation | HomePrefix | ChangePrefix | IssueKey | RevokeKey

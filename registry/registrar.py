@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-import msgpack
-
-from biaojie.change import Action, Entry, Receipt
+from biaojie.change import Change, Entry, Receipt
 from biaojie.errors import (
-    ERRORS,
     BatchRejected,
     BiaojieError,
     DeadlineExceeded,
@@ -28,14 +26,19 @@ from biaojie.errors import (
     OverCapacity,
     TemporarilyUnavailable,
 )
-from biaojie.making import maker
 
-from .admission import Caller
+from . import bulk as bulks
+from .admission import Caller, Right, authorize
+from .blocks import Bulk
+from .bulk import BulkOutcome, Compacted
 from .changelog import next_entry
-from .operations import Operation
+from .operations import CutRange, Operation, RegisterRange
+from .outcomes import Outcome, make_outcome, pack, pack_bulk, unpack, unpack_bulk
 from .staging import RULES_DEFAULT, Rules, Staging
 from .store import ReceiptKey, Store, StoredReceipt, Transaction
 from .turns import Turns
+
+__all__ = ["Idempotency", "Mode", "Outcome", "Registrar", "Submission", "Watcher"]
 
 RECEIPTS_SWEPT = 256
 """Expired receipts are removed each time this many new ones have been kept."""
@@ -52,22 +55,14 @@ class Idempotency:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """One result per operation, in order. `sequence` is 0 when nothing was written."""
+class Alone:
+    """Work on whole blocks, which has a commit to itself; it counts as `count` operations.
 
-    results: tuple[Receipt | BiaojieError, ...]
-    sequence: int
-    replayed: bool = False
+    `do` is given the transaction and the sequence of the entry; gives the changes and the answer.
+    """
 
-    def single(self) -> Receipt:
-        """The receipt of the only operation; raises its error."""
-        (result,) = self.results
-        if isinstance(result, BiaojieError):
-            raise result
-        return result
-
-
-_make_outcome = maker(Outcome)
+    count: int
+    do: Callable[[Transaction, int], Awaitable[tuple[list[Change], BulkOutcome | Compacted]]]
 
 
 @dataclass(eq=False, slots=True)
@@ -81,8 +76,14 @@ class Submission:
     dry_run: bool
     idempotency: Idempotency | None
     receipt_key: ReceiptKey | None
-    answer: Callable[[Outcome | BiaojieError], None]
+    answer: Callable[[Any], None]
     wanted: bool = True
+    alone: Alone | None = None
+
+    @property
+    def count(self) -> int:
+        """How many operations it counts for."""
+        return len(self.operations) if self.alone is None else self.alone.count
 
 
 class Watcher(Protocol):
@@ -154,19 +155,57 @@ class Registrar:
         decides everything and writes nothing. Raises OverCapacity, IdempotencyMismatch,
         IdempotencyRunning, TemporarilyUnavailable, StorageFull.
         """
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-        def answer(outcome: Outcome | BiaojieError) -> None:
-            if future.done():
-                return
-            if isinstance(outcome, BiaojieError):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
-
+        future, answer = _future()
         submission = self.hand_in(
             caller, operations, answer, mode=mode, dry_run=dry_run, idempotency=idempotency
         )
+        try:
+            outcome: Outcome = await future
+            return outcome
+        finally:
+            submission.wanted = False
+
+    async def load(
+        self,
+        caller: Caller,
+        bulk: Bulk,
+        *,
+        mode: Mode = "valid-rows",
+        idempotency: Idempotency | None = None,
+    ) -> BulkOutcome:
+        """Register a chunk (`registry.blocks.cut`), whose records were checked before, in one
+        commit. Names that are taken are in `refused`; in mode `all` nothing is written then.
+
+        Raises what the caller may not do, TooLarge (send it in parts), and what `submit` does.
+        """
+
+        def do(tx: Transaction, sequence: int) -> Awaitable[tuple[list[Change], BulkOutcome]]:
+            strict = self._rules.strict_slash
+            return bulks.register(
+                tx, bulk, caller, sequence, whole=mode == "all", strict_slash=strict
+            )
+
+        outcome: BulkOutcome = await self._alone(caller, Alone(bulk.count, do), idempotency)
+        return outcome
+
+    async def compact(
+        self, caller: Caller, prefix: str, *, before: int, after: bytes | None = None
+    ) -> Compacted:
+        """One short step: fold rows of the folded prefix with a suffix > `after` into blocks, as
+        far as entries < `before` wrote them. For administrators."""
+        authorize(caller, Right.MANAGE, None)
+
+        def do(tx: Transaction, sequence: int) -> Awaitable[tuple[list[Change], Compacted]]:
+            return bulks.compact(tx, prefix, after, before, sequence, caller.key_id)
+
+        done: Compacted = await self._alone(caller, Alone(bulks.FOLDED_MAX, do), None)
+        return done
+
+    async def _alone(self, caller: Caller, work: Alone, idempotency: Idempotency | None) -> Any:
+        future, answer = _future()
+        submission = Submission(caller, (), "all", False, idempotency, None, answer, alone=work)
+        # In the queue it is as much as one commit takes, however many names it has.
+        self._queued(submission, self._commit_operations_max)
         try:
             return await future
         finally:
@@ -187,10 +226,14 @@ class Registrar:
         Raises at once what can be said at once: OverCapacity, IdempotencyMismatch,
         IdempotencyRunning."""
         assert 0 < len(operations) <= self._commit_operations_max
+        plain = Submission(caller, operations, mode, dry_run, idempotency, None, answer)
+        return self._queued(plain, len(operations))
+
+    def _queued(self, submission: Submission, size: int) -> Submission:
+        caller, idempotency = submission.caller, submission.idempotency
         side = _side(caller)
-        if self._stopping or not self._queue.has_room(side, len(operations)):
+        if self._stopping or not self._queue.has_room(side, size):
             raise OverCapacity()
-        receipt_key: ReceiptKey | None = None
         if idempotency is not None:
             receipt_key = ReceiptKey(caller.key_id, idempotency.key)
             running = self._running.get(receipt_key)
@@ -201,25 +244,28 @@ class Registrar:
                     else IdempotencyMismatch()
                 )
             self._running[receipt_key] = idempotency.fingerprint
-        submission = Submission(caller, operations, mode, dry_run, idempotency, receipt_key, answer)
-        self._queue.put(side, len(operations), submission)
+            submission.receipt_key = receipt_key
+        self._queue.put(side, size, submission)
         self._wake.set()
         return submission
 
     # The commit loop --------------------------------------------------------------------
 
     async def _run(self) -> None:
+        groups: deque[list[Submission]] = deque()
         try:
             while not self._stopping or self._queue:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._queue:
-                    group = self._take()
-                    if group:
-                        await self._commit(group)
+                    groups.extend(_apart(self._take()))
+                    while groups:
+                        await self._commit(groups.popleft())
         finally:
             # Empty unless this task was cancelled: nobody may wait for what will never come.
             self._stopping = True
+            for group in groups:
+                self._answer(group, TemporarilyUnavailable())
             while self._queue:
                 self._answer(self._take(), TemporarilyUnavailable())
 
@@ -273,7 +319,7 @@ class Registrar:
         failure: BiaojieError | None,
         entry: Entry | None,
     ) -> None:
-        operations = sum(len(submission.operations) for submission in group)
+        operations = sum(submission.count for submission in group)
         try:
             # Caches forget first: whoever is told of the change must not read the old state.
             if failure is None and entry is not None:
@@ -300,9 +346,34 @@ class Registrar:
             except Exception:  # others wait for theirs
                 log.exception("a caller could not be answered")
 
+    async def _transact_alone(
+        self, tx: Transaction, submission: Submission, work: Alone
+    ) -> tuple[Entry | None, list[Any]]:
+        now = int(self._clock())
+        key, asked = submission.receipt_key, submission.idempotency
+        loaded = await tx.load([], [key] if key else [], now)
+        kept = loaded.receipts.get(key) if key else None
+        if kept is not None:
+            assert asked is not None
+            same = kept.fingerprint == asked.fingerprint
+            return None, [unpack_bulk(kept.reply) if same else IdempotencyMismatch()]
+        changes, answer = await work.do(tx, loaded.head[0] + 1)
+        if not changes:
+            return None, [answer]
+        if key and isinstance(answer, BulkOutcome):
+            assert asked is not None
+            kept = StoredReceipt(asked.fingerprint, pack_bulk(answer), now + self._receipts_kept_s)
+            await tx.put_receipts({key: kept})
+        time_ms = int(self._clock() * 1000)
+        entry = await asyncio.to_thread(next_entry, loaded.head, time_ms, changes)
+        await tx.append(entry)
+        return entry, [answer]
+
     async def _transact(
         self, tx: Transaction, group: list[Submission]
-    ) -> tuple[Entry | None, list[Outcome | BiaojieError]]:
+    ) -> tuple[Entry | None, list[Any]]:
+        if group[0].alone is not None:
+            return await self._transact_alone(tx, group[0], group[0].alone)
         now = int(self._clock())
         asked = [(submission.caller, op) for submission in group for op in submission.operations]
         wanted = [key for submission in group if (key := submission.receipt_key)]
@@ -315,14 +386,14 @@ class Registrar:
             if kept is not None:
                 assert submission.idempotency is not None
                 same = kept.fingerprint == submission.idempotency.fingerprint
-                answers.append(_unpack(kept.reply) if same else IdempotencyMismatch())
+                answers.append(unpack(kept.reply) if same else IdempotencyMismatch())
                 continue
             answer = self._apply(submission, staging)
             answers.append(answer)
             if key and isinstance(answer, Outcome) and answer.sequence:
                 assert submission.idempotency is not None
                 fresh[key] = StoredReceipt(
-                    submission.idempotency.fingerprint, _pack(answer), now + self._receipts_kept_s
+                    submission.idempotency.fingerprint, pack(answer), now + self._receipts_kept_s
                 )
         if not staging.changes:
             return None, answers
@@ -362,39 +433,42 @@ class Registrar:
         if submission.dry_run:
             staging.back_to(began)
             done = began
-        return _make_outcome(tuple(results), staging.sequence if done != began else 0, False)
+        return make_outcome(tuple(results), staging.sequence if done != began else 0, False)
+
+
+def _apart(submissions: Sequence[Submission]) -> Iterator[list[Submission]]:
+    """What is committed together: as much as comes, but ranges and whole blocks alone."""
+    group: list[Submission] = []
+    for submission in submissions:
+        alone = submission.alone is not None
+        if alone or isinstance(submission.operations[0], RegisterRange | CutRange):
+            assert alone or len(submission.operations) == 1
+            if group:
+                yield group
+            yield [submission]
+            group = []
+        else:
+            group.append(submission)
+    if group:
+        yield group
+
+
+def _future() -> tuple[asyncio.Future[Any], Callable[[Any], None]]:
+    """What waits for an answer, and what gives it."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def answer(outcome: Any) -> None:
+        if future.done():
+            return
+        if isinstance(outcome, BiaojieError):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+    return future, answer
 
 
 def _side(caller: Caller) -> str:
     """Who takes turns with others when more waits than one commit takes."""
     handle = caller.handle
     return caller.tenant if handle is None else f"prefix {handle.identifier.prefix}"
-
-
-def _pack(outcome: Outcome) -> bytes:
-    packed: bytes = msgpack.packb(
-        [
-            outcome.sequence,
-            [
-                [r.code, r.detail.en, r.detail.zh]
-                if isinstance(r, BiaojieError)
-                else [r.identifier, r.action.value, str(r.status), r.version, r.sequence]
-                for r in outcome.results
-            ],
-        ]
-    )
-    return packed
-
-
-def _unpack(reply: bytes) -> Outcome:
-    sequence, rows = msgpack.unpackb(reply)
-    return Outcome(
-        tuple(
-            ERRORS[row[0]](row[1], row[2])
-            if len(row) == 3
-            else Receipt(row[0], Action(row[1]), row[2], row[3], row[4])
-            for row in rows
-        ),
-        sequence,
-        replayed=True,
-    )

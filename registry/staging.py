@@ -40,13 +40,18 @@ from .matching import Match, row_changes
 from .operations import (
     ChangePrefix,
     Create,
+    CutRange,
     HomePrefix,
     IssueKey,
     Operation,
+    RangeOperation,
     RecordOperation,
+    RegisterRange,
     RevokeKey,
 )
-from .store import LOOK_UP_MAX, Found, Loaded, ReceiptKey, Transaction
+from .range_staging import Ground, decide_range, survey
+from .ranges import HeldRange, RangeKey, range_digest
+from .store import LOOK_UP_MAX, Found, FoundInRange, Loaded, ReceiptKey, Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,8 @@ class Staging:
     prefixes: dict[str, Prefix | None] = field(default_factory=dict)
     keys: dict[str, ApiKey | None] = field(default_factory=dict)
     groups: Mapping[HandleIdentity, frozenset[Reference]] = field(default_factory=dict)
+    ranges: dict[RangeKey, HeldRange | None] = field(default_factory=dict)
+    ground: Ground | None = None
     new_keys: dict[bytes, ApiKey] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
     done: list[tuple[dict[Any, Any], Any, Any]] = field(default_factory=list)
@@ -107,6 +114,7 @@ class Staging:
         prefixes: dict[str, None] = {}
         keys: dict[str, None] = {}
         identities: set[HandleIdentity] = set()
+        over: RangeOperation | None = None
         for caller, operation in asked:
             match operation:
                 case HomePrefix() | ChangePrefix():
@@ -117,6 +125,9 @@ class Staging:
                         records[rules.prefix_key(operation.name)] = None
                 case IssueKey() | RevokeKey():
                     keys[operation.id] = None
+                    above = []
+                case RegisterRange() | CutRange():
+                    over = operation
                     above = []
                 case _:
                     records[operation.identifier.key(case_sensitive=rules.case_sensitive)] = None
@@ -144,6 +155,7 @@ class Staging:
             {name: homed.get(name) for name in prefixes},
             {key_id: issued.get(key_id) for key_id in keys},
             groups,
+            ground=None if over is None else await survey(tx, over, rules.case_sensitive),
         )
         return staging, loaded
 
@@ -182,12 +194,14 @@ class Staging:
                 return self._apply_prefix(operation, caller)
             case IssueKey() | RevokeKey():
                 return self._apply_key(operation, caller)
+            case RegisterRange() | CutRange():
+                return self._apply_range(operation, caller)
             case _:
                 return self._apply_record(operation, caller)
 
     def _apply_record(self, operation: RecordOperation, caller: Caller) -> Receipt:
         key = operation.identifier.key(case_sensitive=self.rules.case_sensitive)
-        found = self.found[key]
+        loaded = found = self.found[key]
         if self.prefixes:  # one changed earlier in this commit is as that change left it
             found = Found(self.prefixes.get(key.prefix, found.prefix), found.record)
         decision = decide_record(
@@ -200,6 +214,8 @@ class Staging:
             sequence=self.sequence,
         )
         record = decision.record
+        if isinstance(loaded, FoundInRange) and found.record is not None:
+            self._leave_range(found.record, caller)
         if record is None:
             assert found.record is not None
             self._set(self.found, key, Found(found.prefix, None))
@@ -218,6 +234,11 @@ class Staging:
             caller,
             record_digest(record),
         )
+
+    def _leave_range(self, member: Record, caller: Caller) -> None:
+        """It is a record of its own from the change on that is noted next."""
+        name, digest = str(member.identifier), record_digest(member)
+        self.changes.append(Change(Action.LEAVE_RANGE, name, member.version, caller.key_id, digest))
 
     def _apply_prefix(self, operation: HomePrefix | ChangePrefix, caller: Caller) -> Receipt:
         folded = fold_prefix(operation.name)
@@ -270,6 +291,23 @@ class Staging:
         self._set(self.keys, key.id, key)
         return self._note(action, key.id, status, version, caller, key_digest(key))
 
+    def _apply_range(self, operation: RangeOperation, caller: Caller) -> Receipt:
+        assert self.ground is not None
+        assert not self.changes, "a range operation has its commit to itself"
+        sensitive, strict = self.rules.case_sensitive, self.rules.strict_slash
+        outcome = decide_range(
+            operation, caller, self.ground, self.now, self.sequence, strict_slash=strict
+        )
+        action = outcome.action
+        for gone in outcome.gone:
+            self._set(self.ranges, gone.key(case_sensitive=sensitive), None)
+            self._note(action, gone.name, "", gone.rule.version, caller, ZERO)
+        for made in outcome.made:
+            self._set(self.ranges, made.key(case_sensitive=sensitive), made)
+            self._note(action, made.name, "", made.rule.version, caller, range_digest(made))
+        name = f"{operation.prefix}/{operation.pattern}"
+        return make_receipt(name, action, outcome.status, outcome.version, self.sequence)
+
     def _note(
         self,
         action: Action,
@@ -279,7 +317,7 @@ class Staging:
         caller: Caller,
         digest: bytes,
     ) -> Receipt:
-        self.changes.append(make_change(action, subject, version, caller.key_id, digest))
+        self.changes.append(make_change(action, subject, version, caller.key_id, digest, "", 0))
         return make_receipt(subject, action, str(status), version, self.sequence)
 
     # Writing ----------------------------------------------------------------------------
@@ -309,9 +347,13 @@ class Staging:
         if records:
             await tx.put_records(records)
         if purged:
-            await tx.purge_records(purged)
+            await tx.purge_records(purged, self.sequence)
         if added or removed:
             await tx.change_rows(added, removed)
+        ranges = {key: self.ranges[key] for key in self._set_since(self.ranges)}
+        if ranges:
+            put = {key: held for key, held in ranges.items() if held is not None}
+            await tx.change_ranges(ranges.keys() - put.keys(), put)
         if self.new_keys:
             await tx.put_keys(self.new_keys)
         revoked = {

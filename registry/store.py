@@ -17,11 +17,15 @@ from biaojie.change import Entry
 from biaojie.identifier import Key
 from biaojie.record import Record
 
+from .blocks import Block
 from .matching import Match
+from .ranges import HeldRange, RangeKey
 from .statistics import StatisticsStore
 
 LOOK_UP_MAX = 4_096
 """Most keys that one `look_up` takes."""
+BLOCKS_MAX = 256
+"""Most blocks that one call gives."""
 INDEXING_MAX = 1_000
 """Most prefixes that `list_indexing` gives."""
 
@@ -50,11 +54,26 @@ None. They say everything if the identifier is spelled as it is folded and each 
 ttl, permissions and timestamp and no references; else the last column is the record."""
 
 
+class FoundInRange(Found):
+    """The same, of a name that nothing has but a range: `record` is that member of it."""
+
+    __slots__ = ()
+
+
 class ReceiptKey(NamedTuple):
     """An Idempotency-Key belongs to the API key that sent it."""
 
     actor: str
     key: str
+
+
+class Row(NamedTuple):
+    """A row of the uppermost layer: a record of its own, or none (`record` is None, a marker):
+    then there is no record of this name, though a block may have one beneath."""
+
+    suffix: bytes
+    record: Record | None
+    sequence: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +97,25 @@ class ReadStore(Protocol):
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
         """Records of the folded prefix whose folded suffix is > `after`, in octet order.
 
-        Tombstones included. Keyset paging: cost does not grow with the page number.
+        Tombstones included. Keyset paging: cost does not grow with the page number. Which layer
+        keeps a record does not show.
         """
+        ...
+
+    async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
+        """The rows of the folded prefix whose suffix is > `after`, in order."""
+        ...
+
+    async def list_blocks(self, prefix: str, after: bytes | None, limit: int) -> list[Block]:
+        """The blocks (at most BLOCKS_MAX) of the folded prefix that begin > `after`, in order."""
+        ...
+
+    async def find_in_blocks(self, keys: Sequence[Key]) -> list[Record | None]:
+        """What blocks have for these keys (at most 4,096), whether or not a row lies over it."""
+        ...
+
+    async def list_ranges(self, prefix: str, after: RangeKey | None, limit: int) -> list[HeldRange]:
+        """Ranges of the folded prefix in order of shape and first run, from the first > `after`."""
         ...
 
     async def find_prefixes(self, names: Sequence[str]) -> dict[str, Prefix]:
@@ -126,7 +162,7 @@ class ReadStore(Protocol):
         ...
 
     async def newest_record_sequence(self) -> int:
-        """The greatest sequence any record or prefix carries; 0 if there is none."""
+        """The greatest sequence any record, block or prefix carries; 0 if there is none."""
         ...
 
 
@@ -169,7 +205,39 @@ class Transaction(Protocol):
 
     async def head(self) -> tuple[int, bytes]: ...
 
-    async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]: ...
+    async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
+        """As a ReadStore's, but without the members of ranges."""
+        ...
+
+    async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]: ...
+
+    async def touched(self, prefix: str, spans: Sequence[tuple[bytes, bytes]]) -> list[int]:
+        """Numbers of the spans (first and last folded suffix, in order, not overlapping) in which
+        any layer has something, markers included, or may have."""
+        ...
+
+    async def look_up_marked(self, keys: Sequence[Key]) -> tuple[list[Found], set[Key]]:
+        """As `look_up`, and which of the keys have a marker."""
+        ...
+
+    async def find_in_blocks(self, keys: Sequence[Key]) -> list[Record | None]: ...
+
+    async def blocks_in(self, prefix: str, first: bytes, last: bytes) -> list[Block]:
+        """The blocks that have a suffix from `first` to `last` between their ends, in order; at
+        most BLOCKS_MAX, the first of them."""
+        ...
+
+    async def put_blocks(self, prefix: str, blocks: Sequence[Block]) -> None:
+        """Insert new blocks, which may not overlap others. The prefix must exist."""
+        ...
+
+    async def remove_blocks(self, prefix: str, firsts: Iterable[bytes]) -> None:
+        """Take out the blocks that begin so."""
+        ...
+
+    async def remove_rows(self, prefix: str, suffixes: Iterable[bytes]) -> None:
+        """Take out rows and markers, so that what lies beneath shows."""
+        ...
 
     async def put_prefixes(self, prefixes: Iterable[Prefix]) -> None:
         """Insert or replace by folded name. Comes before the records under a new prefix.
@@ -182,7 +250,35 @@ class Transaction(Protocol):
         """Insert or replace. The prefix must exist."""
         ...
 
-    async def purge_records(self, keys: Iterable[Key]) -> None: ...
+    async def purge_records(self, keys: Iterable[Key], sequence: int) -> None:
+        """No record has these names afterwards. Where a lower layer has one, a marker hides it,
+        written by the entry `sequence`."""
+        ...
+
+    async def find_ranges(self, first: RangeKey, last: bytes, limit: int) -> list[HeldRange]:
+        """Ranges of the prefix and shape of `first` with a run from its to `last`, in order."""
+        ...
+
+    async def range_shapes(self, prefix: str) -> list[bytes]:
+        """The shapes of the folded prefix's ranges, in order."""
+        ...
+
+    async def list_row_names(
+        self, prefix: str, first: bytes, last: bytes, octets: int, limit: int
+    ) -> list[tuple[bytes, bool]]:
+        """Folded suffixes of rows from `first` to `last` that have so many octets, in order, and
+        whether the row is only a marker."""
+        ...
+
+    async def members_of_ranges(self, keys: Sequence[Key]) -> set[Key]:
+        """Those of the keys (at most 4,096) that a range has, whatever lies over it."""
+        ...
+
+    async def change_ranges(
+        self, gone: Iterable[RangeKey], put: Mapping[RangeKey, HeldRange]
+    ) -> None:
+        """Remove some, then insert or replace others. The prefix must exist."""
+        ...
 
     async def change_rows(self, added: Iterable[Match], removed: Iterable[Match]) -> None:
         """Index rows, none of them in both; one that is there, or is not, already may be named."""

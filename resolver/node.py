@@ -34,7 +34,7 @@ from registry.witness import Witness
 
 from .core import Resolver
 from .front.handle import HandleFront, HandleLimits
-from .front.http import accounts, batches, identifiers, search
+from .front.http import accounts, batches, identifiers, ranges, search
 from .front.http import statistics as statistics_front
 from .front.http.connection import HttpLimits
 from .front.http.handle_auth import RestAuthentication
@@ -166,7 +166,7 @@ class Node:
         self.tail.listeners += [self.cache, self.service, self.indexer]
         if standbys is not None:
             self.tail.listeners.append(standbys)
-        fronts = (identifiers, batches, search, accounts, statistics_front)
+        fronts = (identifiers, batches, ranges, search, accounts, statistics_front)
         authenticator = Authenticator(
             self.local, self.service.guesses, case_sensitive=case_sensitive
         )

@@ -44,6 +44,7 @@ from .core import Answer, Resolver, Source
 from .guesses import Guesses
 from .overload import Quotas
 from .query import Query, Resolution, select, shown
+from .ranges import Ranges
 from .search import Findings, Question, Search
 from .steps.local import LocalStep
 from .steps.referral import ReferralStep
@@ -89,6 +90,7 @@ class Service:
         self._tail = tail
         self._referral = referral or ReferralStep(store)
         self._search = Search(store)
+        self.ranges = Ranges(store, case_sensitive=case_sensitive)
         self._case_sensitive = case_sensitive
         self._watchers_max = watchers_max
         self._watchers = 0

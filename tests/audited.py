@@ -19,7 +19,7 @@ from registry.audit import Audit, audit
 from registry.operations import ChangePrefix, Purge, Retire, RevokeKey
 from registry.registrar import Registrar
 from registry.sql.blob import encode_blob
-from registry.sql.tables import api_keys, chain_head, changelog, prefixes, records
+from registry.sql.tables import api_keys, blocks, chain_head, changelog, prefixes, records
 from tests.core_parts import (
     PREFIX,
     create,
@@ -35,7 +35,7 @@ from tests.core_parts import (
 )
 
 OTHER = "88.118.9"
-TABLES = (prefixes, records, api_keys, changelog, chain_head)
+TABLES = (prefixes, records, blocks, api_keys, changelog, chain_head)
 
 
 class Registry:
@@ -92,7 +92,7 @@ class Registry:
         saved = [(table, await self.rows(table)) for table in TABLES]
         yield
         await self.run(*(delete(table) for table in TABLES))
-        await self.run(*(insert(table).values(rows) for table, rows in saved))
+        await self.run(*(insert(table).values(rows) for table, rows in saved if rows))
 
 
 @asynccontextmanager

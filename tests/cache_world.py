@@ -75,6 +75,11 @@ class World:
         self.version += 1
         self.cache.forget(entry(subject, action))
 
+    def append(self, *changes: Change) -> None:
+        """A commit of any changes."""
+        self.version += 1
+        self.cache.forget(next_entry((0, ZERO), 0, changes))
+
 
 def entry(subject: str, action: Action = Action.PUT) -> Entry:
     return next_entry((0, ZERO), 0, [Change(action, subject, 1, "k", bytes(32))])

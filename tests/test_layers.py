@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-VALUES = "errors|limits|making|identifier|record|account|change"
+VALUES = "errors|limits|making|identifier|range|record|account|change"
 STDLIB = "|".join(sys.stdlib_module_names)
 IO = "asyncio|socket|ssl|selectors|select|http|urllib.request|subprocess|threading|multiprocessing"
 

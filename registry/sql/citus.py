@@ -24,7 +24,7 @@ from .store import SqlStore
 _PREFIXES = f"""
 SELECT {PREFIX} AS n, p.status, p.version, p.sequence, p.spelling AS text, NULL::bytea AS blob,
        ARRAY[w.name, p.tenant, p.id::text, p.created::text, p.searchable,
-             CASE WHEN p.indexed_to IS NOT NULL THEN 'indexing' END] AS more
+             CASE WHEN p.indexed_to IS NOT NULL THEN 'indexing' END, NULL] AS more
 FROM unnest($1::text[]) AS w (name)
 JOIN LATERAL (SELECT * FROM prefixes WHERE name = w.name OFFSET 0) AS p ON true
 """  # noqa: S608  (a number)

@@ -25,11 +25,15 @@ class Rows(NamedTuple):
 
     `prefixes`: name, id, spelling, tenant, status, created, version, sequence, searchable,
     indexing. `records`: number of the key, status, version, sequence, template, blob, and a
-    column that says nothing.
+    column that says nothing. A status that is none says what else is there for the key: PURGED
+    a marker; IN_BLOCK a block that the name lies in, if it has it, `version` being its count.
+    `ranges`: number of the key, run, status, version, sequence, written, template and blob of a
+    range that the name may be a member of; names with a row may be left out.
     """
 
     prefixes: Sequence[Row]
     records: Sequence[Row]
+    ranges: Sequence[Row] = ()
 
 
 class Beginning(NamedTuple):
@@ -77,6 +81,22 @@ class Direct(Protocol):
 
     async def load(self, keys: Sequence[Key], receipts: Sequence[str]) -> Beginning:
         """Head, receipts by Idempotency-Key (of any actor, expired or not) and up to 4,096 keys."""
+        ...
+
+    async def in_blocks(self, prefix_ids: Sequence[int], suffixes: Sequence[bytes]) -> list[Row]:
+        """The blocks that names lie in: number of the name, IN_BLOCK and so on, as in `Rows`."""
+        ...
+
+    async def in_ranges(self, prefix_ids: Sequence[int], suffixes: Sequence[bytes]) -> list[Row]:
+        """The ranges that names may be members of, as in `Rows`."""
+        ...
+
+    async def touched(self, prefix_id: int, spans: Sequence[tuple[bytes, bytes]]) -> list[int]:
+        """See registry.store.Transaction.touched."""
+        ...
+
+    async def add_blocks(self, rows: Sequence[Row]) -> None:
+        """Rows with the columns of `blocks` in order."""
         ...
 
     async def forget_receipts(self, now: int, limit: int) -> None:

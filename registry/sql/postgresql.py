@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Collection, Sequence
+from functools import cache, partial
 from typing import Any
 
 import asyncpg
@@ -14,8 +14,9 @@ from sqlalchemy.pool import NullPool
 
 from biaojie.identifier import Key
 
+from ..patterns import sought
 from .direct import Beginning, LogRow, Put, Row, Rows
-from .tables import changelog, upsert
+from .tables import IN_BLOCK, blocks, changelog, upsert
 
 _LOCK = f"SELECT pg_advisory_xact_lock({0x6269616F6A6965})"
 """What a writer says first: from here on it is the only one. The number spells "biaojie"."""
@@ -24,35 +25,39 @@ _LOCK = f"SELECT pg_advisory_xact_lock({0x6269616F6A6965})"
 # and what has no column of its own is in `more`. Without LATERAL and OFFSET 0, PostgreSQL may
 # seek by half of the primary key and filter by the other half, which on a table that has grown
 # since its statistics were taken reads the whole prefix for each key.
-PREFIX, HEAD, RECEIPT = -1, -2, -3
+PREFIX, HEAD, RECEIPT, _RANGE = -1, -2, -3, -4
+_LAYERS = """
+LEFT JOIN LATERAL (
+    SELECT status, version, sequence, template, blob FROM records
+    WHERE prefix_id = {id} AND suffix = w.suffix OFFSET 0
+) AS r ON true
+LEFT JOIN LATERAL (
+    SELECT last_suffix, count, sequence, blob FROM blocks
+    WHERE r.status IS NULL AND prefix_id = {id} AND first_suffix <= w.suffix
+    ORDER BY first_suffix DESC LIMIT 1
+) AS b ON true
+WHERE r.status IS NOT NULL OR b.last_suffix >= w.suffix
+"""
 _EACH = """
 FROM unnest($1::text[], $2::bytea[]) WITH ORDINALITY AS w (prefix, suffix, n)
 JOIN LATERAL (SELECT id FROM prefixes WHERE name = w.prefix OFFSET 0) AS p ON true
-JOIN LATERAL (
-    SELECT status, version, sequence, template, blob FROM records
-    WHERE prefix_id = p.id AND suffix = w.suffix OFFSET 0
-) AS r ON true
-"""
+""" + _LAYERS.format(id="p.id")  # noqa: S608  (constants)
 # Names asked for together are most often of one prefix, which then is sought and sent only once.
-_ALIKE = """
-FROM unnest($2::bytea[]) WITH ORDINALITY AS w (suffix, n)
-JOIN LATERAL (
-    SELECT status, version, sequence, template, blob FROM records
-    WHERE prefix_id = (SELECT id FROM prefixes WHERE name = $1::text) AND suffix = w.suffix
-    OFFSET 0
-) AS r ON true
-"""
+_OF_ONE = "(SELECT id FROM prefixes WHERE name = $1::text)"
+_ALIKE = f"FROM unnest($2::bytea[]) WITH ORDINALITY AS w (suffix, n){_LAYERS.format(id=_OF_ONE)}"
 
 
 def _look_up(source: str) -> str:
     return f"""
-SELECT w.n - 1 AS n, r.status, r.version, r.sequence, r.template AS text, r.blob,
+SELECT w.n - 1 AS n, coalesce(r.status, {IN_BLOCK}), coalesce(r.version, b.count),
+       coalesce(r.sequence, b.sequence), r.template AS text, coalesce(r.blob, b.blob),
        NULL::text[] AS more
 {source}
 UNION ALL
 SELECT {PREFIX}, p.status, p.version, p.sequence, p.spelling, NULL,
        ARRAY[w.name, p.tenant, p.id::text, p.created::text, p.searchable,
-             CASE WHEN p.indexed_to IS NOT NULL THEN 'indexing' END]
+             CASE WHEN p.indexed_to IS NOT NULL THEN 'indexing' END,
+             CASE WHEN EXISTS (SELECT 1 FROM ranges WHERE prefix_id = p.id) THEN 'ranged' END]
 FROM unnest($3::text[]) AS w (name)
 JOIN LATERAL (SELECT * FROM prefixes WHERE name = w.name OFFSET 0) AS p ON true
 """  # noqa: S608  (constants)
@@ -67,10 +72,58 @@ FROM receipts WHERE key = ANY($4::text[])
 """  # noqa: S608
 _LOOK_UP = {False: _look_up(_EACH), True: _look_up(_ALIKE)}
 _LOAD = {alike: statement + _LOAD_TOO for alike, statement in _LOOK_UP.items()}
+# Asked only for names under prefixes that are known to have ranges.
+_RANGES_TOO = f"""
+UNION ALL
+SELECT {_RANGE}, r.status, r.version, r.sequence, r.template, r.blob,
+       ARRAY[w.n::text, convert_from(w.run, 'UTF8'), r.written::text]
+FROM unnest(${{0}}::int[], ${{1}}::text[], ${{2}}::bytea[], ${{3}}::bytea[])
+    AS w (n, prefix, shape, run)
+JOIN LATERAL (SELECT id FROM prefixes WHERE name = w.prefix OFFSET 0) AS p ON true
+JOIN LATERAL (
+    SELECT * FROM ranges WHERE prefix_id = p.id AND shape = w.shape AND first <= w.run
+    ORDER BY first DESC LIMIT 1
+) AS r ON r.last >= w.run
+"""  # noqa: S608  (a number)
+IN_RANGES = """
+SELECT w.n, convert_from(w.run, 'UTF8'), r.status, r.version, r.sequence, r.written, r.template,
+       r.blob
+FROM unnest($1::int[], $2::int[], $3::bytea[], $4::bytea[]) AS w (n, prefix_id, shape, run)
+JOIN LATERAL (
+    SELECT * FROM ranges WHERE prefix_id = w.prefix_id AND shape = w.shape AND first <= w.run
+    ORDER BY first DESC LIMIT 1
+) AS r ON r.last >= w.run
+"""
+RANGED = "SELECT EXISTS (SELECT 1 FROM ranges WHERE prefix_id = $1)"
+_LOOK_UP_RANGED = {a: s + _RANGES_TOO.format(4, 5, 6, 7) for a, s in _LOOK_UP.items()}
+_LOAD_RANGED = {a: s + _RANGES_TOO.format(5, 6, 7, 8) for a, s in _LOAD.items()}
 Question = tuple[str, tuple[Any, ...]]
 """A statement and its parameters."""
 
 
+IN_BLOCKS = f"""
+SELECT w.n - 1, {IN_BLOCK}, b.count, b.sequence, NULL, b.blob, NULL
+FROM unnest($1::int[], $2::bytea[]) WITH ORDINALITY AS w (prefix_id, suffix, n)
+JOIN LATERAL (
+    SELECT last_suffix, count, sequence, blob FROM blocks
+    WHERE prefix_id = w.prefix_id AND first_suffix <= w.suffix
+    ORDER BY first_suffix DESC LIMIT 1
+) AS b ON b.last_suffix >= w.suffix
+"""  # noqa: S608  (a number)
+TOUCHED = """
+SELECT w.n - 1
+FROM unnest($2::bytea[], $3::bytea[]) WITH ORDINALITY AS w (first, last, n)
+LEFT JOIN LATERAL (
+    SELECT true AS there FROM records
+    WHERE prefix_id = $1 AND suffix BETWEEN w.first AND w.last LIMIT 1
+) AS r ON true
+LEFT JOIN LATERAL (
+    SELECT last_suffix FROM blocks WHERE prefix_id = $1 AND first_suffix <= w.last
+    ORDER BY first_suffix DESC LIMIT 1
+) AS b ON true
+WHERE r.there OR b.last_suffix >= w.first
+ORDER BY w.n
+"""
 FORGET = """
 DELETE FROM receipts USING (
     SELECT key, actor FROM receipts WHERE expires < $1 ORDER BY expires LIMIT $2
@@ -86,26 +139,57 @@ def _sought(keys: Sequence[Key]) -> tuple[bool, tuple[Any, ...]]:
     return alike, (names[0] if alike else prefixes, [key[1] for key in keys], names)
 
 
-def look_up_question(keys: Sequence[Key]) -> Question:
-    """Prefixes and records by key."""
+def _candidates(keys: Sequence[Key], ranged: Collection[str]) -> tuple[Any, ...]:
+    """Number, prefix, shape and run of each way in which a range may have one of the names."""
+    ways = [
+        (n, key.prefix, *way)
+        for n, key in enumerate(keys)
+        if key.prefix in ranged
+        for way in sought(key.suffix)
+    ]
+    return tuple(zip(*ways, strict=True)) if ways else ((), (), (), ())
+
+
+def look_up_question(keys: Sequence[Key], ranged: Collection[str] = ()) -> Question:
+    """Prefixes and records by key, and ranges under the prefixes that have some."""
     alike, parameters = _sought(keys)
+    if ranged:
+        return _LOOK_UP_RANGED[alike], (*parameters, *_candidates(keys, ranged))
     return _LOOK_UP[alike], parameters
 
 
-def load_question(keys: Sequence[Key], receipts: Sequence[str]) -> Question:
+def load_question(
+    keys: Sequence[Key], receipts: Sequence[str], ranged: Collection[str] = ()
+) -> Question:
     """The same, receipts by Idempotency-Key, and the head of the log."""
     alike, parameters = _sought(keys)
+    if ranged:
+        return _LOAD_RANGED[alike], (*parameters, receipts, *_candidates(keys, ranged))
     return _LOAD[alike], (*parameters, receipts)
 
 
 def as_rows(rows: Sequence[Row]) -> Rows:
+    return _rows(rows)[0]
+
+
+def _rows(rows: Sequence[Row]) -> tuple[Rows, set[str]]:
+    """And the names of prefixes that have ranges."""
     prefixes = []
+    ranged = set()
     for _, status, version, sequence, spelling, _, more in [r for r in rows if r[0] == PREFIX]:
-        name, tenant, id_, created, *search = more
+        name, tenant, id_, created, *search, has_ranges = more
         prefixes.append(
             (name, int(id_), spelling, tenant, status, int(created), version, sequence, *search)
         )
-    return Rows(prefixes, [row for row in rows if row[0] >= 0])
+        if has_ranges:
+            ranged.add(name)
+    ranges = [_range(row) for row in rows if row[0] == _RANGE] if ranged else ()
+    return Rows(prefixes, [row for row in rows if row[0] >= 0], ranges), ranged
+
+
+def _range(row: Row) -> Row:
+    _, status, version, sequence, template, blob, (n, run, written) = row
+    return int(n), run.encode(), status, version, sequence, int(written), template, blob
 
 
 def as_receipt(row: Row) -> Row:
@@ -163,6 +247,11 @@ def _write_statement(puts: tuple[_Shape, ...], log: bool) -> str:
 class Connection(asyncpg.Connection):  # type: ignore[misc]
     """See registry.sql.direct.Direct."""
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._ranged: set[str] = set()
+        """Prefixes that were seen to have ranges."""
+
     async def close(self, *, timeout: float | None = None) -> None:
         """Hang up. Waiting for a frozen server to say goodbye would outlast every deadline."""
         self.terminate()
@@ -178,15 +267,56 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         await self.execute("ROLLBACK")
 
     async def look_up(self, keys: Sequence[Key]) -> Rows:
-        statement, parameters = look_up_question(keys)
-        return as_rows(await self.fetch(statement, *parameters))
+        return (await self._ask(keys, partial(look_up_question, keys)))[0]
 
     async def load(self, keys: Sequence[Key], receipts: Sequence[str]) -> Beginning:
-        statement, parameters = load_question(keys, receipts)
-        rows = await self.fetch(statement, *parameters)
+        found, rows = await self._ask(keys, partial(load_question, keys, receipts))
         [head] = [(row[3], row[5]) for row in rows if row[0] == HEAD]
-        return Beginning(
-            head, as_rows(rows), [as_receipt(row) for row in rows if row[0] == RECEIPT]
+        return Beginning(head, found, [as_receipt(row) for row in rows if row[0] == RECEIPT])
+
+    async def _ask(
+        self, keys: Sequence[Key], question: Callable[[Collection[str]], Question]
+    ) -> tuple[Rows, Sequence[Row]]:
+        """What was found, and all rows. Asks again where a prefix is the first time seen to have
+        ranges: one statement sees one state, and must have them all."""
+        ranged = self._ranged and {key.prefix for key in keys} & self._ranged
+        statement, parameters = question(ranged)
+        rows = await self.fetch(statement, *parameters)
+        found, having = _rows(rows)
+        if having <= ranged:
+            return found, rows
+        self._ranged |= having
+        return await self._ask(keys, question)
+
+    async def in_ranges(self, prefix_ids: Sequence[int], suffixes: Sequence[bytes]) -> list[Row]:
+        ways = [
+            (n, id_, *way)
+            for n, (id_, suffix) in enumerate(zip(prefix_ids, suffixes, strict=True))
+            for way in sought(suffix)
+        ]
+        if not ways:
+            return []
+        found = await self.fetch(IN_RANGES, *zip(*ways, strict=True))
+        return [(n, run.encode(), *row) for n, run, *row in found]
+
+    async def in_blocks(self, prefix_ids: Sequence[int], suffixes: Sequence[bytes]) -> list[Row]:
+        rows: list[Row] = await self.fetch(IN_BLOCKS, prefix_ids, suffixes)
+        return rows
+
+    async def touched(self, prefix_id: int, spans: Sequence[tuple[bytes, bytes]]) -> list[int]:
+        async def ask(spans: Sequence[tuple[bytes, bytes]]) -> list[int]:
+            firsts, lasts = zip(*spans, strict=True)
+            return [row[0] for row in await self.fetch(TOUCHED, prefix_id, firsts, lasts)]
+
+        if await self.fetchval(RANGED, prefix_id):
+            return list(range(len(spans)))  # shapes are no intervals of names
+        if not spans or not await ask([(spans[0][0], spans[-1][1])]):
+            return []  # as nearly always
+        return await ask(spans)
+
+    async def add_blocks(self, rows: Sequence[Row]) -> None:
+        await self.copy_records_to_table(
+            "blocks", records=rows, columns=[column.name for column in blocks.c]
         )
 
     async def forget_receipts(self, now: int, limit: int) -> None:
@@ -224,6 +354,8 @@ def make_engine(
         "enable_seqscan": "off",
         "enable_bitmapscan": "off",
         "jit": "off",
+        # The plans are the same whatever is asked for; making one takes longer than a look-up.
+        "plan_cache_mode": "force_generic_plan",
     }
     return create_async_engine(
         url,

@@ -16,14 +16,29 @@ from biaojie.errors import TamperedLog
 from biaojie.identifier import Key
 from biaojie.record import Record
 
+from ..blocks import Block, Members
 from ..changelog import unpack_changes
-from ..store import INDEXING_MAX, LOOK_UP_MAX, Found, ReceiptKey, StoredReceipt
+from ..layers import Page, merged, page_of
+from ..store import (
+    BLOCKS_MAX,
+    INDEXING_MAX,
+    LOOK_UP_MAX,
+    Found,
+    FoundInRange,
+    ReceiptKey,
+    StoredReceipt,
+)
+from ..store import Row as StoreRow
 from .blob import decode_blob
-from .direct import Row, Rows, direct
+from .direct import Direct, Row, Rows, direct
+from .ranges import member_page, members_in, newest_range_sequence, range_shapes
 from .tables import (
+    IN_BLOCK,
     PREFIX_STATUS_OF,
+    PURGED,
     STATUS_OF,
     api_keys,
+    blocks,
     chain_head,
     changelog,
     prefixes,
@@ -32,6 +47,7 @@ from .tables import (
 )
 
 SCAN_ROWS = 10_000
+_MEMBERS_USUAL = 32
 
 _PREFIX = (
     prefixes.c.id,
@@ -73,15 +89,31 @@ def _prefix(row: Sequence[Any]) -> Prefix:
     )
 
 
-def _record(key: Key, row: Sequence[Any]) -> Record:
-    """From status, version, sequence, template, blob."""
-    status, version, sequence, template, blob = row
-    return decode_blob(blob, key, STATUS_OF[status], version, sequence, template)
+def _row(prefix: str, row: Sequence[Any]) -> StoreRow:
+    """From suffix, status, version, sequence, template, blob."""
+    suffix, status, version, sequence, template, blob = row
+    if status == PURGED:
+        return StoreRow(suffix, None, sequence)
+    key = Key(prefix, suffix)
+    record = decode_blob(blob, key, STATUS_OF[status], version, sequence, template)
+    return StoreRow(suffix, record, sequence)
 
 
-def _without_row(prefix: Prefix | None) -> Found:
-    """The answer for a name that has no row: the one place where another layer can know it."""
-    return Found(prefix, None)
+class _Beneath:
+    """Answers for names that have no row of a record, from what a look-up gives instead."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[bytes, Members] = {}  # names asked for together are often neighbours
+
+    def record(self, key: Key, row: Row) -> Record | None:
+        _, status, count, sequence, _, blob, _ = row
+        if status != IN_BLOCK:
+            assert status == PURGED
+            return None
+        members = self._blocks.get(blob)
+        if members is None:
+            members = self._blocks[blob] = Members(blob, count, sequence)
+        return members.find(key.suffix)
 
 
 _make_found: Callable[[type[Found], tuple[Prefix, Record]], Found] = tuple.__new__
@@ -90,12 +122,51 @@ _make_found: Callable[[type[Found], tuple[Prefix, Record]], Found] = tuple.__new
 def found_in(rows: Rows, keys: Sequence[Key]) -> list[Found]:
     """One Found per key, in order, made of what the database gave."""
     homed = {row[0]: _prefix(row[1:]) for row in rows.prefixes}
-    without = {name: _without_row(homed.get(name)) for name in {key.prefix for key in keys}}
+    without = {name: Found(homed.get(name), None) for name in {key.prefix for key in keys}}
     found = [without[key.prefix] for key in keys]
-    for n, status, version, sequence, template, blob, _ in rows.records:
+    beneath: _Beneath | None = None
+    for row in rows.records:
+        n, number, version, sequence, template, blob, _ = row
         key = keys[n]
-        record = decode_blob(blob, key, STATUS_OF[status], version, sequence, template)
+        status = STATUS_OF.get(number)
+        if status is not None:
+            record = decode_blob(blob, key, status, version, sequence, template)
+        else:
+            if beneath is None:
+                beneath = _Beneath()
+            lower = beneath.record(key, row)
+            if lower is None:
+                continue
+            record = lower
         found[n] = _make_found(Found, (homed[key.prefix], record))
+    if rows.ranges:
+        hidden = {row[0] for row in rows.records if row[1] == PURGED}
+        for n, member in members_in(rows.ranges, keys).items():
+            if found[n].record is None and n not in hidden:
+                found[n] = _make_found(FoundInRange, (homed[keys[n].prefix], member))
+    return found
+
+
+async def beneath(driver: Direct, keys: Sequence[Key], ids: Sequence[int]) -> list[Record | None]:
+    """What blocks have for each key, given the numbers of its prefix."""
+    suffixes = [key.suffix for key in keys]
+    found: list[Record | None] = [None] * len(keys)
+    blocks = _Beneath()
+    for row in await driver.in_blocks(ids, suffixes):
+        found[row[0]] = blocks.record(keys[row[0]], row) or found[row[0]]
+    return found
+
+
+async def find_in_blocks(connection: AsyncConnection, keys: Sequence[Key]) -> list[Record | None]:
+    assert len(keys) <= LOOK_UP_MAX
+    ids = await prefix_ids(connection, list({key.prefix for key in keys}))
+    homed = [n for n, key in enumerate(keys) if key.prefix in ids]
+    found: list[Record | None] = [None] * len(keys)
+    if homed:
+        some = [keys[n] for n in homed]
+        lower = await beneath(direct(connection), some, [ids[key.prefix] for key in some])
+        for n, record in zip(homed, lower, strict=True):
+            found[n] = record
     return found
 
 
@@ -107,7 +178,7 @@ async def look_up(connection: AsyncConnection, keys: Sequence[Key]) -> list[Foun
 
 
 _PREFIX_ID = select(prefixes.c.id).where(prefixes.c.name == bindparam("prefix"))
-_LIST_RECORDS = (
+_LIST_ROWS = (
     select(
         records.c.suffix,
         records.c.status,
@@ -125,12 +196,93 @@ _LIST_RECORDS = (
 )
 
 
-async def list_records(
+_b = blocks.c
+_OF_PREFIX = select(_b.first_suffix, _b.last_suffix, _b.count, _b.sequence, _b.blob).where(
+    _b.prefix_id == _PREFIX_ID.scalar_subquery()
+)
+_LIST_BLOCKS = (
+    _OF_PREFIX.where(_b.first_suffix > bindparam("after"))
+    .order_by(_b.first_suffix)
+    .limit(bindparam("limit"))
+)
+_BLOCKS_IN = _LIST_BLOCKS.where(_b.first_suffix <= bindparam("last"))
+_BLOCK_AT = (
+    _OF_PREFIX.where(_b.first_suffix <= bindparam("after"))
+    .order_by(_b.first_suffix.desc())
+    .limit(1)
+)
+
+
+async def list_rows(
     connection: AsyncConnection, prefix: str, after: bytes | None, limit: int
-) -> list[Record]:
+) -> list[StoreRow]:
     page = {"prefix": prefix, "after": after or b"", "limit": limit}
-    rows = (await connection.execute(_LIST_RECORDS, page)).all()
-    return [_record(Key(prefix, row[0]), row[1:]) for row in rows]
+    rows = (await connection.execute(_LIST_ROWS, page)).all()
+    return [_row(prefix, row) for row in rows]
+
+
+async def list_blocks(
+    connection: AsyncConnection, prefix: str, after: bytes | None, limit: int
+) -> list[Block]:
+    assert limit <= BLOCKS_MAX
+    page = {"prefix": prefix, "after": after or b"", "limit": limit}
+    return [Block(*row) for row in (await connection.execute(_LIST_BLOCKS, page)).all()]
+
+
+async def block_at(connection: AsyncConnection, prefix: str, suffix: bytes) -> Block | None:
+    """The last block that begins <= `suffix`."""
+    place = {"prefix": prefix, "after": suffix}
+    row = (await connection.execute(_BLOCK_AT, place)).one_or_none()
+    return None if row is None else Block(*row)
+
+
+async def blocks_in(
+    connection: AsyncConnection, prefix: str, first: bytes, last: bytes
+) -> list[Block]:
+    at = await block_at(connection, prefix, first)
+    found = [at] if at is not None and at.last >= first else []
+    place = {"prefix": prefix, "after": first, "last": last, "limit": BLOCKS_MAX - len(found)}
+    return found + [Block(*row) for row in (await connection.execute(_BLOCKS_IN, place)).all()]
+
+
+async def _block_page(connection: AsyncConnection, prefix: str, after: bytes, limit: int) -> Page:
+    """At least `limit` members of blocks > `after`, or all there are, or those of BLOCKS_MAX."""
+    at = await block_at(connection, prefix, after)
+    found = [at] if at is not None and at.last > after else []
+    wanted = min(limit // _MEMBERS_USUAL + 1, BLOCKS_MAX)
+    listed = await list_blocks(connection, prefix, after, wanted)
+    return page_of([*found, *listed], after, more=len(listed) == wanted)
+
+
+async def list_records(
+    connection: AsyncConnection,
+    prefix: str,
+    after: bytes | None,
+    limit: int,
+    *,
+    ranged: bool = True,
+) -> list[Record]:
+    """`ranged`: with the members of ranges."""
+    shapes = await range_shapes(connection, prefix) if ranged else []
+    listed: list[Record] = []
+    at = after or b""
+    while len(listed) < limit:
+        missing = limit - len(listed)
+        # Rows first: compaction, which may come between, makes blocks of them, never the reverse.
+        rows = await list_rows(connection, prefix, at, missing)
+        end = rows[-1].suffix if len(rows) == missing else None
+        upper = Page([(row.suffix, row.record) for row in rows], end)
+        lower = await _block_page(connection, prefix, at, missing)
+        pages = [upper, lower]
+        if shapes:
+            most = missing + len(upper.items) + len(lower.items)
+            pages.append(await member_page(connection, prefix, shapes, at, most))
+        records, on = merged(pages, missing)
+        listed += records
+        if on is None:
+            break
+        at = on
+    return listed
 
 
 _NAMED = prefixes.c.name.in_(bindparam("names", expanding=True))
@@ -292,8 +444,12 @@ def receipts_in(
 
 
 async def newest_prefix_sequence(connection: AsyncConnection) -> int:
-    statement = select(func.coalesce(func.max(prefixes.c.sequence), 0))
-    return int((await connection.execute(statement)).scalar_one())
+    """Of prefixes, blocks and ranges."""
+    newest = 0
+    for column in (prefixes.c.sequence, blocks.c.sequence):
+        statement = select(func.coalesce(func.max(column), 0))
+        newest = max(newest, int((await connection.execute(statement)).scalar_one()))
+    return max(newest, await newest_range_sequence(connection))
 
 
 async def scan_sequences(

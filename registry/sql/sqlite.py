@@ -22,8 +22,9 @@ from sqlalchemy.pool import NullPool
 
 from biaojie.identifier import Key
 
+from ..patterns import sought
 from .direct import Beginning, LogRow, Put, Row, Rows
-from .tables import changelog, upsert
+from .tables import IN_BLOCK, blocks, changelog, upsert
 
 T = TypeVar("T")
 
@@ -80,6 +81,33 @@ WITH w (n, prefix_id, suffix) AS (VALUES {rows})
 SELECT w.n, r.status, r.version, r.sequence, r.template, r.blob, NULL
 FROM w CROSS JOIN records AS r ON r.prefix_id = w.prefix_id AND r.suffix = w.suffix
 """
+_BLOCK = f"""
+WITH w (n, prefix_id, suffix) AS (VALUES {{rows}})
+SELECT w.n, {IN_BLOCK}, b.count, b.sequence, NULL, b.blob, NULL
+FROM w CROSS JOIN blocks AS b ON b.rowid = (
+    SELECT rowid FROM blocks WHERE prefix_id = w.prefix_id AND first_suffix <= w.suffix
+    ORDER BY first_suffix DESC LIMIT 1
+) AND b.last_suffix >= w.suffix
+"""  # noqa: S608  (a number)
+_RANGE = """
+WITH w (n, prefix_id, shape, run) AS (VALUES {rows})
+SELECT w.n, w.run, r.status, r.version, r.sequence, r.written, r.template, r.blob
+FROM w CROSS JOIN ranges AS r ON r.prefix_id = w.prefix_id AND r.shape = w.shape AND r.first = (
+    SELECT max(first) FROM ranges
+    WHERE prefix_id = w.prefix_id AND shape = w.shape AND first <= w.run
+) AND r.last >= w.run
+"""
+RANGED = "SELECT 1 FROM ranges WHERE prefix_id = ? LIMIT 1"
+_SOUGHT_MAX = 4_096
+"""Ways to be a member that one statement asks for: of each it takes four parameters."""
+TOUCHED = """
+SELECT EXISTS (SELECT 1 FROM records WHERE prefix_id = ?1 AND suffix BETWEEN ?2 AND ?3)
+    OR ?2 <= (
+        SELECT last_suffix FROM blocks WHERE prefix_id = ?1 AND first_suffix <= ?3
+        ORDER BY first_suffix DESC LIMIT 1
+    )
+"""
+_ADD_BLOCK = f"INSERT INTO blocks VALUES ({', '.join('?' * len(blocks.c))})"  # noqa: S608
 _RECEIPT = "SELECT key, actor, fingerprint, reply, expires FROM receipts"
 FORGET = """
 DELETE FROM receipts WHERE (key, actor) IN (
@@ -108,6 +136,16 @@ def record_statement(size: int) -> str:
 
 
 @cache
+def block_statement(size: int) -> str:
+    return _BLOCK.format(rows=", ".join(["(?, ?, ?)"] * size))
+
+
+@cache
+def range_statement(size: int) -> str:
+    return _RANGE.format(rows=", ".join(["(?, ?, ?, ?)"] * size))
+
+
+@cache
 def receipt_statement(size: int) -> str:
     return f"{_RECEIPT} WHERE key IN ({', '.join('?' * size)})"
 
@@ -132,8 +170,57 @@ def _look_up(raw: sqlite3.Connection, keys: Sequence[Key]) -> Rows:
     wanted: list[Any] = []
     for key in keys:
         wanted += (ids.get(key.prefix), key.suffix)
-    wanted = _padded(wanted, 2)
-    return Rows(prefixes, raw.execute(record_statement(len(wanted) // 2), wanted).fetchall())
+    padded = _padded(wanted, 2)
+    rows = raw.execute(record_statement(len(padded) // 2), padded).fetchall()
+    if len(rows) < len(keys):
+        having = {row[0] for row in rows}
+        without: list[Any] = []
+        for n in range(len(keys)):
+            if n not in having and wanted[2 * n] is not None:
+                without += (n, wanted[2 * n], wanted[2 * n + 1])
+        rows += _in_blocks(raw, without)
+        ranges = _in_ranges(raw, without) if without else ()
+        return Rows(prefixes, rows, ranges)
+    return Rows(prefixes, rows)
+
+
+def _in_blocks(raw: sqlite3.Connection, names: Sequence[Any]) -> list[Row]:
+    """Of names given as number, prefix_id, suffix, one after the other."""
+    if not names:
+        return []
+    names = _padded(names, 3)
+    return raw.execute(block_statement(len(names) // 3), names).fetchall()
+
+
+def _in_ranges(raw: sqlite3.Connection, names: Sequence[Any]) -> list[Row]:
+    """Of names given as number, prefix_id, suffix, one after the other."""
+    ids = names[1::3]
+    ranged = {id_ for id_ in set(ids) if raw.execute(RANGED, (id_,)).fetchone()}
+    if not ranged:
+        return []  # as nearly always
+    wanted: list[Any] = []
+    for n, id_, suffix in zip(names[::3], ids, names[2::3], strict=True):
+        if id_ in ranged:
+            for shape, run in sought(suffix):
+                wanted += (n, id_, shape, run)
+    rows: list[Row] = []
+    for at in range(0, len(wanted), 4 * _SOUGHT_MAX):
+        some = _padded(wanted[at : at + 4 * _SOUGHT_MAX], 4)
+        rows += raw.execute(range_statement(len(some) // 4), some).fetchall()
+    return rows
+
+
+def _touched(
+    raw: sqlite3.Connection, prefix_id: int, spans: Sequence[tuple[bytes, bytes]]
+) -> list[int]:
+    def has(first: bytes, last: bytes) -> bool:
+        return bool(raw.execute(TOUCHED, (prefix_id, first, last)).fetchone()[0])
+
+    if raw.execute(RANGED, (prefix_id,)).fetchone():
+        return list(range(len(spans)))  # shapes are no intervals of names
+    if not spans or not has(spans[0][0], spans[-1][1]):
+        return []  # as nearly always
+    return [n for n, span in enumerate(spans) if has(*span)]
 
 
 def _load(raw: sqlite3.Connection, keys: Sequence[Key], receipts: Sequence[str]) -> Beginning:
@@ -207,6 +294,22 @@ class Connection(aiosqlite.Connection):
 
     async def load(self, keys: Sequence[Key], receipts: Sequence[str]) -> Beginning:
         return await self.run(lambda raw: _load(raw, keys, receipts))
+
+    async def in_blocks(self, prefix_ids: Sequence[int], suffixes: Sequence[bytes]) -> list[Row]:
+        named = zip(range(len(suffixes)), prefix_ids, suffixes, strict=True)
+        wanted = list(chain.from_iterable(named))
+        return await self.run(lambda raw: _in_blocks(raw, wanted))
+
+    async def in_ranges(self, prefix_ids: Sequence[int], suffixes: Sequence[bytes]) -> list[Row]:
+        named = zip(range(len(suffixes)), prefix_ids, suffixes, strict=True)
+        wanted = list(chain.from_iterable(named))
+        return await self.run(lambda raw: _in_ranges(raw, wanted))
+
+    async def touched(self, prefix_id: int, spans: Sequence[tuple[bytes, bytes]]) -> list[int]:
+        return await self.run(lambda raw: _touched(raw, prefix_id, spans))
+
+    async def add_blocks(self, rows: Sequence[Row]) -> None:
+        await self.run(lambda raw: raw.executemany(_ADD_BLOCK, rows))
 
     async def forget_receipts(self, now: int, limit: int) -> None:
         await self.run(lambda raw: raw.execute(FORGET, (now, limit)))

@@ -13,6 +13,8 @@ from biaojie.change import Entry
 from biaojie.identifier import Key
 from biaojie.record import Record
 
+from ..blocks import Block
+from ..ranges import HeldRange, RangeKey
 from ..statistics import (
     DAYS_MAX,
     ENTRIES_MAX,
@@ -21,10 +23,11 @@ from ..statistics import (
     count,
     resolutions,
 )
-from ..store import Found, Plain
+from ..store import Found, Plain, Row
 from . import listing, reader, statistics, tables
 from .engine import Reach
 from .faults import translated
+from .ranges import list_ranges
 from .schema import UnfitDatabase
 from .writer import SqlTransaction
 
@@ -57,6 +60,18 @@ class SqlStore:
     async def list_plain(self, prefix: str, after: bytes | None, limit: int) -> list[Plain]:
         rows = await self._pools.read(lambda c: listing.list_rows(c, prefix, after, limit))
         return listing.plain(prefix, rows)
+
+    async def list_ranges(self, prefix: str, after: RangeKey | None, limit: int) -> list[HeldRange]:
+        return await self._pools.read(lambda c: list_ranges(c, prefix, after, limit))
+
+    async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
+        return await self._pools.read(lambda c: reader.list_rows(c, prefix, after, limit))
+
+    async def find_in_blocks(self, keys: Sequence[Key]) -> list[Record | None]:
+        return await self._pools.read(lambda c: reader.find_in_blocks(c, keys))
+
+    async def list_blocks(self, prefix: str, after: bytes | None, limit: int) -> list[Block]:
+        return await self._pools.read(lambda c: reader.list_blocks(c, prefix, after, limit))
 
     async def find_prefixes(self, names: Sequence[str]) -> dict[str, Prefix]:
         return await self._pools.read(lambda c: reader.find_prefixes(c, names))

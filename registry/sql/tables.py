@@ -33,7 +33,12 @@ PREFIX_STATUS_NUMBER = {
     PrefixStatus.UNHOMED: 5,
 }
 PREFIX_STATUS_OF = {number: status for status, number in PREFIX_STATUS_NUMBER.items()}
+PURGED = 9
+"""Status of a row that is a marker: there is no record of this name, whatever lies beneath."""
+IN_BLOCK = -1
+"""In place of a status, where a look-up gives a block that the name may be in."""
 assert len(STATUS_OF) == len(Status)
+assert not {PURGED, IN_BLOCK} & STATUS_OF.keys()
 assert len(PREFIX_STATUS_OF) == len(PrefixStatus)
 
 metadata = MetaData(
@@ -90,6 +95,37 @@ records = Table(
     Column("blob", LargeBinary, nullable=False),
     sqlite_with_rowid=False,
 )
+
+blocks = Table(
+    "blocks",
+    metadata,
+    Column("prefix_id", Integer, primary_key=True, autoincrement=False),
+    Column("first_suffix", LargeBinary, primary_key=True),
+    Column("last_suffix", LargeBinary, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("sequence", _big(), nullable=False),
+    Column("blob", LargeBinary, nullable=False),
+    Index(None, "sequence"),
+)
+"""See registry.blocks. With row numbers on SQLite, unlike the other tables: a tree that keeps
+these rows in its inner pages has seven branches to a page, the one of the key alone hundreds."""
+
+ranges = Table(
+    "ranges",
+    metadata,
+    Column("prefix_id", Integer, primary_key=True, autoincrement=False),
+    Column("shape", LargeBinary, primary_key=True),
+    Column("first", LargeBinary, primary_key=True),
+    Column("last", LargeBinary, nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("sequence", _big(), nullable=False),
+    Column("written", _big(), nullable=False),
+    Column("template", Text),
+    Column("blob", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""See registry.ranges. `first` and `last` are runs; the pattern is the suffix in the blob."""
 
 value_index = Table(
     "value_index",

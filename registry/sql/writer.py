@@ -17,18 +17,24 @@ from biaojie.change import Entry
 from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 
+from ..blocks import Block
 from ..changelog import pack_changes
 from ..matching import Match
-from ..store import LOOK_UP_MAX, Found, Loaded, ReceiptKey, StoredReceipt
+from ..ranges import HeldRange, RangeKey
+from ..store import LOOK_UP_MAX, Found, Loaded, ReceiptKey, Row, StoredReceipt
 from . import reader
 from .blob import encode_blob
 from .direct import LogRow, Put, Rows, direct
 from .faults import translated
+from .ranges import find_ranges, list_row_names, members_in, range_rows, range_shapes
 from .tables import (
     PREFIX_STATUS_NUMBER,
+    PURGED,
     STATUS_NUMBER,
     api_keys,
+    blocks,
     prefixes,
+    ranges,
     receipts,
     records,
     value_index,
@@ -39,6 +45,14 @@ _RECORDS_ALIKE = frozenset({"prefix_id", "status", "version", "sequence", "templ
 _RECEIPTS_ALIKE = frozenset({"actor", "expires"})
 _PURGE = delete(records).where(
     records.c.prefix_id == bindparam("at_prefix"), records.c.suffix == bindparam("at_suffix")
+)
+_REMOVE_BLOCK = delete(blocks).where(
+    blocks.c.prefix_id == bindparam("at_prefix"), blocks.c.first_suffix == bindparam("at_suffix")
+)
+_REMOVE_RANGE = delete(ranges).where(
+    ranges.c.prefix_id == bindparam("at_prefix"),
+    ranges.c.shape == bindparam("at_shape"),
+    ranges.c.first == bindparam("at_first"),
 )
 _REVOKE = (
     update(api_keys).where(api_keys.c.id == bindparam("at")).values(revoked=bindparam("since"))
@@ -144,7 +158,98 @@ class SqlTransaction:
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
         connection = await self._reading()
         with translated():
-            return await reader.list_records(connection, prefix, after, limit)
+            return await reader.list_records(connection, prefix, after, limit, ranged=False)
+
+    async def find_ranges(self, first: RangeKey, last: bytes, limit: int) -> list[HeldRange]:
+        connection = await self._reading()
+        with translated():
+            return await find_ranges(connection, first, last, limit)
+
+    async def range_shapes(self, prefix: str) -> list[bytes]:
+        connection = await self._reading()
+        with translated():
+            return await range_shapes(connection, prefix)
+
+    async def list_row_names(
+        self, prefix: str, first: bytes, last: bytes, octets: int, limit: int
+    ) -> list[tuple[bytes, bool]]:
+        connection = await self._reading()
+        with translated():
+            return await list_row_names(connection, prefix, first, last, octets, limit)
+
+    async def members_of_ranges(self, keys: Sequence[Key]) -> set[Key]:
+        assert len(keys) <= LOOK_UP_MAX
+        ids = await self._ids(key.prefix for key in keys)
+        await self.flush()
+        with translated():
+            rows = await self._driver.in_ranges(
+                [ids[key.prefix] for key in keys], [key.suffix for key in keys]
+            )
+        return {keys[n] for n in members_in(rows, keys)}
+
+    async def change_ranges(
+        self, gone: Iterable[RangeKey], put: Mapping[RangeKey, HeldRange]
+    ) -> None:
+        gone = list(gone)
+        ids = await self._ids(key.prefix for key in (*gone, *put))
+        for key in put:
+            assert key.prefix in ids, f"prefix {key.prefix} is not homed"
+        await self._execute(
+            _REMOVE_RANGE,
+            [
+                {"at_prefix": ids[key.prefix], "at_shape": key.shape, "at_first": key.first}
+                for key in gone
+            ],
+        )
+        await self._put(ranges, ("prefix_id", "shape", "first"), range_rows(put, ids))
+
+    async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
+        connection = await self._reading()
+        with translated():
+            return await reader.list_rows(connection, prefix, after, limit)
+
+    async def touched(self, prefix: str, spans: Sequence[tuple[bytes, bytes]]) -> list[int]:
+        await self.flush()
+        prefix_id = (await self._ids([prefix]))[prefix]
+        with translated():
+            return await self._driver.touched(prefix_id, spans)
+
+    async def look_up_marked(self, keys: Sequence[Key]) -> tuple[list[Found], set[Key]]:
+        assert len(keys) <= LOOK_UP_MAX
+        if not keys:
+            return [], set()
+        await self.flush()
+        with translated():
+            rows = await self._driver.look_up(keys)
+        marked = {keys[row[0]] for row in rows.records if row[1] == PURGED}
+        return self._found(rows, keys), marked
+
+    async def find_in_blocks(self, keys: Sequence[Key]) -> list[Record | None]:
+        connection = await self._reading()
+        with translated():
+            return await reader.find_in_blocks(connection, keys)
+
+    async def blocks_in(self, prefix: str, first: bytes, last: bytes) -> list[Block]:
+        connection = await self._reading()
+        with translated():
+            return await reader.blocks_in(connection, prefix, first, last)
+
+    async def put_blocks(self, prefix: str, blocks_: Sequence[Block]) -> None:
+        await self.flush()
+        prefix_id = (await self._ids([prefix]))[prefix]
+        with translated():
+            await self._driver.add_blocks([(prefix_id, *block) for block in blocks_])
+
+    async def _remove(self, statement: Any, prefix: str, suffixes: Iterable[bytes]) -> None:
+        prefix_id = (await self._ids([prefix]))[prefix]
+        gone = [{"at_prefix": prefix_id, "at_suffix": suffix} for suffix in suffixes]
+        await self._execute(statement, gone)
+
+    async def remove_blocks(self, prefix: str, firsts: Iterable[bytes]) -> None:
+        await self._remove(_REMOVE_BLOCK, prefix, firsts)
+
+    async def remove_rows(self, prefix: str, suffixes: Iterable[bytes]) -> None:
+        await self._remove(_PURGE, prefix, suffixes)
 
     async def put_prefixes(self, prefixes_: Iterable[Prefix]) -> None:
         by_name = {fold_prefix(prefix.name): prefix for prefix in prefixes_}
@@ -182,17 +287,32 @@ class SqlTransaction:
         ]
         await self._put(records, ("prefix_id", "suffix"), rows, _RECORDS_ALIKE)
 
-    async def purge_records(self, keys: Iterable[Key]) -> None:
-        gone = list(keys)
-        ids = await self._ids(key.prefix for key in gone)
+    async def purge_records(self, keys: Iterable[Key], sequence: int) -> None:
+        keys = list(keys)
+        ids = await self._ids(key.prefix for key in keys)
+        gone = [key for key in keys if key.prefix in ids]
+        hidden = set(await self._beneath(gone, ids))
+        bare = [key for n, key in enumerate(gone) if n not in hidden]
         await self._execute(
             _PURGE,
-            [
-                {"at_prefix": ids[key.prefix], "at_suffix": key.suffix}
-                for key in gone
-                if key.prefix in ids
-            ],
+            [{"at_prefix": ids[key.prefix], "at_suffix": key.suffix} for key in bare],
         )
+        markers = [
+            (ids[gone[n].prefix], gone[n].suffix, PURGED, 0, sequence, None, b"")
+            for n in sorted(hidden)
+        ]
+        await self._put(records, ("prefix_id", "suffix"), markers, _RECORDS_ALIKE)
+
+    async def _beneath(self, keys: Sequence[Key], ids: Mapping[str, int]) -> list[int]:
+        """Numbers of the keys that a lower layer has a record of."""
+        if not keys:
+            return []
+        await self.flush()
+        with translated():
+            of = [ids[key.prefix] for key in keys]
+            found = await reader.beneath(self._driver, keys, of)
+        members = await self.members_of_ranges(keys)
+        return [n for n, record in enumerate(found) if record is not None or keys[n] in members]
 
     async def change_rows(self, added: Iterable[Match], removed: Iterable[Match]) -> None:
         names = [f"at_{name}" for name in _ROW]

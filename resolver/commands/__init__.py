@@ -13,9 +13,9 @@ import typer
 
 def client_commands(app: typer.Typer) -> None:
     """Attach every command of this package to `app`."""
-    from . import access, bulk, handle_key, records
+    from . import access, bulk, handle_key, ranges, records
 
-    for module in (records, bulk, access, handle_key):
+    for module in (records, ranges, bulk, access, handle_key):
         module.attach(app)
     for group in (app, *(group.typer_instance for group in app.registered_groups)):
         for command in group.registered_commands if group else ():

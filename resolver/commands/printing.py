@@ -6,6 +6,7 @@ import typer
 
 from biaojie.account import ApiKey, Prefix
 from biaojie.change import Action, Entry, Receipt
+from biaojie.range import Range
 from biaojie.record import Record
 from biaojie.wire import document
 from biaojie.wire.document import encode_time
@@ -18,6 +19,8 @@ _DONE = {
     Action.MODIFY: ("modified", "已修改"),
     Action.RETIRE: ("retired", "已注销"),
     Action.PURGE: ("purged", "已彻底删除"),
+    Action.REGISTER_RANGE: ("registered", "已注册"),
+    Action.CUT_RANGE: ("cut", "已移除"),
 }
 
 
@@ -44,6 +47,16 @@ def print_listed(record: Record, *, as_json: bool) -> None:
     print(
         f"{safe(str(record.identifier))}\t{record.status}\t{record.version}"
         f"\t{encode_time(record.modified)}\t{len(record.values)}"
+    )
+
+
+def print_range(found: Range, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(to_json(document.encode_range(found)))
+        return
+    typer.echo(
+        f"{safe(found.prefix)}/{safe(found.pattern)}\t{found.status}\t{found.count}"
+        f"\t{encode_time(found.created)}"
     )
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from sys import getsizeof
 
-from biaojie.change import Action, Entry
+from biaojie.change import Action, Change, Entry
 from biaojie.errors import (
     BiaojieError,
     DeadlineExceeded,
@@ -27,6 +27,8 @@ from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 from registry.changelog import subject_key
 from registry.handle_rights import ancestors
+from registry.patterns import Pattern
+from registry.ranges import Span, cut_out, span, span_of
 
 from ..core import Answer, Cached, Onward, Outcome, Source
 from ..health import Health
@@ -38,6 +40,11 @@ _OCTETS_BYTES = getsizeof(b"")
 _REFERENCE_BYTES = 60
 _FAILURES = (TemporarilyUnavailable, DeadlineExceeded, OverCapacity, Internal)
 _LATER = Answer(None, None, Source.STORE, 0, 0)
+SPANS_MAX = 1_024
+_MEMBERS_SCANNED = 16
+"""Entries can be looked at in the time that dropping one by its name takes."""
+_KEPT_ELSEWHERE = (Action.COMPACT, Action.DISSOLVE, Action.FOLD)
+"""Changes of where records are kept, and not of what they are."""
 STALE_TTL_S = 30  # RFC 8767 §4: how long others may keep a stale answer
 
 
@@ -101,6 +108,8 @@ class CacheStep:
         self.cached: S3Fifo[Key, Cached] = S3Fifo(bytes_max, _bury)
         self.absent: OrderedDict[Key, _Absent] = OrderedDict()
         self._flights: dict[Key, _Flight] = {}
+        self._spans: deque[tuple[float, Span]] = deque()
+        """Spans in which names were registered together lately, and when we heard of it."""
         self.counts = {"hit": 0, "stale": 0, "absent-hit": 0, "miss": 0, "joined": 0}
 
     async def resolve(self, keys: Sequence[Key], onward: Onward) -> list[Outcome]:
@@ -156,7 +165,11 @@ class CacheStep:
                 return self._hit(entry, now)
         elif not self._health.down:
             absent = self.absent.get(key)
-            if absent is not None and now < absent.fetched + self._absent_ttl_s:
+            if (
+                absent is not None
+                and now < absent.fetched + self._absent_ttl_s
+                and not self._registered_since(key, absent.fetched)
+            ):
                 self.counts["absent-hit"] += 1
                 return Answer(None, absent.absence, Source.CACHE, int(now - absent.fetched), 0)
         return None
@@ -242,20 +255,81 @@ class CacheStep:
     def forget(self, entry: Entry) -> None:
         """Drop everything that a commit changed."""
         prefixes: set[str] = set()
+        runs: dict[str, Span] = {}
+        cut = False
         for change in entry.changes:
+            if change.action is Action.BULK:
+                self._widen(runs, change)
+                continue
+            if change.action in _KEPT_ELSEWHERE:
+                continue
             if change.action in (Action.ISSUE_KEY, Action.REVOKE_KEY):
                 continue
             if change.action in (Action.HOME_PREFIX, Action.CHANGE_PREFIX):
                 prefixes.add(fold_prefix(change.subject))
                 continue
+            if change.action is Action.REGISTER_RANGE:
+                self._register_span(span_of(change.subject, case_sensitive=self._case_sensitive))
+                continue
+            if change.action is Action.CUT_RANGE:
+                cut = True
+                continue
             self._forget_key(subject_key(change.subject, case_sensitive=self._case_sensitive))
+        for run in runs.values():
+            self._register_span(run)
+        if cut:
+            for prefix, pattern in cut_out(entry.changes):
+                self._forget_members(prefix, pattern)
         if prefixes:
             self._forget_prefixes(prefixes)
+
+    @staticmethod
+    def _widen(runs: dict[str, Span], run: Change) -> None:
+        """Take a run of new names into the one span kept for its prefix: to ask again for some
+        that lie between is cheaper than to remember hundreds of spans."""
+        prefix, _, text = run.subject.partition("/")
+        first, last = text.encode(), run.last.encode()
+        known = runs.get(prefix)
+        if known is not None:
+            first, last = min(first, known.first), max(last, known.last)
+        runs[prefix] = Span(prefix, first, last)
 
     def _forget_key(self, key: Key) -> None:
         self._drop(key)
         self.absent.pop(key, None)
         self._flights.pop(key, None)
+
+    def _register_span(self, span: Span) -> None:
+        """Names of a span were registered: what is remembered as absent may be no more.
+
+        They are not looked for: a span may have any number, and one that is asked for again is
+        held against the spans of the last seconds."""
+        now = self._clock()
+        while self._spans and self._spans[0][0] + self._absent_ttl_s < now:
+            self._spans.popleft()
+        self._spans.append((now, span))
+        if len(self._spans) > SPANS_MAX:
+            self._spans.clear()
+            self.absent.clear()
+        for key in [key for key in self._flights if span.has(key)]:
+            del self._flights[key]
+
+    def _registered_since(self, key: Key, fetched: float) -> bool:
+        return any(at >= fetched and span.has(key) for at, span in self._spans)
+
+    def _forget_members(self, prefix: str, pattern: Pattern) -> None:
+        kept = (self.cached, self.absent, self._flights)
+        if pattern.count * _MEMBERS_SCANNED < sum(len(keys) for keys in kept):
+            for index in range(pattern.count):
+                number = pattern.number_at(index)
+                suffix = pattern.key(number, case_sensitive=self._case_sensitive)
+                self._forget_key(Key(prefix, suffix))
+            return
+        # Rare, as changes of prefixes are.
+        members = span(prefix, pattern, case_sensitive=self._case_sensitive)
+        for keys in kept:
+            for key in [key for key in keys if members.has(key)]:
+                self._forget_key(key)
 
     def _forget_prefixes(self, prefixes: set[str]) -> None:
         # Rare, and the caches are bounded: a scan is cheaper than an index kept on every write.

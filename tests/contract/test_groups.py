@@ -75,7 +75,7 @@ async def test_the_last_of_what_is_put_twice_holds(store: Store) -> None:
     async with store.transaction() as transaction:
         for version in (1, 2, 3):
             await transaction.put_records(keyed(record("A", version=version), record("B")))
-        await transaction.purge_records([Key(PREFIX, b"B")])
+        await transaction.purge_records([Key(PREFIX, b"B")], 2)
     records = await store.list_records(PREFIX, None, 10)
     assert records == [record("A", version=3)]
 

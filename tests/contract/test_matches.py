@@ -166,7 +166,7 @@ async def test_a_transaction_lists_what_it_has_written(store: Store) -> None:
     await put(store, *(record(name) for name in "ACEG"))
     async with store.transaction() as tx:
         await tx.put_records({Key(PREFIX, b"B"): record("B"), Key(PREFIX, b"C"): record("C2")})
-        await tx.purge_records([Key(PREFIX, b"A")])
+        await tx.purge_records([Key(PREFIX, b"A")], 2)
         listed = await tx.list_records(PREFIX, None, 3)
         assert [r.identifier.suffix for r in listed] == ["B", "C2", "E"]
         listed = await tx.list_records(PREFIX, b"C", 9)

@@ -41,7 +41,7 @@ async def store(own: Postgres) -> AsyncIterator[SqlStore]:
     await home(patient)
     await put(patient, record("SN1"))
     async with patient.transaction() as transaction:
-        await transaction.purge_records([Key(PREFIX, b"SN2")])
+        await transaction.purge_records([Key(PREFIX, b"SN2")], 2)
     await patient.close()
     opened = await open_store(
         own.url(), connect_timeout_s=READ_S, read_timeout_s=READ_S, write_timeout_s=WRITE_S

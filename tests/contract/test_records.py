@@ -155,8 +155,8 @@ async def test_tombstones_stay_and_purged_records_go(store: Store) -> None:
     tombstone = record("dead", status=Status.RETIRED, values=(), version=3)
     await put(store, tombstone, record("purged"))
     async with store.transaction() as transaction:
-        await transaction.purge_records([Key(PREFIX, b"PURGED"), Key("no.such", b"X")])
-        await transaction.purge_records([])
+        await transaction.purge_records([Key(PREFIX, b"PURGED"), Key("no.such", b"X")], 2)
+        await transaction.purge_records([], 2)
     found = await store.look_up([Key(PREFIX, b"DEAD"), Key(PREFIX, b"PURGED")])
     assert [f.record for f in found] == [tombstone, None]
     assert await store.list_records(PREFIX, None, 10) == [tombstone]

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from biaojie.account import Prefix
 from biaojie.identifier import Key
 from registry.matching import Criterion, Match
-from registry.sql import SqlStore, open_store, postgresql, reader, sqlite
+from registry.sql import SqlStore, open_store, postgresql, ranges, reader, sqlite
 from tests.contract.sample import PREFIX, home, put, record
 
 DIGEST = Criterion("URL", b"the same for all").digest
@@ -28,7 +28,12 @@ async def matches(connection: AsyncConnection, *, private: bool, prefix: str | N
 
 KEYS = [Key(PREFIX, b"SN00001"), Key(PREFIX, b"NONE"), Key("no.such", b"SN00001")]
 READS: dict[str, Callable[[AsyncConnection], Awaitable[Any]]] = {
-    "list_records": lambda c: reader.list_records(c, PREFIX, b"SN00100", 100),
+    "list_rows": lambda c: reader.list_rows(c, PREFIX, b"SN00100", 100),
+    "list_blocks": lambda c: reader.list_blocks(c, PREFIX, b"SN00100", 100),
+    "range_shapes": lambda c: ranges.range_shapes(c, PREFIX),
+    "list_ranges": lambda c: ranges.list_ranges(c, PREFIX, None, 100),
+    "list_row_names": lambda c: ranges.list_row_names(c, PREFIX, b"SN001", b"SN002", 7, 100),
+    "block_at": lambda c: reader.block_at(c, PREFIX, b"SN00100"),
     "scan_sequences": lambda c: reader.scan_sequences(c, (1, b"SN00100")),
     "find_prefixes": lambda c: reader.find_prefixes(c, [PREFIX]),
     "prefix_ids": lambda c: reader.prefix_ids(c, [PREFIX]),
@@ -52,8 +57,15 @@ HOT: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
         "look_up 1": postgresql.look_up_question(KEYS[:1]),
         "look_up 256": postgresql.look_up_question(KEYS * 85),
         "look_up alike": postgresql.look_up_question(KEYS[:2] * 120),
+        "look_up ranged": postgresql.look_up_question(KEYS * 20, {PREFIX}),
+        "look_up alike ranged": postgresql.look_up_question(KEYS[:1] * 20, {PREFIX}),
+        "load ranged": postgresql.load_question(KEYS * 20, ["a"], {PREFIX}),
+        "in_ranges": (postgresql.IN_RANGES, ([0], [1], [b"SN\0"], [b"1"])),
+        "ranged": (postgresql.RANGED, (1,)),
         "load": postgresql.load_question(KEYS * 20, ["a", "b"]),
         "load alike": postgresql.load_question(KEYS[:2] * 20, ["a", "b"]),
+        "in_blocks": (postgresql.IN_BLOCKS, ([1, 1], [b"SN00001", b"NONE"])),
+        "touched": (postgresql.TOUCHED, (1, [b"A", b"C"], [b"B", b"D"])),
         "forget_receipts": (postgresql.FORGET, (5, 100)),
     },
     "sqlite": {
@@ -61,6 +73,10 @@ HOT: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
         "look_up": (sqlite.record_statement(4), (1, b"SN00001") * 4),
         "look_up 1": (sqlite.record_statement(1), (1, b"SN00001")),
         "look_up 256": (sqlite.record_statement(256), (1, b"SN00001") * 256),
+        "in blocks": (sqlite.block_statement(4), (1, 1, b"SN00001") * 4),
+        "in ranges": (sqlite.range_statement(4), (1, 1, b"SN\0", b"1") * 4),
+        "ranged": (sqlite.RANGED, (1,)),
+        "touched": (sqlite.TOUCHED, (1, b"A", b"B")),
         "forget_receipts": (sqlite.FORGET, (5, 100)),
         "find_receipts": (sqlite.receipt_statement(4), ("a", "b", "c", None)),
     },
@@ -110,13 +126,24 @@ async def fill(store: SqlStore, first: int, last: int) -> None:
 
 def check_sqlite(found: dict[str, str]) -> None:
     for name, plan in found.items():
-        assert not re.search(r"SCAN (?!w\b|page_|CONSTANT|\d+ CONSTANT|prefixes)", plan), (
+        assert not re.search(r"SCAN (?!w\b|known\b|page_|CONSTANT|\d+ CONSTANT|prefixes)", plan), (
             f"{name}: {plan}"
         )
     for name in ("look_up", "look_up 1", "look_up 256"):
         assert "SEARCH r USING PRIMARY KEY (prefix_id=? AND suffix=?)" in found[name]
-    assert "PRIMARY KEY (prefix_id=? AND suffix>?)" in found["list_records"]
-    assert "TEMP B-TREE" not in found["list_records"]
+    assert "PRIMARY KEY (prefix_id=? AND suffix>?)" in found["list_rows"]
+    assert (
+        "INDEX sqlite_autoindex_blocks_1 (prefix_id=? AND first_suffix>?)" in found["list_blocks"]
+    )
+    for name in ("block_at", "in blocks", "touched"):
+        seek = r"sqlite_autoindex_blocks_1 \(prefix_id=\? AND first_suffix<\?\)"
+        assert re.search(seek, found[name]), found[name]
+    for name in ("list_rows", "list_blocks", "block_at", "in blocks", "touched"):
+        assert "TEMP B-TREE" not in found[name], found[name]
+    for name in ("range_shapes", "in ranges", "ranged"):
+        assert "SEARCH ranges USING PRIMARY KEY (prefix_id=?" in found[name], found[name]
+    assert "(prefix_id=? AND shape=? AND first=?)" in found["in ranges"]
+    assert "(prefix_id=? AND shape=? AND first<?)" in found["in ranges"]
     assert "prefixes_name_key (name=?)" in found["look_up prefixes"]
     assert "PRIMARY KEY (key=?)" in found["find_receipts"]
     for name, seeks in SEEKS.items():
@@ -134,11 +161,22 @@ def check_postgresql(found: dict[str, str]) -> None:
     for name in ("look_up", "look_up 256", "load"):
         cond = r"Index Cond: \(\(prefix_id = prefixes.id\) AND \(suffix = w.suffix\)\)"
         assert re.search(cond, found[name]), found[name]
-        assert "Filter" not in found[name]
     for name in ("look_up 1", "look_up alike", "load alike"):
         cond = r"Index Cond: \(\(prefix_id = .+?\) AND \(suffix = w.suffix\)\)"
         assert re.search(cond, found[name]), found[name]
-        assert "Filter" not in found[name]
+    for name in ("look_up", "look_up 256", "load", "look_up 1", "look_up alike", "load alike"):
+        # Blocks are sought, and only for what has no row; rows are never read and then left out.
+        assert "One-Time Filter: (records.status IS NULL)" in found[name], found[name]
+        assert "Index Scan Backward using blocks_pkey" in found[name], found[name]
+        cond = r"Index Cond: \(\(prefix_id = .+?\) AND \(first_suffix <= w.suffix\)\)"
+        assert re.search(cond, found[name]), found[name]
+        assert not re.search(r"_pkey on.*\n +Index Cond.*\n +Filter", found[name]), found[name]
+    for name in ("in_blocks", "touched", "block_at"):
+        assert "Index Scan Backward using blocks_pkey" in found[name], found[name]
+    for name in ("look_up ranged", "look_up alike ranged", "load ranged", "in_ranges"):
+        cond = r"\(prefix_id = .+?\) AND \(shape = w\w*\.shape\) AND \(first <= w\w*\.run\)"
+        seek = rf"Index Scan Backward using ranges_pkey .*\n +Index Cond: \({cond}\)"
+        assert re.search(seek, found[name]), found[name]
     for name in ("load", "load alike"):
         assert "Index Scan using receipts_pkey" in found[name]
     for name, seeks in SEEKS.items():
@@ -150,7 +188,14 @@ def check_postgresql(found: dict[str, str]) -> None:
             assert all(column in scan for scan in scans), found[name]
         assert "Filter" not in found[name], found[name]
         assert seeks == 2 or "Sort" not in found[name], found[name]
-    for name in ("list_records", "scan_sequences", "list_changes", "list_prefixes"):
+    for name in (
+        "list_rows",
+        "list_blocks",
+        "block_at",
+        "scan_sequences",
+        "list_changes",
+        "list_prefixes",
+    ):
         assert "Sort" not in found[name], found[name]
 
 

@@ -254,7 +254,7 @@ async def main():
     await home(store)
     await put(store, record("kept"))
     async with store.transaction() as transaction:
-        await transaction.purge_records([record("kept").identifier.key()])
+        await transaction.purge_records([record("kept").identifier.key()], 2)
         os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main())

@@ -21,7 +21,7 @@ RECEIPT = StoredReceipt(bytes(32), b"reply", 100)
 async def write_everything(transaction: Transaction) -> None:
     await transaction.put_prefixes([Prefix("1.2", "t")])
     await append(transaction, record("new"), record("SN1", version=2))
-    await transaction.purge_records([Key(PREFIX, b"SN2")])
+    await transaction.purge_records([Key(PREFIX, b"SN2")], 2)
     await transaction.put_keys({b"d" * 32: ApiKey("k1", "t", Role.READER)})
     await transaction.revoke_keys({"k0": 5})
     await transaction.put_receipts({ReceiptKey("k1", "i"): RECEIPT})

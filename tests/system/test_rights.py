@@ -33,6 +33,11 @@ modify              401     403        200       403    200      401      401
 retire              401     403        200       403    200      401      401
 purge               401     403        403       403    200      401      401
 batch               401     422        200       422    200      401      401
+register-range      401     403        201       403    201      401      401
+list-ranges         401     200        200       403    200      401      401
+find-range          401     200        200       403    200      401      401
+cut-range           401     403        200       403    200      401      401
+purge-range         401     403        403       403    200      401      401
 list-prefixes       401     200        200       200    200      401      401
 find-prefix         401     200        200       403    200      401      401
 stats               401     200        200       200    200      401      401
@@ -54,7 +59,7 @@ healthz             200     200        200       200    200      200      200
 readyz              200     200        200       200    200      200      200
 metrics             200     200        200       200    200      200      200
 """
-MORE = {"mint", "purge"}  # rules beyond one for each operationId
+MORE = {"mint", "purge", "purge-range"}  # rules beyond one for each operationId
 
 
 def rules() -> dict[str, dict[str, int]]:
@@ -121,6 +126,14 @@ def import_job(admin: Described, name: str) -> str:
 
 
 IMPORTS = "/api/v1/imports"
+
+
+def a_range(admin: Described, name: str) -> str:
+    body = {"prefix": "88.118.8", "pattern": name + "-{00..99}", "values": []}
+    assert admin.ask("POST", "/api/v1/ranges", body).status == 201
+    return f"/api/v1/ranges/88.118.8/{name}-%7B00..99%7D"
+
+
 REQUESTS: dict[str, Make] = {
     "resolve": lambda admin, name: ("GET", record(admin, name), None),
     "resolve-many": lambda admin, name: (
@@ -145,6 +158,15 @@ REQUESTS: dict[str, Make] = {
         IDS + ":batch",
         {"mode": "all", "rows": [{"identifier": f"88.118.8/{name}-{n}"} for n in range(2)]},
     ),
+    "register-range": lambda admin, name: (
+        "POST",
+        "/api/v1/ranges",
+        {"prefix": "88.118.8", "pattern": name + "-{00..99}", "values": []},
+    ),
+    "list-ranges": lambda admin, name: ("GET", "/api/v1/ranges?prefix=88.118.8", None),
+    "find-range": lambda admin, name: ("GET", a_range(admin, name), None),
+    "cut-range": lambda admin, name: ("DELETE", a_range(admin, name), None),
+    "purge-range": lambda admin, name: ("DELETE", a_range(admin, name) + "?purge=true", None),
     "list-prefixes": lambda admin, name: ("GET", "/api/v1/prefixes", None),
     "find-prefix": lambda admin, name: ("GET", "/api/v1/prefixes/88.118.8", None),
     "home-prefix": lambda admin, name: (

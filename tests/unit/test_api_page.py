@@ -20,6 +20,7 @@ from resolver.front.http import (
     imports,
     pages,
     public,
+    ranges,
     search,
     statistics,
 )
@@ -33,7 +34,7 @@ SERVER = "http://127.0.0.1:8080"
 
 
 def node_description() -> dict[str, Any]:
-    fronts = (identifiers, batches, search, accounts, statistics)
+    fronts = (identifiers, batches, ranges, search, accounts, statistics)
     api = tuple(endpoint for front in fronts for endpoint in front.ENDPOINTS)
     api += imports.ImportRest(None).endpoints()
     own = public.public_endpoints(cast(Any, None), api)

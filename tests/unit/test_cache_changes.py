@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from biaojie.change import Action
+from biaojie.change import Action, Change
 from biaojie.errors import (
     BiaojieError,
     DeadlineExceeded,
@@ -20,7 +20,7 @@ from biaojie.errors import (
 from biaojie.identifier import Identifier, Key
 from biaojie.record import Record
 from resolver.core import Answer, Source
-from resolver.steps.cache import STALE_TTL_S
+from resolver.steps.cache import SPANS_MAX, STALE_TTL_S
 from tests.cache_world import World, turns
 from tests.core_parts import (
     PREFIX,
@@ -271,3 +271,98 @@ async def test_when_it_is_back_stale_ends_at_once(world: World) -> None:
     assert (await world.ask()).source is Source.CACHE
     world.now += 500
     assert (await world.ask()).source is Source.STORE
+
+
+# Ranges ---------------------------------------------------------------------------------
+
+
+async def test_a_new_range_ends_absences_of_its_members_and_no_others(world: World) -> None:
+    world.absence = IdentifierNotFound
+    for suffix in ("SN05", "SM05", "SX05"):
+        await world.ask(suffix)
+    world.absence = None
+    world.commit(f"{PREFIX}/sn{{00..99}}", Action.REGISTER_RANGE)
+    assert (await world.ask("SN05")).record is not None
+    for suffix in ("SM05", "SX05"):
+        assert (await world.ask(suffix)).absence is IdentifierNotFound
+    asked = len(world.asked)
+    world.absence = IdentifierNotFound
+    world.now += 1
+    await world.ask("SN06")  # absent after the commit is absent
+    await world.ask("SN06")
+    assert len(world.asked) == asked + 1
+
+
+async def test_a_look_up_that_began_before_a_range_is_not_kept(world: World) -> None:
+    world.absence, world.gate = IdentifierNotFound, asyncio.Event()
+    early = world.later("SN05")
+    await turns()
+    world.commit(f"{PREFIX}/SN{{00..99}}", Action.REGISTER_RANGE)
+    world.absence = None
+    late = world.later("SN05")
+    await turns()
+    world.gate.set()
+    assert (await early).absence is IdentifierNotFound
+    assert (await late).record is not None
+    assert (await world.ask("SN05")).source is Source.CACHE
+
+
+async def test_very_many_ranges_forget_all_absences(world: World) -> None:
+    world.absence = IdentifierNotFound
+    await world.ask("SN05")
+    world.absence = None
+    for number in range(SPANS_MAX + 1):
+        world.commit(f"{PREFIX}/X{number}-{{0..9}}", Action.REGISTER_RANGE)
+    assert (await world.ask("SN05")).record is not None
+
+
+@pytest.mark.parametrize("others", [0, 400])  # looks at all, or at each name
+async def test_a_cut_drops_the_members_at_once(world: World, others: int) -> None:
+    for suffix in ("SN05", "SN15", "TN05", *map(str, range(others))):
+        await world.ask(suffix)
+    cut, other = (world.cache.cached.entries[key(suffix)] for suffix in ("SN05", "TN05"))
+    parts = [("SN{00..99}", bytes(32)), ("SN{00..04}", b"d" * 32), ("SN{06..99}", b"d" * 32)]
+    changes = [Change(Action.CUT_RANGE, f"{PREFIX}/{text}", 1, "k", d) for text, d in parts]
+    world.append(*changes)
+    assert not cut.alive
+    assert other.alive
+    assert (await world.ask("SN15")).source is Source.CACHE
+    assert (await world.ask("SN05")).source is Source.STORE
+
+
+# Bulk registration ----------------------------------------------------------------------
+
+
+def run(first: str, last: str, action: Action = Action.BULK) -> Change:
+    return Change(action, f"{PREFIX}/{first}", 0, "key", bytes(32), last, 2)
+
+
+async def test_new_runs_end_absences_between_their_ends(world: World) -> None:
+    world.absence = IdentifierNotFound
+    for suffix in ("SN05", "SN95", "TN05"):
+        await world.ask(suffix)
+    world.absence = None
+    world.append(run("SN00", "SN09"), run("SN90", "SN99"))
+    for suffix in ("SN05", "SN95"):
+        assert (await world.ask(suffix)).record is not None
+    assert (await world.ask("TN05")).absence is IdentifierNotFound
+
+
+async def test_a_look_up_that_began_before_a_run_is_not_kept(world: World) -> None:
+    world.absence, world.gate = IdentifierNotFound, asyncio.Event()
+    early = world.later("SN05")
+    await turns()
+    world.append(run("SN00", "SN09"))
+    world.absence = None
+    late = world.later("SN05")
+    await turns()
+    world.gate.set()
+    assert (await early).absence is IdentifierNotFound
+    assert (await late).record is not None
+
+
+async def test_compaction_drops_nothing(world: World) -> None:
+    await world.ask("SN05")
+    changes = [run("SN00", "SN09", action) for action in (Action.COMPACT, Action.DISSOLVE)]
+    world.append(*changes, Change(Action.FOLD, f"{PREFIX}/SN05", 1, "key", bytes(32), "", 1))
+    assert (await world.ask("SN05")).source is Source.CACHE

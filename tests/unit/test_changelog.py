@@ -91,6 +91,28 @@ def test_golden_entries_both_ways(vector: dict[str, Any]) -> None:
     assert Verifier(head).feed(entry, [*leaves[:-1], bytes(32)]) != []
 
 
+def test_golden_entry_of_blocks() -> None:
+    digest = bytes.fromhex("4d630aa4fbcc24d046cd31046cada8e0cce808ee5720f24b1620b23c7af1f6a7")
+    changes = (
+        Change(Action.DISSOLVE, "88.118.8/SN1", 0, "k", digest, "SN1", 1),
+        Change(Action.FOLD, "88.118.8/sn1", 2, "k", digest, "", 1),
+        Change(Action.BULK, "88.118.8/SN1", 0, "k", digest, "SN30", 3),
+    )
+    head = (4, bytes(range(32)))
+    entry = next_entry(head, 1_700_000_000_123, changes)
+    assert (entry.action, entry.count, entry.prefix) == ("bulk", 3, "88.118.8")
+    assert entry.root.hex() == "65e5956eb43f0ad88d25c49cd8e205117d7ae87119733a9a5d7aac5f8d396967"
+    assert entry.hash.hex() == "debe1c4ac15c0bbe9982de893ce34402e2087d33769309c577722c66f41417e5"
+    packed = pack_changes(changes)
+    assert packed[:1] == b"\xc1"  # compressed, which begins no msgpack
+    assert unpack_changes(packed) == changes
+    assert document.decode_entry(document.encode_entry(entry)) == entry
+    assert Verifier(head).feed(entry) == []
+    for damaged in (packed[:-1], packed[:1], packed[:5] + b"x" + packed[6:]):
+        with pytest.raises(ValueError, match="not packed changes"):
+            unpack_changes(damaged)
+
+
 @_vectors("record")
 def test_golden_record_digest(vector: dict[str, Any]) -> None:
     record = document.decode_record(vector["document"])

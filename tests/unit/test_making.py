@@ -27,7 +27,7 @@ VALUE = Value(1, "URL", b"x", 5, True, 6, PERMISSIONS_DEFAULT, REFERENCES)
 VALUES = [
     (make_value, VALUE),
     (make_record, Record(Identifier("88.118.8", "SN1"), (VALUE,), Status.FROZEN, "t", 2, 3, 4, 5)),
-    (make_change, Change(Action.CREATE, "88.118.8/SN1", 1, "key", bytes(32))),
+    (make_change, Change(Action.BULK, "88.118.8/SN1", 1, "key", bytes(32), "SN9", 9)),
     (make_receipt, Receipt("88.118.8/SN1", Action.CREATE, "active", 1, 7)),
 ]
 

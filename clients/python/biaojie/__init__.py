@@ -13,6 +13,7 @@ from .calls import IssuedKey, Resolved, Row
 from .change import Action, BatchResult, Change, Entry, Receipt, RowResult
 from .errors import BiaojieError
 from .identifier import Identifier, Key
+from .range import Range
 from .record import Permissions, Record, Reference, Status, Value
 from .wire.imports import ImportJob, ImportOptions, RowFault
 
@@ -37,6 +38,7 @@ __all__ = [
     "Permissions",
     "Prefix",
     "PrefixStatus",
+    "Range",
     "Receipt",
     "Record",
     "Reference",

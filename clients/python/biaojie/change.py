@@ -20,14 +20,32 @@ class Action(StrEnum):
     CHANGE_PREFIX = "change-prefix"
     ISSUE_KEY = "issue-key"
     REVOKE_KEY = "revoke-key"
+    REGISTER_RANGE = "register-range"
+    CUT_RANGE = "cut-range"
+    LEAVE_RANGE = "leave-range"
+    BULK = "bulk"
+    COMPACT = "compact"
+    DISSOLVE = "dissolve"
+    FOLD = "fold"
+
+
+RUNS = (Action.BULK, Action.COMPACT, Action.DISSOLVE)
+"""Changes of a whole run of identifiers, kept together as a block: registered, rewritten (its
+members stay what they were), taken out (others of the same commit have its members)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """One change inside a commit.
 
-    `subject` is the identifier, the prefix or the key id, by action. `digest` is the SHA-256
-    of the new state (32 zero bytes after a purge). `actor` is the id of the key that asked.
+    `subject` is the identifier, the prefix, the key id or `prefix/pattern`, by action. `digest`
+    is the SHA-256 of the new state (32 zero bytes after a purge). `actor` is the id of the key
+    that asked.
+
+    A run (RUNS) goes from `subject`, in folded form, to the identifier with the folded suffix
+    `last`, and has `count` members; its digest is that of the block's content. `fold` says that
+    a record is now kept in a block, or that the mark of a purge is gone (version 0); nothing is
+    changed by it. `count` is then the version of what lay beneath in a block, 0 for nothing.
     """
 
     action: Action
@@ -35,6 +53,8 @@ class Change:
     version: int
     actor: str
     digest: bytes
+    last: str = ""
+    count: int = 0
 
 
 make_change = maker(Change)

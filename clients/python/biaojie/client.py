@@ -31,6 +31,7 @@ from .errors import BiaojieError, InvalidRequest
 from .identifier import Identifier, check_prefix
 from .importing import Imports
 from .limits import BATCH_ROWS_MAX, PAGE_ROWS_MAX, RESOLVE_MANY_MAX
+from .range_calls import Ranges
 from .record import Record, Status
 from .retry import Backoff, keyed
 from .streams import (
@@ -108,6 +109,7 @@ class Client:
         self.prefixes = Prefixes(self._transport, timeout_s)
         self.keys = Keys(self._transport, timeout_s)
         self.imports = Imports(self._transport, timeout_s)
+        self.ranges = Ranges(self._transport, timeout_s)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._transport.address}>"

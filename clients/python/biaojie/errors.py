@@ -199,6 +199,17 @@ class ValueTaken(BiaojieError):
     advice = Text("Use another index, or modify the value.", "请使用其他索引，或修改该值。")
 
 
+class RangeTaken(BiaojieError):
+    """`place` is the first identifier in the way, `range` the pattern it belongs to, if any."""
+
+    code = "range-taken"
+    title = Text("Part of the range is registered already", "号段中已有标识被注册")
+    advice = Text(
+        "Register the parts before and after `place`, or take that out first.",
+        "请分别注册 `place` 前后的部分，或先将其移除。",
+    )
+
+
 class PrefixTaken(BiaojieError):
     code = "prefix-taken"
     title = Text("The prefix is already homed", "前缀已托管")

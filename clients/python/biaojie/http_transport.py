@@ -15,7 +15,8 @@ from .errors import ERRORS, BiaojieError, MalformedAnswer
 from .http_exchange import Call, HttpExchange, segment
 from .http_imports import HttpImports
 from .identifier import Identifier
-from .record import Record
+from .range import Range
+from .record import Record, Status, Value
 from .transport import Options
 from .wire import document
 from .wire.document import Json
@@ -166,6 +167,52 @@ class HttpTransport(HttpImports):
             _malformed(f"{len(result.rows)} results for {len(operations)} rows")
         return result
 
+    # Ranges -----------------------------------------------------------------------------
+
+    async def register_range(
+        self,
+        prefix: str,
+        pattern: str,
+        values: Sequence[Value],
+        *,
+        status: Status | None,
+        template: str | None,
+        key: str,
+        timeout_s: float,
+    ) -> Receipt:
+        body: Json = {"prefix": prefix, "pattern": pattern, "values": _values(values)}
+        if status is not None:
+            body["status"] = status.value
+        if template is not None:
+            body["template"] = template
+        return await self._keyed(
+            "POST", "/api/v1/ranges", body, key, timeout_s, document.decode_receipt
+        )
+
+    async def cut_range(
+        self, prefix: str, pattern: str, *, purge: bool, key: str, timeout_s: float
+    ) -> Receipt:
+        reply = await self._http.send(
+            Call(
+                "DELETE",
+                _range_path(prefix, pattern),
+                timeout_s,
+                [("purge", "true")] if purge else (),
+                headers={"Idempotency-Key": key},
+            )
+        )
+        return _decoded(document.decode_receipt, reply.document)
+
+    async def find_range(self, prefix: str, pattern: str, *, timeout_s: float) -> Range:
+        reply = await self._http.send(Call("GET", _range_path(prefix, pattern), timeout_s))
+        return _decoded(document.decode_range, reply.document)
+
+    async def list_ranges(
+        self, prefix: str, *, after: str | None, limit: int, timeout_s: float
+    ) -> Page[Range]:
+        query = [("prefix", prefix), *_cursor(after, limit)]
+        return await self._page("/api/v1/ranges", query, document.decode_range, timeout_s)
+
     # Prefixes and keys ------------------------------------------------------------------
 
     async def list_prefixes(
@@ -272,6 +319,10 @@ class HttpTransport(HttpImports):
 
 
 # Queries and bodies --------------------------------------------------------------------
+
+
+def _range_path(prefix: str, pattern: str) -> str:
+    return f"/api/v1/ranges/{segment(f'{prefix}/{pattern}')}"
 
 
 def _cursor(after: str | None, limit: int) -> list[tuple[str, str]]:

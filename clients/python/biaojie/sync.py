@@ -29,6 +29,7 @@ from .errors import BiaojieError, InvalidIdentifier
 from .identifier import Identifier
 from .importing import Imports
 from .limits import BATCH_ROWS_MAX, RESOLVE_MANY_MAX
+from .range_calls import Ranges
 from .retry import Backoff
 from .streams import parse_name, resolve_chunk
 
@@ -195,6 +196,15 @@ class SyncImports(_Face[Imports]):
     save_errors = _call(Imports.save_errors)
 
 
+class SyncRanges(_Face[Ranges]):
+    """The ranges of a prefix. Needs a key with rights on it, and an http(s):// address."""
+
+    list = _iterate(Ranges._pages, Ranges.list)
+    get = _call(Ranges.get)
+    register = _call(Ranges.register)
+    cut = _call(Ranges.cut)
+
+
 class SyncClient(_Face[Client]):
     """A node's client for code without an event loop, or inside one it does not own.
 
@@ -238,6 +248,7 @@ class SyncClient(_Face[Client]):
         self.prefixes = SyncPrefixes(thread, client.prefixes)
         self.keys = SyncKeys(thread, client.keys)
         self.imports = SyncImports(thread, client.imports)
+        self.ranges = SyncRanges(thread, client.ranges)
         self._end = weakref.finalize(self, thread.close, client.close)
 
     def __repr__(self) -> str:

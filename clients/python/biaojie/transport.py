@@ -19,7 +19,8 @@ from .calls import IssuedKey, Mint, Mode, Operation, Page, Resolved
 from .change import BatchResult, Entry, Receipt
 from .errors import BiaojieError, InvalidRequest
 from .identifier import Identifier
-from .record import Record
+from .range import Range
+from .record import Record, Status, Value
 from .retry import Backoff
 
 if TYPE_CHECKING:
@@ -176,6 +177,37 @@ class Streaming(Protocol):
     ) -> AsyncGenerator[tuple[tuple[Entry, ...], int], None]:
         """What `list_changes` gives, over and over and for ever; any fault ends it."""
         ...
+
+
+@runtime_checkable
+class Ranged(Protocol):
+    """What a Transport may offer besides: ranges of identifiers. `pattern` is text in any form;
+    the node judges it."""
+
+    @property
+    def address(self) -> str: ...
+
+    async def register_range(
+        self,
+        prefix: str,
+        pattern: str,
+        values: Sequence[Value],
+        *,
+        status: Status | None,
+        template: str | None,
+        key: str,
+        timeout_s: float,
+    ) -> Receipt: ...
+
+    async def cut_range(
+        self, prefix: str, pattern: str, *, purge: bool, key: str, timeout_s: float
+    ) -> Receipt: ...
+
+    async def find_range(self, prefix: str, pattern: str, *, timeout_s: float) -> Range: ...
+
+    async def list_ranges(
+        self, prefix: str, *, after: str | None, limit: int, timeout_s: float
+    ) -> Page[Range]: ...
 
 
 def login_of(

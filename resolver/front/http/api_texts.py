@@ -18,11 +18,16 @@ _TEXTS = (
         "错误以 RFC 9457 格式返回，错误代码永不改变。",
     ),
     Text("identifiers", "标识"),
+    Text("ranges", "号段"),
     Text("prefixes", "前缀"),
     Text("keys", "密钥"),
     Text("changes", "变更日志"),
     Text("node", "节点"),
     Text("Resolve, register, change and retire identifiers.", "标识的解析、注册、变更与注销。"),
+    Text(
+        "Identifiers registered by rule, any number in one call.",
+        "按规则注册的标识，一次调用可注册任意数量。",
+    ),
     Text("Prefixes homed at this node.", "本节点托管的前缀。"),
     Text("API keys: who may do what.", "API 密钥与权限。"),
     Text("The hash-chained change log.", "哈希链式变更日志。"),
@@ -36,6 +41,16 @@ _TEXTS = (
     ),
     Text("Register a new identifier, or have one minted", "注册新标识，或由节点生成后缀"),
     Text("List the identifiers under a prefix", "列出前缀下的标识"),
+    Text(
+        "Register a range: any number of identifiers by one rule",
+        "注册号段：按一条规则注册任意数量的标识",
+    ),
+    Text("List the ranges under a prefix", "列出前缀下的号段"),
+    Text("Look at a range", "查看号段"),
+    Text(
+        "Retire a range or a part of it for ever, or purge it (admin)",
+        "永久注销号段或其一部分，或彻底删除（管理员）",
+    ),
     Text("Find identifiers by their values", "按值检索标识"),
     Text("Resolve up to 1,000 identifiers at once", "批量解析，一次至多 1,000 个"),
     Text(
@@ -191,6 +206,22 @@ _TEXTS = (
         "Give `identifier`, or give `prefix` to have a suffix minted.",
         "给出 `identifier`；或只给出 `prefix`，由节点生成后缀。",
     ),
+    Text(
+        "Every identifier that `pattern` names is registered. In the data of values `{suffix}`,"
+        " `{number}`, `{identifier}` and `{prefix}` stand for those of each one.",
+        "注册 `pattern` 所指的全部标识。值的数据中，`{suffix}`、`{number}`、`{identifier}` 与 "
+        "`{prefix}` 分别代表各标识自己的后缀、编号、完整标识与前缀。",
+    ),
+    Text(
+        "One number between braces: FIRST..LAST, with a step as FIRST..LAST..STEP, with a check"
+        " digit right after it as FIRST..LAST+luhn (or +mod11-10, +gs1).",
+        "花括号内为一段编号：起..止；带步长为 起..止..步长；"
+        "编号后紧跟校验位为 起..止+luhn（或 +mod11-10、+gs1）。",
+    ),
+    Text(
+        "`pattern` is in its normal form; `count` includes members that were changed one by one.",
+        "`pattern` 为规范形式；`count` 包括已单独变更的成员。",
+    ),
     Text("What a minted suffix begins with.", "所生成后缀的开头。"),
     Text(
         "Value types by which identifiers can be found, in upper case.",
@@ -204,6 +235,15 @@ _TEXTS = (
     Text(
         "`tenant` may be empty only for the role admin, which acts for every tenant.",
         "仅管理员角色的 `tenant` 可以为空，它可代表所有租户。",
+    ),
+    Text(
+        "Of a run: the folded suffix of its last identifier.",
+        "连续段：最后一个标识的后缀（大写归一形式）。",
+    ),
+    Text(
+        "Of a run: how many identifiers it has. Of `fold`: the version of what lay beneath in a"
+        " block.",
+        "连续段：所含标识数量。`fold`：数据块中被覆盖成员的版本。",
     ),
     Text("The secret. It is shown this once and not kept.", "密钥全文。仅显示这一次，节点不保存。"),
     Text("Data that is not plain text.", "非纯文本的数据。"),

@@ -160,6 +160,23 @@ class CreateBody(Shape):
     template: Template = None
 
 
+class RangeBody(Shape):
+    """Every identifier that `pattern` names is registered. In the data of values `{suffix}`,
+    `{number}`, `{identifier}` and `{prefix}` stand for those of each one."""
+
+    prefix: PrefixText
+    pattern: str = Field(
+        min_length=1,
+        max_length=2 * IDENTIFIER_CHARS_MAX,
+        description="One number between braces: FIRST..LAST, with a step as FIRST..LAST..STEP,"
+        " with a check digit right after it as FIRST..LAST+luhn (or +mod11-10, +gs1).",
+        examples=["SN{00000000..99999999}"],
+    )
+    values: Values
+    status: Settable = "active"
+    template: Template = None
+
+
 class ResolveBody(Shape):
     identifiers: list[IdentifierText] = Field(min_length=1, max_length=RESOLVE_MANY_MAX)
 
@@ -331,6 +348,28 @@ class IdentifierPage(Shape):
     next: str | None
 
 
+class RangeReply(Shape):
+    """`pattern` is in its normal form; `count` includes members that were changed one by one."""
+
+    prefix: str
+    pattern: str
+    first: str
+    last: str
+    count: int
+    status: Literal["draft", "active", "frozen", "retired"]
+    template: str | None
+    version: int
+    sequence: int
+    created: Time
+    modified: Time
+    values: list[ValueShape]
+
+
+class RangePage(Shape):
+    items: list[RangeReply]
+    next: str | None
+
+
 class RecordPage(Shape):
     items: list[RecordReply]
     next: str | None
@@ -414,6 +453,12 @@ class ChangeReply(Shape):
     version: int
     actor: str
     digest: Hex32
+    last: str = Field("", description="Of a run: the folded suffix of its last identifier.")
+    count: int = Field(
+        0,
+        description="Of a run: how many identifiers it has. Of `fold`: the version of what lay"
+        " beneath in a block.",
+    )
 
 
 class EntryReply(Shape):

@@ -29,6 +29,7 @@ HEADER_SCHEMAS: Mapping[str, Json] = {
 }
 PATH_EXAMPLES = {
     "identifier": "88.118.8/SN0001",
+    "range": "88.118.8/SN{00000000..99999999}",
     "prefix": "88.118.8",
     "id": "abcd2345",
     "import": "01JZ5V6Y8Q4T3N2M1K0H9G8F7E",
@@ -37,6 +38,7 @@ _ABOUT_PARAMETERS = ("title", "description", "allowEmptyValue")
 ALWAYS = (400, 408, 413, 429, 500, 503, 504)
 TAGS = (
     ("identifiers", "Resolve, register, change and retire identifiers."),
+    ("ranges", "Identifiers registered by rule, any number in one call."),
     ("prefixes", "Prefixes homed at this node."),
     ("keys", "API keys: who may do what."),
     ("imports", "Files that are registered as a job."),

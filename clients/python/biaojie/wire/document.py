@@ -21,6 +21,7 @@ from ..change import Action, BatchResult, Change, Entry, Receipt, RowResult
 from ..errors import BiaojieError, InvalidIdentifier, InvalidRecord, MalformedAnswer
 from ..identifier import Identifier
 from ..limits import REFERENCES_MAX, TTL_DEFAULT_S, VALUES_MAX
+from ..range import Range
 from ..record import (
     Permissions,
     Record,
@@ -265,6 +266,42 @@ def decode_record(document: object) -> Record:
         )
 
 
+def encode_range(found: Range) -> Json:
+    return {
+        "prefix": found.prefix,
+        "pattern": found.pattern,
+        "first": found.first,
+        "last": found.last,
+        "count": found.count,
+        "status": found.status.value,
+        "template": found.template,
+        "version": found.version,
+        "sequence": found.sequence,
+        "created": encode_time(found.created),
+        "modified": encode_time(found.modified),
+        "values": [encode_value(value) for value in found.values],
+    }
+
+
+def decode_range(document: object) -> Range:
+    with _answer("range", "号段"):
+        body = _object(document)
+        return Range(
+            prefix=_text(body, "prefix"),
+            pattern=_text(body, "pattern"),
+            first=_text(body, "first"),
+            last=_text(body, "last"),
+            count=_whole(body, "count"),
+            values=decode_values(body.get("values")),
+            status=Status(_text(body, "status")),
+            template=None if body.get("template") is None else _text(body, "template"),
+            version=_whole(body, "version"),
+            created=decode_time(body.get("created"), "created"),
+            modified=decode_time(body.get("modified"), "modified"),
+            sequence=_whole(body, "sequence"),
+        )
+
+
 # Receipts and batches -------------------------------------------------------------------
 
 
@@ -412,6 +449,7 @@ def encode_entry(entry: Entry) -> Json:
                 "version": change.version,
                 "actor": change.actor,
                 "digest": change.digest.hex(),
+                **({"last": change.last, "count": change.count} if change.count else {}),
             }
             for change in entry.changes
         ],
@@ -439,6 +477,8 @@ def decode_entry(document: object) -> Entry:
                     version=_whole(item, "version"),
                     actor=_text(item, "actor"),
                     digest=_hash(item, "digest"),
+                    last=_text(item, "last") if "last" in item else "",
+                    count=_whole(item, "count") if "count" in item else 0,
                 )
                 for item in changes
             ),

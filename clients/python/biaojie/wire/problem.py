@@ -33,6 +33,7 @@ HTTP_STATUS: dict[str, int] = {
     "identifier-taken": 409,
     "value-taken": 409,
     "prefix-taken": 409,
+    "range-taken": 409,
     "record-frozen": 409,
     "idempotency-running": 409,
     "identifier-retired": 410,

@@ -191,6 +191,7 @@ RESPONSE_CODES: Final[dict[str, ResponseCode]] = {
     # RFC 3652 calls 5 "operation denied": neither wrong name nor wrong caller
     "prefix-suspended": ResponseCode.OPERATION_NOT_SUPPORTED,
     "prefix-taken": ResponseCode.HANDLE_ALREADY_EXISTS,
+    "range-taken": ResponseCode.HANDLE_ALREADY_EXISTS,
     "record-frozen": ResponseCode.OPERATION_NOT_SUPPORTED,
     "request-timeout": ResponseCode.PROTOCOL_ERROR,
     "storage-full": ResponseCode.SERVER_BACKUP,

@@ -286,7 +286,11 @@ def encode_entry(entry: Entry) -> Row:
         entry.root,
         entry.previous,
         entry.hash,
-        [(c.action.value, c.subject, c.version, c.actor, c.digest) for c in entry.changes],
+        [
+            (c.action.value, c.subject, c.version, c.actor, c.digest)
+            + ((c.last, c.count) if c.count else ())
+            for c in entry.changes
+        ],
     )
 
 
@@ -309,13 +313,17 @@ def decode_entry(got: object, path: str = "entry") -> Entry:
 
 
 def _change(got: object, path: str) -> Change:
-    action, subject, version, actor, digest = row(got, 5, f"{path}.changes")[:5]
+    fields = row(got, 5, f"{path}.changes")
+    action, subject, version, actor, digest = fields[:5]
+    last, count = fields[5:7] if len(fields) >= 7 else ("", 0)
     return Change(
         Action(text(action, 64, f"{path}.action")),
         text(subject, _TEXT_MAX, f"{path}.subject"),
         whole(version, f"{path}.version"),
         text(actor, _TEXT_MAX, f"{path}.actor"),
         _hash(digest, f"{path}.digest"),
+        text(last, _TEXT_MAX, f"{path}.last"),
+        whole(count, f"{path}.count"),
     )
 
 
