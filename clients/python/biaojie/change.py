@@ -42,6 +42,9 @@ class Change:
     is the SHA-256 of the new state (32 zero bytes after a purge). `actor` is the id of the key
     that asked.
 
+    `leave-range` comes before the first change of a member of a range and has its state until
+    then: from here on it is a record of its own.
+
     A run (RUNS) goes from `subject`, in folded form, to the identifier with the folded suffix
     `last`, and has `count` members; its digest is that of the block's content. `fold` says that
     a record is now kept in a block, or that the mark of a purge is gone (version 0); nothing is
