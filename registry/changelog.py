@@ -224,10 +224,11 @@ def packed_leaves(packed: bytes) -> list[bytes]:
 
     Raises ValueError on what is not a list. A list of anything else has other leaves.
     """
-    unpacker = msgpack.Unpacker(max_buffer_size=len(packed))
-    unpacker.feed(packed)
     leaves = []
     try:
+        packed = _unpacked(packed)
+        unpacker = msgpack.Unpacker(max_buffer_size=len(packed))
+        unpacker.feed(packed)
         count = unpacker.read_array_header()
         start = unpacker.tell()
         for _ in range(count):
@@ -235,7 +236,7 @@ def packed_leaves(packed: bytes) -> list[bytes]:
             end = unpacker.tell()
             leaves.append(hashlib.sha256(b"\x00" + packed[start:end]).digest())
             start = end
-    except (ValueError, msgpack.UnpackException) as error:
+    except (ValueError, msgpack.UnpackException, zstandard.ZstdError) as error:
         raise ValueError(f"not packed changes: {error!r}") from error
     if start != len(packed):
         raise ValueError("not packed changes: more follows")

@@ -21,8 +21,9 @@ class Page(NamedTuple):
     end: bytes | None
 
 
-def merged(pages: Sequence[Page], limit: int) -> tuple[list[Record], bytes | None]:
-    """The first records of all layers, the uppermost first, and the suffix to go on after.
+def merged(pages: Sequence[Page], limit: int) -> tuple[list[tuple[bytes, Record]], bytes | None]:
+    """The first records of all layers, the uppermost first, by folded suffix, and the suffix to
+    go on after.
 
     There may be fewer than `limit` and more to come: only None says that there are no more.
     """
@@ -31,7 +32,7 @@ def merged(pages: Sequence[Page], limit: int) -> tuple[list[Record], bytes | Non
     items: dict[bytes, Record | None] = {}
     for page in reversed(pages):
         items.update(page.items)
-    records: list[Record] = []
+    records: list[tuple[bytes, Record]] = []
     last: bytes | None = None
     for suffix in sorted(items):
         if end is not None and suffix > end:
@@ -41,7 +42,7 @@ def merged(pages: Sequence[Page], limit: int) -> tuple[list[Record], bytes | Non
             continue
         if len(records) == limit:
             return records, last
-        records.append(record)
+        records.append((suffix, record))
         last = suffix
     return records, end
 

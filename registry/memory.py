@@ -117,7 +117,7 @@ def _layered(
     lower = page_of(inside, after, more=False)
     upper = Page([(row.suffix, row.record) for row in rows], None)
     members = Page(*first_members(ranges, after, limit + len(rows) + len(lower.items)))
-    return merged([upper, lower, members], limit)[0]
+    return [record for _, record in merged([upper, lower, members], limit)[0]]
 
 
 def _head(log: Sequence[Entry]) -> tuple[int, bytes]:

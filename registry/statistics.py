@@ -12,12 +12,14 @@ from dataclasses import astuple, dataclass
 from datetime import date, timedelta
 from typing import Any, NamedTuple, Protocol
 
-import msgpack
-
 from biaojie.account import Prefix
-from biaojie.change import Action
+from biaojie.change import Action, Change
 from biaojie.errors import TemporarilyUnavailable
 from biaojie.identifier import fold_prefix
+
+from .changelog import ZERO, unpack_changes
+from .patterns import parse_stored
+from .ranges import cut_out
 
 ALL_DAYS = 0
 ALL_PREFIXES = ""
@@ -30,6 +32,8 @@ ENTRIES_MAX = 64
 _DAY_MS = 86_400_000
 
 _OF_RECORDS = frozenset({Action.CREATE, Action.PUT, Action.MODIFY, Action.RETIRE, Action.PURGE})
+OF_MANY = (Action.BULK, Action.REGISTER_RANGE, Action.CUT_RANGE)
+"""Changes of which one stands for many identifiers."""
 
 
 class Cell(NamedTuple):
@@ -42,7 +46,7 @@ class Cell(NamedTuple):
 
 class Logged(NamedTuple):
     """What is read of an entry. `changes`, as stored, only where not all have action and prefix
-    in common."""
+    in common, or where they are OF_MANY."""
 
     sequence: int
     time_ms: int
@@ -125,18 +129,46 @@ def count(entries: Iterable[Logged]) -> Counter[Cell]:
     counts: Counter[Cell] = Counter()
     for entry in entries:
         if entry.changes is None:
-            some = {(entry.action, entry.prefix): entry.number}
+            some = Counter({(entry.action, entry.prefix): entry.number})
         else:
-            some = Counter(
-                (action, subject.partition("/")[0])
-                for action, subject, *_ in msgpack.unpackb(entry.changes)
-            )
+            some = _counted(unpack_changes(entry.changes))
         for (action, spelled), number in some.items():
             if action not in _OF_RECORDS:
                 continue
             for day in (day_of(entry.time_ms), ALL_DAYS):
                 for prefix in (fold_prefix(spelled), ALL_PREFIXES):
                     counts[Cell(day, prefix, action)] += number
+    return counts
+
+
+def _counted(changes: Sequence[Change]) -> Counter[tuple[str, str]]:
+    """By action and spelled prefix. A run and a range stand for all identifiers they have."""
+    counts: Counter[tuple[str, str]] = Counter()
+    # What compaction alone takes out and puts in are the same identifiers.
+    loading = any(change.action is Action.BULK for change in changes)
+    cut: Counter[str] = Counter()
+    for change in changes:
+        prefix, _, rest = change.subject.partition("/")
+        match change.action:
+            case Action.BULK:
+                counts[Action.CREATE, prefix] += change.count
+            case Action.DISSOLVE if loading:
+                counts[Action.CREATE, prefix] -= change.count
+            case Action.FOLD if loading and change.count:
+                counts[Action.CREATE, prefix] += 1
+            case Action.REGISTER_RANGE:
+                counts[Action.CREATE, prefix] += parse_stored(rest).count
+            case Action.CUT_RANGE:
+                number = parse_stored(rest).count
+                cut[prefix] += number if change.digest == ZERO else -number
+            case _:
+                counts[change.action, prefix] += 1
+    for prefix, gone in cut.items():
+        if gone:
+            counts[Action.PURGE, prefix] += gone
+        else:  # what was cut out is there as a range that is retired
+            parts = [p.count for name, p in cut_out(changes) if name == fold_prefix(prefix)]
+            counts[Action.RETIRE, prefix] += sum(parts)
     return counts
 
 

@@ -1,7 +1,7 @@
 """Listing what is stored as plain columns, for those who read a whole registry.
 
-Reads the table `records` alone, by keyset pages: whatever `list_records` learns to merge in must
-be merged in here as well.
+By keyset pages. Where a prefix has rows alone, which most have, past SQLAlchemy and without an
+object for each; else what `list_records` merges of its layers.
 """
 
 from __future__ import annotations
@@ -14,37 +14,67 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from biaojie.errors import TamperedLog
 from biaojie.identifier import Key
+from biaojie.record import Record
 
 from ..store import Plain
 from .blob import decode_blob
 from .direct import Row, direct
-from .tables import STATUS_OF
+from .reader import list_layers
+from .tables import PURGED, STATUS_OF
 
 _LIST = """
 SELECT suffix, status, version, sequence, template, blob FROM records
 WHERE prefix_id = (SELECT id FROM prefixes WHERE name = {}) AND suffix > {}
 ORDER BY suffix LIMIT {}
 """
+_LAYERED = """
+SELECT EXISTS (SELECT 1 FROM blocks WHERE prefix_id = p.id)
+    OR EXISTS (SELECT 1 FROM ranges WHERE prefix_id = p.id)
+FROM prefixes AS p WHERE name = {}
+"""
 _SQLITE = _LIST.format("?", "?", "?")
 _POSTGRESQL = _LIST.format("$1", "$2", "$3")
 _STATUS_TEXT = {number: status.value for number, status in STATUS_OF.items()}
 
 
-async def list_rows(
+async def list_plain(
     connection: AsyncConnection, prefix: str, after: bytes | None, limit: int
-) -> list[Row]:
-    """Columns of `records` but the prefix, past SQLAlchemy."""
+) -> list[Plain]:
+    """See registry.store."""
     driver: Any = direct(connection)
     page = (prefix, after or b"", limit)
     rows: list[Row]
     if connection.dialect.name == "postgresql":
-        rows = await driver.fetch(_POSTGRESQL, *page)
+        layered = await driver.fetchval(_LAYERED.format("$1"), prefix)
+        rows = [] if layered else await driver.fetch(_POSTGRESQL, *page)
     else:
-        rows = await driver.run(lambda raw: raw.execute(_SQLITE, page).fetchall())
-    return rows
+        [[layered]] = await driver.run(
+            lambda raw: raw.execute(_LAYERED.format("?"), (prefix,)).fetchall() or [[0]]
+        )
+        rows = (
+            [] if layered else await driver.run(lambda raw: raw.execute(_SQLITE, page).fetchall())
+        )
+    if not layered and all(row[1] != PURGED for row in rows):
+        return _plain(prefix, rows)
+    records = await list_layers(connection, prefix, after, limit)
+    return [_columns(suffix, record) for suffix, record in records]
 
 
-def plain(prefix: str, rows: Sequence[Row]) -> list[Plain]:
+def _columns(suffix: bytes, record: Record) -> Plain:
+    return (
+        suffix,
+        record.status.value,
+        record.version,
+        record.sequence,
+        record.template,
+        record.created,
+        record.modified,
+        [(value.index, value.type, value.data) for value in record.values],
+        record,
+    )
+
+
+def _plain(prefix: str, rows: Sequence[Row]) -> list[Plain]:
     """The columns of rows. Most rows are nothing but what they look like; a record is made of
     the others."""
     unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=0)

@@ -263,8 +263,21 @@ async def list_records(
     ranged: bool = True,
 ) -> list[Record]:
     """`ranged`: with the members of ranges."""
+    listed = await list_layers(connection, prefix, after, limit, ranged=ranged)
+    return [record for _, record in listed]
+
+
+async def list_layers(
+    connection: AsyncConnection,
+    prefix: str,
+    after: bytes | None,
+    limit: int,
+    *,
+    ranged: bool = True,
+) -> list[tuple[bytes, Record]]:
+    """Folded suffixes and records of all layers."""
     shapes = await range_shapes(connection, prefix) if ranged else []
-    listed: list[Record] = []
+    listed: list[tuple[bytes, Record]] = []
     at = after or b""
     while len(listed) < limit:
         missing = limit - len(listed)

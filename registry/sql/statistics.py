@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import bindparam, case, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..statistics import ENTRIES_MAX, Cell, Logged, Statistics
+from ..statistics import ENTRIES_MAX, OF_MANY, Cell, Logged, Statistics
 from .tables import changelog, statistics, statistics_head
 
 _c, _s = changelog.c, statistics.c
-_MIXED = or_(_c.action == "", _c.prefix == "")
+_MIXED = or_(_c.action.in_(["", *OF_MANY]), _c.prefix == "")
 _ENTRIES = (
     select(_c.sequence, _c.time_ms, _c.action, _c.prefix, _c.count, case((_MIXED, _c.changes)))
     .where(_c.sequence > bindparam("after"))

@@ -58,8 +58,7 @@ class SqlStore:
         return await self._pools.read(lambda c: reader.list_records(c, prefix, after, limit))
 
     async def list_plain(self, prefix: str, after: bytes | None, limit: int) -> list[Plain]:
-        rows = await self._pools.read(lambda c: listing.list_rows(c, prefix, after, limit))
-        return listing.plain(prefix, rows)
+        return await self._pools.read(lambda c: listing.list_plain(c, prefix, after, limit))
 
     async def list_ranges(self, prefix: str, after: RangeKey | None, limit: int) -> list[HeldRange]:
         return await self._pools.read(lambda c: list_ranges(c, prefix, after, limit))
