@@ -43,10 +43,11 @@ async def list_plain(
     """See registry.store."""
     driver: Any = direct(connection)
     page = (prefix, after or b"", limit)
-    rows: list[Row]
+    rows: list[Row] = []
     if connection.dialect.name == "postgresql":
         layered = await driver.fetchval(_LAYERED.format("$1"), prefix)
-        rows = [] if layered else await driver.fetch(_POSTGRESQL, *page)
+        if not layered:
+            rows = await driver.fetch(_POSTGRESQL, *page)
     else:
         [[layered]] = await driver.run(
             lambda raw: raw.execute(_LAYERED.format("?"), (prefix,)).fetchall() or [[0]]
