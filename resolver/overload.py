@@ -29,7 +29,7 @@ WINDOW_S: Final = 0.1
 SAMPLES_MIN: Final = 8
 LIMIT_MIN: Final = 128
 """The limit sinks to as many as are answered within the time allowed, but never below this: what
-comes in one piece gets done together, so that on a busy machine even the quickest of it takes long."""
+comes in one piece gets done together, so that even the quickest of it may take long."""
 FORGIVEN_S: Final = 0.5
 """After so long without a sample the limit grows by a step."""
 PENALTY_S: Final = 0.03

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
 import sqlite3
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from resolver.__main__ import _hang_up
 from tests.postgres import Postgres
 from tests.system.described import IDS, URL, Described, batch, end_of_log, metrics, path
 from tests.system.wire import Wire, request, until
@@ -66,6 +70,16 @@ def test_a_single_process_goes_on_at_a_reload_and_says_so(fresh: RunningNode) ->
     assert Described(fresh.port).ask("GET", "/readyz").status == 200
     terminate(fresh)
     assert exit_code(fresh) == 0
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+async def test_whoever_closes_the_terminal_ends_it(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: terminal, write=print))
+    stop = asyncio.Event()
+    _hang_up(stop)
+    assert stop.is_set() is terminal
 
 
 @pytest.fixture

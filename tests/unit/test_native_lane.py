@@ -28,6 +28,7 @@ from biaojie.wire.native import (
     shapes,
 )
 from registry.operations import ChangePrefix, Retire
+from resolver.front import connections
 from resolver.front.native import connection, server
 from tests.core_parts import create, identifier, put, secret, value
 from tests.native_world import Peer, request, world
@@ -51,7 +52,7 @@ class Clock:
 async def two(monkeypatch: pytest.MonkeyPatch, **options: Any) -> AsyncIterator[tuple[Any, ...]]:
     """The world, a peer in the lane, one that is not, and the clock. WARM names are ready."""
     clock = Clock()
-    for module in (connection, server):
+    for module in (connection, server, connections):
         monkeypatch.setattr(module, "monotonic", clock)
     patient: dict[str, Any] = {"native_idle_timeout_s": 1e6, "native_message_timeout_s": 1e6}
     cache = {"clock": clock, **options.pop("cache", {})}
