@@ -198,7 +198,7 @@ def _serve_here(settings: Settings, duty: Duty) -> None:
 
 async def _run(settings: Settings, duty: Duty) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends at once."""
-    from registry.sql import open_standbys, open_store
+    from registry.sql import open_store
 
     from .node import Node
 
@@ -232,6 +232,8 @@ async def _run(settings: Settings, duty: Duty) -> None:
         shown = examples(settings.demo_prefix)
     standbys = None
     if settings.replica_urls:
+        from registry.sql.standbys import open_standbys
+
         standbys = await open_standbys(
             store,
             settings.replica_urls,

@@ -8,10 +8,9 @@ from .engine import Limits, Pools, read_url
 from .layout import Layout, lay_out, layout_of
 from .schema import UnfitDatabase, check_durability, check_schema, explained, file_of
 from .schema import migrate as upgrade
-from .standbys import open_standbys
 from .store import SqlStore
 
-__all__ = ["SqlStore", "UnfitDatabase", "migrate", "open_standbys", "open_store"]
+__all__ = ["SqlStore", "UnfitDatabase", "migrate", "open_store"]
 
 
 async def migrate(url: str, *, partitions: int = 0, citus: bool = False) -> None:

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import pytest
 
 from biaojie.identifier import Key
-from registry.sql import SqlStore, migrate, open_standbys, open_store
-from registry.sql.standbys import StandbyStore
+from registry.sql import SqlStore, migrate, open_store
+from registry.sql.standbys import StandbyStore, open_standbys
 from tests.contract.sample import PREFIX, append, home, put, record
 from tests.postgres import Postgres, Standby, run_apart
 
