@@ -19,12 +19,9 @@ from biaojie.record import Record, Reference
 from .admission import (
     SYSTEM,
     Caller,
-    decide_change_prefix,
-    decide_home,
-    decide_issue,
     decide_record,
-    decide_revoke,
 )
+from .admission_accounts import decide_change_prefix, decide_home, decide_issue, decide_revoke
 from .changelog import ZERO, key_digest, prefix_digest, record_digest
 from .handle_rights import (
     PREFIXES,

@@ -20,6 +20,8 @@ from registry.admission import (
     PUBLIC,
     SYSTEM,
     Caller,
+)
+from registry.admission_accounts import (
     decide_change_prefix,
     decide_home,
     decide_issue,

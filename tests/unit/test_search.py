@@ -15,7 +15,8 @@ from biaojie.errors import InvalidRequest, TemporarilyUnavailable
 from biaojie.identifier import Key
 from biaojie.record import Permissions, Status, Value
 from biaojie.wire.handle.typed import AdminRight
-from registry.admission import PUBLIC, SYSTEM, Caller, decide_change_prefix, decide_home
+from registry.admission import PUBLIC, SYSTEM, Caller
+from registry.admission_accounts import decide_change_prefix, decide_home
 from registry.changelog import prefix_digest
 from registry.handle_rights import HandleIdentity
 from registry.indexing import Indexer
