@@ -124,16 +124,17 @@ R = TypeVar("R")
 
 async def serve_many(
     codec: Codec[N_contra, Q, A, R_co],
-    service: Callable[[Sequence[Q]], Awaitable[Sequence[A | BiaojieError]]],
+    service: Callable[[Sequence[Q]], Awaitable[Sequence[A | BiaojieError | None]]],
     batch: Sequence[N_contra],
     *,
     deadline_s: float,
     observer: Observer,
-) -> list[R_co]:
+) -> list[R_co | None]:
     """`serve` for requests that came together: `service` is asked once for all of them and gives
-    an answer or an error to each, within one deadline. A reply to each, in order."""
+    an answer or an error to each, within one deadline. A reply to each, in order; None, and
+    nothing is counted, where `service` gives None: that request then goes through `serve`."""
     started = time.perf_counter()
-    outcomes: list[A | Exception | None] = []
+    outcomes: list[Exception | None] = []
     questions: list[Q] = []
     for data in batch:
         try:
@@ -143,16 +144,21 @@ async def serve_many(
             outcomes.append(error)
     try:
         async with asyncio.timeout(deadline_s):
-            answers: Sequence[A | Exception] = await service(questions) if questions else ()
+            answers: Sequence[A | Exception | None] = await service(questions) if questions else ()
     except BiaojieError as error:
         answers = [error.again() for _ in questions]
     except Exception as error:
         answers = [error] * len(questions)
     given = iter(answers)
-    replies: list[R_co] = []
+    replies: list[R_co | None] = []
+    served: list[N_contra] = []
     faults: list[tuple[N_contra, str, BaseException | None]] = []
     for data, outcome in zip(batch, outcomes, strict=True):
         answer = next(given) if outcome is None else outcome
+        if answer is None:
+            replies.append(None)
+            continue
+        served.append(data)
         try:
             if isinstance(answer, Exception):
                 raise answer
@@ -161,7 +167,7 @@ async def serve_many(
             reply, code, fault = _failed(codec, data, error, data.request_id)
             replies.append(reply)
             faults.append((data, code, fault))
-    _count(codec, observer, batch, faults, time.perf_counter() - started)
+    _count(codec, observer, served, faults, time.perf_counter() - started)
     return replies
 
 

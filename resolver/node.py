@@ -150,7 +150,7 @@ class Node:
             store,
             self.registrar,
             Resolver(
-                [self.cache, self._answering, referral], self.cache.at_hand, self.cache.is_coming
+                [self.cache, self._answering, referral], self.cache.at_hand, self.cache.flight
             ),
             self.local,
             self.tail,
@@ -231,6 +231,7 @@ class Node:
                 _chosen(HandleLimits, settings),
                 lane if settings.lane_bytes_max else None,
                 gate=self._gate(settings.handle_requests_max, FRAME_REFUSAL_S),
+                together=self.operations.together,
             )
             self.observer.watch(lane.readings)
             self.observer.watch(self.operations.readings)

@@ -221,9 +221,12 @@ class Service:
 
     def is_coming(self, query: Query) -> bool:
         """Whether the public's answer to it is on its way already."""
-        if query.authoritative:
-            return False
-        return self._resolver.is_coming(query.identifier.key(case_sensitive=self._case_sensitive))
+        return not query.authoritative and self.flight(query) is not None
+
+    def flight(self, query: Query) -> object | None:
+        """What brings the public's answer, if it is on its way already: who waits for one name of
+        it waits for all of them. None of these may be authoritative."""
+        return self._resolver.flight(query.identifier.key(case_sensitive=self._case_sensitive))
 
     async def _holds(self, caller: Caller, prefix: str, record: Record | None = None) -> int:
         """AdminRight bits of a Handle identity on a record and its prefix; 0 for others."""
@@ -265,9 +268,11 @@ class Service:
                 found.append(answer)
         return found
 
-    async def resolve_public(self, queries: Sequence[Query]) -> list[Resolution | BiaojieError]:
-        """What `resolve` gives the public or raises, for each, asked for together. None of them
-        may be authoritative."""
+    async def resolve_public(
+        self, queries: Sequence[Query], *, say_where: bool = True
+    ) -> list[Resolution | BiaojieError]:
+        """What `resolve` gives the public or raises, for each, asked for together; without
+        `say_where` an Elsewhere does not say where. None of them may be authoritative."""
         sensitive = self._case_sensitive
         keys = [query.identifier.key(case_sensitive=sensitive) for query in queries]
         outcomes = await self._resolver.resolve_many(keys)
@@ -282,7 +287,7 @@ class Service:
                 found.append(outcome.absence())
                 if outcome.absence is Elsewhere:
                     away.append(n)
-        if away:
+        if away and say_where:
             await self._say_where(keys, away, found)
         return found
 

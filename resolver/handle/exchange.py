@@ -125,13 +125,7 @@ class Exchange:
             challenge, digest, number = self._proving.challenge(asked)
             answer = Answered(challenge, ResponseCode.AUTHENTICATION_NEEDED, session_id=number)
             return self._message(answer, digest)
-        if code is None:
-            code = response_code_of(error)
-        indexes = (index,) if isinstance(index := error.fields.get("index"), int) else ()
-        text = error.detail.en
-        if isinstance(error, Forbidden):
-            text = "Your HS_ADMIN rights do not include this."
-        return self._message(Answered(Failure(text[:MESSAGE_CHARS_MAX], indexes), code))
+        return self._message(Answered(*failure_of(error)))
 
     def _message(self, answer: Answered, digest: Digest | None = None) -> Message:
         assert self.asked is not None
@@ -149,11 +143,7 @@ class Exchange:
             site_serial=self._site_serial(),
             digest=digest,
         )
-        now = int(time.time())
-        if answer.ttl_s is None:
-            expires = min(max(request.expiration, now + EXPIRES_S), now + EXPIRES_MAX_S)
-        else:
-            expires = now + max(answer.ttl_s, EXPIRES_MIN_S)
+        expires = expiration_of(answer.ttl_s, request.expiration, int(time.time()))
         return replace(message, expiration=expires)
 
     async def finished(self, message: Message, node_key: NodeKey) -> bytes:
@@ -173,13 +163,35 @@ class Exchange:
         try:
             return encode_message(message, seal)
         except Oversized:
-            error = TooLarge(
-                "The answer is longer than a message can be; ask for fewer values.",
-                "结果超过报文长度上限，请减少所查询的值。",
-            )
-            shorter = self.encode_error(self._frame, error)
+            shorter = self.encode_error(self._frame, too_long())
             assert isinstance(shorter, Message)
             return encode_message(shorter, seal)
+
+
+def failure_of(error: BiaojieError) -> tuple[Failure, int]:
+    """What a client is told of an error, and its response code."""
+    code = error.fields.get("response_code")
+    indexes = (index,) if isinstance(index := error.fields.get("index"), int) else ()
+    text = error.detail.en
+    if isinstance(error, Forbidden):
+        text = "Your HS_ADMIN rights do not include this."
+    failure = Failure(text[:MESSAGE_CHARS_MAX], indexes)
+    return failure, response_code_of(error) if code is None else code
+
+
+def expiration_of(ttl_s: int | None, wanted: int, now: int) -> int:
+    """Until when an answer holds that may be relied on for `ttl_s`; without it one is no record,
+    and holds as long as the client wants, within limits."""
+    if ttl_s is None:
+        return min(max(wanted, now + EXPIRES_S), now + EXPIRES_MAX_S)
+    return now + max(ttl_s, EXPIRES_MIN_S)
+
+
+def too_long() -> TooLarge:
+    return TooLarge(
+        "The answer is longer than a message can be; ask for fewer values.",
+        "结果超过报文长度上限，请减少所查询的值。",
+    )
 
 
 def _unsealed(data: bytes, unseal: Callable[[bytes], bytes]) -> Message:

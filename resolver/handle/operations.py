@@ -66,6 +66,7 @@ from .proving import Proving
 from .repeats import Repeats
 from .resolution import Resolution
 from .sessions import Sessions
+from .together import Together
 from .writing import WRITES, Writing
 
 FAILED: Final = "internal error 内部错误"
@@ -107,6 +108,7 @@ class Operations:
         self.pending = PendingRequests(numbers=numbers, clock=clock)
         self.site: sites.NodeSite | None = None
         self._key: nodekey.NodeKey | None = None
+        self.together = Together(service, observer, lane, self._serial, rules.deadline_s)
         self._lane = lane
         self._service = service
         self._local = local

@@ -86,11 +86,8 @@ class Resolution:
         if not public and not open_ and await self._hides(identifier, body):
             raise Unauthenticated() if caller.is_public else Forbidden()
         if not wanted:
-            raise ValueNotFound(
-                f"{identifier} has no such value that you may read.",
-                f"{identifier} 没有您可读取的此类值。",
-            )
-        if asked.session is not None or body.token or body.trailing or _named_prefix(identifier):
+            raise nothing_to_read(identifier)
+        if asked.session is not None or body.token or body.trailing or named_prefix(identifier):
             entry = None  # another might get another answer, or there is more to it than the record
         answer = ResolveResponse(body.handle, wanted)
         return Answered(answer, ttl_s=ttl_s, fresh=fresh, entry=entry)
@@ -114,7 +111,7 @@ class Resolution:
     async def _instead(self, identifier: Identifier, error: BiaojieError) -> tuple[Value, ...]:
         """What there is to say of a prefix that has no record here: that we answer for it, or
         (Elsewhere) who does. Raises `error` where that is nothing."""
-        name = _named_prefix(identifier)
+        name = named_prefix(identifier)
         if name is None:
             raise error
         prefix = await self._prefix(name)
@@ -128,7 +125,7 @@ class Resolution:
 
     async def _own_site(self, identifier: Identifier, record: Record) -> tuple[Value, ...]:
         """HS_SITE of this node, for a prefix that it answers for and whose record names none."""
-        name = _named_prefix(identifier)
+        name = named_prefix(identifier)
         site = self._site()
         if name is None or site is None or any(fold_type(v.type) in SITES for v in record.values):
             return ()
@@ -156,7 +153,7 @@ def _answers(prefix: Prefix) -> bool:
     return prefix.status in (PrefixStatus.ACTIVE, PrefixStatus.SUSPENDED)
 
 
-def _named_prefix(identifier: Identifier) -> str | None:
+def named_prefix(identifier: Identifier) -> str | None:
     """`0.NA/88.118.8` names `88.118.8`; other identifiers name no prefix."""
     if fold_prefix(identifier.prefix) != PREFIXES:
         return None
@@ -164,6 +161,13 @@ def _named_prefix(identifier: Identifier) -> str | None:
         return check_prefix(identifier.suffix)
     except InvalidIdentifier:
         return None
+
+
+def nothing_to_read(identifier: Identifier) -> ValueNotFound:
+    return ValueNotFound(
+        f"{identifier} has no such value that you may read.",
+        f"{identifier} 没有您可读取的此类值。",
+    )
 
 
 def _least_ttl(values: tuple[Value, ...]) -> int:

@@ -19,6 +19,7 @@ from biaojie.change import Action, Change, Entry
 from biaojie.errors import (
     BiaojieError,
     DeadlineExceeded,
+    Elsewhere,
     Internal,
     OverCapacity,
     TemporarilyUnavailable,
@@ -184,16 +185,17 @@ class CacheStep:
         return self._stale(entry, now)
 
     def at_hand(self, key: Key) -> Answer | None:
-        """A fresh answer, without waiting for anything."""
-        entry = self.cached.entries.get(key)
-        if entry is None or self._health.down:
+        """A fresh answer, without waiting for anything; none of a name that lives elsewhere, for
+        where that is has to be asked."""
+        if self._health.down or (key not in self.cached.entries and key not in self.absent):
             return None
-        now = self._clock()
-        return self._hit(entry, now) if now < entry.expires else None
+        answer = self._kept(key, self._clock())
+        return None if answer is None or answer.absence is Elsewhere else answer
 
-    def is_coming(self, key: Key) -> bool:
-        """Whether it is being asked for, so that one more who asks costs nobody anything."""
-        return key in self._flights
+    def flight(self, key: Key) -> object | None:
+        """What brings it, if it is being asked for, so that one more who asks costs nobody
+        anything: the same object for all names that come together."""
+        return self._flights.get(key)
 
     def _hit(self, entry: Cached, now: float) -> Answer:
         entry.hits += 1

@@ -1,4 +1,5 @@
-"""Two nodes over one registry that differ in nothing but the express lane, asked the same octets.
+"""Two nodes over one registry, asked the same octets: one answers by the express lane and plain
+resolutions together, the other each in the ordinary way.
 
     async with twins(tmp_path) as pair:
         await pair.same("tcp", [frame, …])          # each asked ROUNDS times, answers compared
@@ -94,7 +95,8 @@ def operations() -> list[Operation]:
 
 @dataclass
 class Twins:
-    """`plain` has no lane, `laned` has one."""
+    """`plain` has no lane and answers one by one; `laned` has one, and what it has not it answers
+    together with others."""
 
     plain: Node
     laned: Node
@@ -176,6 +178,8 @@ async def twins(data_dir: Path, **settings: Any) -> AsyncIterator[Twins]:
         **settings,
     }
     nodes = [Node(Settings(**given, lane_bytes_max=octets), store) for octets in (0, 30 * 2**20)]
+    assert nodes[0].handle is not None
+    nodes[0].handle.tcp.gathering = nodes[0].handle.udp.gathering = None
     pair = Twins(*nodes)
     async with asyncio.timeout(10 * WAIT_S):
         for node in nodes:

@@ -14,7 +14,7 @@ import mmap
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 BATCH: Final = 64
@@ -27,6 +27,9 @@ KEY_OCTETS_MIN: Final = 44
 _NAME_OCTETS: Final = 32
 _FULL: Final = (errno.EAGAIN, errno.ENOBUFS)
 Key = tuple[bytes, ...]
+Source = tuple[Any, ...]
+_IPV4: Final = struct.Struct("=H2s4s8x")
+_IPV6: Final = struct.Struct("=H2s4s16sI")
 
 
 class _Iovec(ctypes.Structure):
@@ -96,6 +99,8 @@ class Batch:
     def __init__(self, bound: socket.socket, network_octets: tuple[int, int]) -> None:
         self.bound = bound
         self._fd = bound.fileno()
+        self._ipv4 = bound.family == socket.AF_INET
+        self._name_octets = _IPV4.size if self._ipv4 else _IPV6.size
         self.arena = mmap.mmap(-1, BATCH * SLOT_OCTETS)
         self._rest = mmap.mmap(-1, BATCH * REST_OCTETS)
         self._names = mmap.mmap(-1, BATCH * _NAME_OCTETS)
@@ -115,10 +120,6 @@ class Batch:
         start = _address(self.arena)
         self.vectors = [n for slot in range(BATCH) for n in (start + slot * SLOT_OCTETS, 0)]
 
-    @property
-    def _ipv4(self) -> bool:
-        return self.bound.family == socket.AF_INET
-
     def _lay_out(self) -> None:
         arena, rest, names = map(_address, (self.arena, self._rest, self._names))
         vectors_in, vectors_out = map(ctypes.addressof, (self._in_vectors, self._out_vectors))
@@ -132,7 +133,7 @@ class Batch:
                 header = messages[n].header
                 header.name = names + n * _NAME_OCTETS
                 # As long as every address of the family, so that it needs no setting again.
-                header.name_octets = 16 if self._ipv4 else 28
+                header.name_octets = self._name_octets
                 header.iov = vectors + count * n * _IOVEC_OCTETS
                 header.iov_count = count
 
@@ -154,7 +155,7 @@ class Batch:
         rest = slot * REST_OCTETS
         return self.arena[at : at + SLOT_OCTETS] + self._rest[rest : rest + size - SLOT_OCTETS]
 
-    def source(self, slot: int) -> tuple[Any, ...]:
+    def source(self, slot: int) -> Source:
         """The sender's address as `socket` takes it."""
         name = self._names[slot * _NAME_OCTETS : (slot + 1) * _NAME_OCTETS]
         (port,) = struct.unpack_from("!H", name, 2)
@@ -182,6 +183,27 @@ class Batch:
                 lost += 1
                 start += 1
         return lost
+
+    def send_to(self, packets: Sequence[tuple[Source, bytes]]) -> int:
+        """Send packets of at most SLOT_OCTETS to addresses such as `source` gives; how many the
+        socket did not take. What was received last is overwritten."""
+        lost = 0
+        for at in range(0, len(packets), BATCH):
+            part = packets[at : at + BATCH]
+            for slot, (source, packet) in enumerate(part):
+                name, start = slot * _NAME_OCTETS, slot * SLOT_OCTETS
+                self._names[name : name + self._name_octets] = self._name(source)
+                self.arena[start : start + len(packet)] = packet
+                self.vectors[2 * slot + 1] = len(packet)
+            lost += self.send(0, len(part))
+        return lost
+
+    def _name(self, source: Source) -> bytes:
+        port = source[1].to_bytes(2, "big")
+        if self._ipv4:
+            return _IPV4.pack(socket.AF_INET, port, socket.inet_aton(source[0]))
+        octets, flow = socket.inet_pton(socket.AF_INET6, source[0]), source[2].to_bytes(4, "big")
+        return _IPV6.pack(socket.AF_INET6, port, flow, octets, source[3])
 
     def close(self) -> None:
         self._headers.release()

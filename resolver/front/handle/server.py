@@ -7,6 +7,7 @@ import socket
 
 from ...handle.lane import HandleLane
 from ...handle.peer import Answerer
+from ...handle.together import Together
 from ...overload import Gate
 from ..listening import listen
 from .tcp import TcpFront
@@ -17,7 +18,8 @@ from .work import HandleLimits, Work
 
 class HandleFront:
     """TCP and UDP on one port; `tunnel` is what the HTTP front hands bodies to, and works without
-    the others. `lane` has the answers that need no answerer; none without it."""
+    the others. `lane` has the answers that need no answerer, `together` answers plain resolutions
+    beside it; none without them."""
 
     def __init__(
         self,
@@ -26,11 +28,12 @@ class HandleFront:
         lane: HandleLane | None = None,
         *,
         gate: Gate | None = None,
+        together: Together | None = None,
     ) -> None:
         self.gate = gate or Gate(limits.handle_requests_max)
         self._work = Work(answerer, self.gate)
-        self.tcp = TcpFront(self._work, limits, lane)
-        self.udp = UdpFront(self._work, limits, lane)
+        self.tcp = TcpFront(self._work, limits, lane, together)
+        self.udp = UdpFront(self._work, limits, lane, together)
         self.tunnel = Tunnel(self._work)
 
     async def start(self, host: str, port: int, *, fallback: str = "") -> int:

@@ -6,13 +6,15 @@ our answers, nothing more is read. Replies that are ready together leave in one 
 looked at by one sweep over all connections, so that a message costs no timer.
 
 What the express lane has is answered where it arrives, without a task; it takes no place among
-those worked on. Everything else, and what comes in pieces, goes the ordinary way.
+those worked on. Everything else, and what comes in pieces, goes the ordinary way; plain resolutions
+of all connections go it together.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from contextlib import aclosing
 from functools import partial
 from time import monotonic
@@ -22,6 +24,7 @@ from biaojie.wire.handle import ENVELOPE_OCTETS, Malformed, ResponseCode, Stream
 
 from ...handle.lane import REQUEST_OCTETS_MIN, HandleLane
 from ...handle.peer import Peer
+from ...handle.together import Gathering, Together, read_plain
 from ...overload import ASIDE_OCTETS, REFUSED_AT_ONCE
 from ..connections import FAREWELL_S, Connections
 from .work import HandleLimits, Work
@@ -43,7 +46,8 @@ class Connection(asyncio.Protocol):
     """One peer. `_deaf`: nothing more is begun, what comes is thrown away. `_last`: hang up as
     soon as all that came has been answered. `_penalized`: something was refused, `_refused`
     requests by now, and it waits among others for the gate: nothing more is begun. `_aside`: a
-    request that came too soon after a refusal, before `_again`, or when too many were refused."""
+    request that came too soon after a refusal, before `_again`, or when too many were refused.
+    `_gathered`: how many are asked for together with others, without a task of their own."""
 
     __slots__ = (
         "_again",
@@ -55,6 +59,7 @@ class Connection(asyncio.Protocol):
         "_flushing",
         "_framing",
         "_front",
+        "_gathered",
         "_heard",
         "_held",
         "_holding",
@@ -82,7 +87,7 @@ class Connection(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._unsent_octets = 0
         self._held = 0
-        self._refused = 0
+        self._refused = self._gathered = 0
         self._again = 0.0
         self._aside = b""
         self._lane = front.lane
@@ -139,7 +144,7 @@ class Connection(asyncio.Protocol):
         """The peer says nothing more. What it asked is still answered."""
         self._ended = self._last = True
         self._flush()
-        return bool(self._tasks or self._aside)
+        return bool(self._running or self._aside)
 
     # Reading ----------------------------------------------------------------------------
 
@@ -221,11 +226,15 @@ class Connection(asyncio.Protocol):
             self._front.loop.call_soon(self._leave)
 
     @property
+    def _running(self) -> int:
+        return len(self._tasks) + self._gathered
+
+    @property
     def _full(self) -> bool:
         """Whether nothing more may be begun for now."""
         pipeline_max = self._front.limits.handle_pipeline_max
         return (
-            len(self._tasks) >= pipeline_max
+            self._running >= pipeline_max
             or self._writable is not None
             or self._refused >= REFUSED_AT_ONCE
         )
@@ -259,7 +268,7 @@ class Connection(asyncio.Protocol):
         elif began or self._partial_since is None:
             self._partial_since = self._heard
         self._account()
-        if self._last and not self._tasks:
+        if self._last and not self._running:
             self._hang_up()
 
     def _begin(self, frame: bytes) -> None:
@@ -273,11 +282,30 @@ class Connection(asyncio.Protocol):
             if busy is not None:
                 self._send(busy)
             self._penalize()
+        elif not self._gather(frame):
+            self._run(frame, front.work.enter())
+
+    def _gather(self, frame: bytes) -> bool:
+        """Whether it is plain: it is answered then, or will be together with others."""
+        gathering = self._front.gathering
+        if gathering is None or self._peer.logged_in:
+            return False
+        asked = read_plain(frame, self._peer.address)
+        if asked is None:
+            return False
+        answer = gathering.at_hand(asked)
+        if answer is not None:
+            self._send(answer)
         else:
-            began = front.work.enter()
-            task = front.loop.create_task(self._answer(frame))
-            self._tasks.add(task)
-            task.add_done_callback(partial(self._answered, frame, began))
+            self._front.work.enter()
+            self._gathered += 1
+            gathering.take(asked, (self, frame))
+        return True
+
+    def _run(self, frame: bytes, began: float) -> None:
+        task = self._front.loop.create_task(self._answer(frame))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._answered, frame, began))
 
     def _penalize(self) -> None:
         """For a moment nothing is read; of what has come some is still looked at."""
@@ -339,16 +367,30 @@ class Connection(asyncio.Protocol):
     def _answered(self, frame: bytes, began: float, task: asyncio.Task[None]) -> None:
         self._front.work.leave(frame, began)
         self._tasks.discard(task)
+        self.answered()
+        if not task.cancelled():
+            task.result()
+
+    def gathered(self, frame: bytes, answer: bytes | None, seconds: float) -> None:
+        """What came of one of those, after so long; None: it goes on in its place by itself."""
+        self._gathered -= 1
+        if answer is None and self._transport is not None:
+            self._run(frame, monotonic() - seconds)
+            return
+        self._front.work.gate.leave(seconds)
+        if answer and self._transport is not None:
+            self._send(answer)
+
+    def answered(self) -> None:
+        """Something has been done: what is to come after it?"""
         self._heard = monotonic()
         if self._deaf:
-            if not self._tasks and self._deadline is None:
+            if not self._running and self._deadline is None:
                 self._hang_up()
         elif self._holding or self._last:
             self._read_on()
         if self._front.leaving:
             self._leave()
-        if not task.cancelled():
-            task.result()
 
     def _send(self, message: bytes) -> None:
         """Write soon, together with what else gets ready meanwhile."""
@@ -412,7 +454,7 @@ class Connection(asyncio.Protocol):
         elif self._partial_since is not None and not self._deaf:
             if now - self._partial_since > limits.handle_message_timeout_s:
                 self._cut()
-        elif not self._tasks and now - self._heard > limits.handle_idle_timeout_s:
+        elif not self._running and now - self._heard > limits.handle_idle_timeout_s:
             self._front.counts["handle_tcp_idle"] += 1
             self._hang_up()
 
@@ -430,7 +472,7 @@ class Connection(asyncio.Protocol):
         self._deaf = True
         if words is not None:
             self._send(words)
-        if not self._tasks:
+        if not self._running:
             self._hang_up()
 
     def drain(self) -> None:
@@ -447,7 +489,7 @@ class Connection(asyncio.Protocol):
 
     def _leave(self) -> None:
         """The node is being replaced: whoever has an answer and asks nothing is let go."""
-        if not (self._deaf or self._tasks or self._unsent or self._framing.buffered):
+        if not (self._deaf or self._running or self._unsent or self._framing.buffered):
             self._hang_up()
 
     def _hang_up(self) -> None:
@@ -472,11 +514,20 @@ class Connection(asyncio.Protocol):
 class TcpFront(Connections[Connection]):
     """All connections. `start` serves listening sockets, `stop` drains."""
 
-    def __init__(self, work: Work, limits: HandleLimits, lane: HandleLane | None = None) -> None:
+    def __init__(
+        self,
+        work: Work,
+        limits: HandleLimits,
+        lane: HandleLane | None = None,
+        together: Together | None = None,
+    ) -> None:
         super().__init__()
         self.work = work
         self.limits = limits
         self.lane = lane
+        self.gathering: Gathering[tuple[Connection, bytes]] | None = None
+        if together is not None:
+            self.gathering = Gathering("tcp", together, _deliver)
         self.leaving = False
         """Connections end behind their next answer."""
         self.counts = dict.fromkeys(
@@ -503,3 +554,12 @@ class TcpFront(Connections[Connection]):
             await asyncio.sleep(ACCEPTED_S)
             await self._emptied(linger_s)
         await self._end(drain_s)
+
+
+def _deliver(
+    askers: Sequence[tuple[Connection, bytes]], answers: Sequence[bytes | None], seconds: float
+) -> None:
+    for (connection, frame), answer in zip(askers, answers, strict=True):
+        connection.gathered(frame, answer, seconds)
+    for connection in dict.fromkeys(connection for connection, _ in askers):
+        connection.answered()

@@ -4,7 +4,8 @@ client asks again.
 
 What the express lane has is answered in place, many packets by one system call where there is
 one for it (mmsg.py). A packet that it does not have, or that is over its network's rate, goes the
-ordinary way, on which it is counted.
+ordinary way, on which it is counted; plain resolutions go it together, and are answered by one
+system call again.
 """
 
 from __future__ import annotations
@@ -12,14 +13,22 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Final
 
-from biaojie.wire.handle import Malformed, Reassembly, ResponseCode, split
+from biaojie.wire.handle import (
+    DATAGRAM_OCTETS_MAX,
+    Malformed,
+    Reassembly,
+    ResponseCode,
+    split,
+)
 
 from ...handle.lane import HandleLane
 from ...handle.peer import Peer
+from ...handle.together import Gathering, Together, read_plain
 from . import mmsg
 from .guard import (
     ENDLESS,
@@ -42,13 +51,24 @@ _CODE: Final = slice(24, 28)
 _REQUEST: Final = bytes(4)
 _ENCRYPTED: Final = 0x40
 _Source = tuple[Any, ...]
+_Asker = tuple[socket.socket, _Source, bytes]
+"""Where a frame came from, and the frame."""
 
 
 class UdpFront:
     """All UDP sockets. `start` serves bound sockets, `stop` drains and closes them."""
 
-    def __init__(self, work: Work, limits: HandleLimits, lane: HandleLane | None = None) -> None:
+    def __init__(
+        self,
+        work: Work,
+        limits: HandleLimits,
+        lane: HandleLane | None = None,
+        together: Together | None = None,
+    ) -> None:
         self._work = work
+        self.gathering: Gathering[_Asker] | None = None
+        if together is not None:
+            self.gathering = Gathering("udp", together, self._deliver)
         self._lane = lane
         self._factor = limits.handle_udp_amplification_max
         self._rates = RateLimit(limits.handle_udp_rate_max)
@@ -58,7 +78,7 @@ class UdpFront:
         self._view = memoryview(self._buffer)
         self._tasks: set[asyncio.Task[None]] = set()
         self._sockets: list[socket.socket] = []
-        self._batches: list[mmsg.Batch] = []
+        self._batches: dict[socket.socket, mmsg.Batch] = {}
         self._loop: asyncio.AbstractEventLoop
         self.counts = dict.fromkeys(
             (
@@ -73,7 +93,8 @@ class UdpFront:
 
     def readings(self) -> dict[str, float]:
         return {
-            "handle_udp_requests_running": len(self._tasks),
+            "handle_udp_requests_running": len(self._tasks)
+            + (0 if self.gathering is None else self.gathering.running),
             "handle_udp_reassembly_bytes": self._reassembly.octets,
             "handle_udp_reassembly_messages": len(self._reassembly),
             "handle_udp_networks": len(self._rates),
@@ -87,7 +108,7 @@ class UdpFront:
             self._sockets.append(bound)
             if mmsg.AVAILABLE:
                 batch = mmsg.Batch(bound, (IPV4_OCTETS, IPV6_OCTETS))
-                self._batches.append(batch)
+                self._batches[bound] = batch
                 self._loop.add_reader(bound.fileno(), self._drain_batch, batch)
             else:
                 self._loop.add_reader(bound.fileno(), self._drain, bound)
@@ -96,6 +117,9 @@ class UdpFront:
         """Take no more, answer what has come, for `drain_s` seconds at most."""
         for bound in self._sockets:
             self._loop.remove_reader(bound.fileno())
+        gathering = self.gathering
+        if gathering is not None:
+            await gathering.stop(drain_s)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=drain_s)
         for task in tuple(self._tasks):
@@ -104,7 +128,7 @@ class UdpFront:
         for bound in self._sockets:
             bound.close()
         self._sockets.clear()
-        for batch in self._batches:
+        for batch in self._batches.values():
             batch.close()
         self._batches.clear()
 
@@ -221,11 +245,27 @@ class UdpFront:
         elif self._work.gate.full:
             self._busy.tokens -= 1
             self._send(bound, source, self._work.refuse(frame))
+        elif not self._gather(bound, source, frame):
+            self._begin(bound, source, frame, self._work.enter())
+
+    def _gather(self, bound: socket.socket, source: _Source, frame: bytes) -> bool:
+        """Whether it is plain: it is answered then, or will be together with others."""
+        gathering = self.gathering
+        asked = None if gathering is None else read_plain(frame, source[0])
+        if gathering is None or asked is None:
+            return False
+        answer = gathering.at_hand(asked)
+        if answer is not None:
+            self._send_or_cut(bound, source, frame, answer)
         else:
-            began = self._work.enter()
-            task = self._loop.create_task(self._answer(bound, source, frame))
-            self._tasks.add(task)
-            task.add_done_callback(partial(self._answered, frame, began))
+            self._work.enter()
+            gathering.take(asked, (bound, source, frame))
+        return True
+
+    def _begin(self, bound: socket.socket, source: _Source, frame: bytes, began: float) -> None:
+        task = self._loop.create_task(self._answer(bound, source, frame))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._answered, frame, began))
 
     def _may_say_busy(self, now: float) -> bool:
         busy = self._busy
@@ -249,11 +289,47 @@ class UdpFront:
                     streamed = True  # clients take one message over UDP
                     break
                 answer = message
-        if answer is None:
-            return
+        if streamed:
+            self.counts["handle_udp_truncated"] += 1
+            self._send_cut(bound, source, frame)
+        elif answer is not None:
+            self._send_or_cut(bound, source, frame, answer, verified=peer.verified)
+
+    def _deliver(
+        self, askers: Sequence[_Asker], answers: Sequence[bytes | None], seconds: float
+    ) -> None:
+        ready: dict[socket.socket, list[tuple[_Source, bytes]]] = {}
+        for (bound, source, frame), answer in zip(askers, answers, strict=True):
+            if answer is None:
+                self._begin(bound, source, frame, time.monotonic() - seconds)
+                continue
+            octets = len(answer)
+            if octets > min(DATAGRAM_OCTETS_MAX, self._factor * len(frame)):
+                self._send_or_cut(bound, source, frame, answer)
+            elif octets:
+                ready.setdefault(bound, []).append((source, answer))
+        for bound, packets in ready.items():
+            batch = self._batches.get(bound)
+            if batch is not None:
+                self.counts["handle_udp_dropped"] += batch.send_to(packets)
+            else:
+                for source, packet in packets:
+                    self._send(bound, source, packet)
+        for answer in answers:
+            if answer is not None:
+                self._work.gate.leave(seconds)
+
+    def _send_or_cut(
+        self,
+        bound: socket.socket,
+        source: _Source,
+        frame: bytes,
+        answer: bytes,
+        *,
+        verified: bool = False,
+    ) -> None:
         packets = split(answer)
-        long = sum(map(len, packets)) > self._factor * len(frame)
-        if streamed or (long and not peer.verified):
+        if not verified and sum(map(len, packets)) > self._factor * len(frame):
             self.counts["handle_udp_truncated"] += 1
             self._send_cut(bound, source, frame)
         else:

@@ -108,7 +108,7 @@ class NativeFront(Connections[Connection]):
     async def _answer_gathered(
         self, gathered: Sequence[tuple[Session, Asked]], since: float
     ) -> None:
-        replies: Sequence[bytes] = ()
+        replies: Sequence[bytes | None] = ()
         try:
             replies = await serve_many(
                 self.resolve,
@@ -120,7 +120,7 @@ class NativeFront(Connections[Connection]):
         finally:
             seconds = monotonic() - since
             for n, (session, asked) in enumerate(gathered):
-                session.gathered(asked, replies[n] if replies else b"", seconds)
+                session.gathered(asked, (replies[n] if replies else None) or b"", seconds)
             for session in dict.fromkeys(session for session, _ in gathered):
                 session.answered()
 

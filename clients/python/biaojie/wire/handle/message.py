@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from . import bodies
@@ -31,6 +32,8 @@ from .version import MAJORS, VERSION_OURS, Version, answer_version
 
 _ENVELOPE = struct.Struct("!BBBBIIII")
 _HEADER = struct.Struct("!IIIHBBII")
+_FRONT = struct.Struct("!BBBBIIIIIIIHBBII")
+"""Envelope and header."""
 _COMPRESSED: Final = 0x80
 _ENCRYPTED: Final = 0x40
 TRUNCATED: Final = 0x20
@@ -369,6 +372,49 @@ def answer_to(
         request.expiration,
         digest,
     )
+
+
+def encode_plain_answer(
+    request: bytes, body: bytes, response_code: int, flags: int, site_serial: int, expiration: int
+) -> bytes:
+    """`encode_message` of `answer_to`, made of the octets of a whole request that is in no
+    session and asks for no digest, and of those of the answer's body: what most answers are, in
+    a tenth of the time. Raises Oversized."""
+    octets = len(body) + HEADER_OCTETS + len(_NO_CREDENTIAL)
+    if octets > MESSAGE_OCTETS_MAX:
+        raise Oversized(f"a message of {octets} octets; {MESSAGE_OCTETS_MAX} is the most")
+    major, minor, marks, suggested, _, number, _, _, opcode, _, asked, _, recursion, _, _, _ = (
+        _FRONT.unpack_from(request)
+    )
+    spoken = marks & _MAJOR_MASK
+    version = _answered_in(spoken, suggested) if spoken else _answered_in(major, minor)
+    if not version.reaches((2, 5)):
+        response_code = _BEFORE_2_5.get(response_code, response_code)
+    front = _FRONT.pack(
+        *version,
+        *VERSION_OURS,
+        0,
+        number,
+        0,
+        octets,
+        opcode,
+        response_code,
+        asked | flags,
+        site_serial,
+        recursion,
+        0,
+        expiration,
+        len(body),
+    )
+    return front + body + _NO_CREDENTIAL
+
+
+_NO_CREDENTIAL: Final = bytes(4)
+
+
+@lru_cache(maxsize=1_024)
+def _answered_in(major: int, minor: int) -> Version:
+    return answer_version(Version(major, minor))
 
 
 def digest_algorithm(version: Version) -> DigestAlgorithm:
