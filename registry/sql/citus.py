@@ -15,11 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from biaojie.change import Entry
 from biaojie.identifier import Key
 
+from ..patterns import sought
 from . import postgresql, reader
 from .direct import Beginning, LogRow, Put, Row, Rows, direct
 from .postgresql import HEAD, PREFIX, RECEIPT
 from .schema import UnfitDatabase
 from .store import SqlStore
+from .tables import IN_BLOCK
 
 _PREFIXES = f"""
 SELECT {PREFIX} AS n, p.status, p.version, p.sequence, p.spelling AS text, NULL::bytea AS blob,
@@ -35,23 +37,69 @@ UNION ALL
 SELECT {RECEIPT}, NULL, NULL, expires, key, reply, ARRAY[actor, encode(fingerprint, 'hex')]
 FROM receipts WHERE key = ANY($2::text[])
 """  # noqa: S608
-_COLUMNS = "w.n - 1 AS n, r.status, r.version, r.sequence, r.template, r.blob, NULL AS more"
-# Of one prefix: goes to its shard as it is, which is the quickest of all ways.
-_OF_ONE = f"""
-SELECT {_COLUMNS}
-FROM unnest($2::bytea[]) WITH ORDINALITY AS w (suffix, n)
-JOIN LATERAL (
+_RANGED, _RANGE = -4, -5
+# All layers of a prefix lie in one shard, and so do some prefixes: what is asked of one shard goes
+# there as it is and sees one state. `ANY` tells which shard that is.
+_OF_SHARD = f"""
+SELECT w.n, coalesce(r.status, {IN_BLOCK}), coalesce(r.version, b.count),
+       coalesce(r.sequence, b.sequence), r.template AS text, coalesce(r.blob, b.blob),
+       NULL::text[] AS more
+FROM unnest($1::int[], $2::int[], $3::bytea[]) AS w (n, prefix_id, suffix)
+LEFT JOIN LATERAL (
     SELECT status, version, sequence, template, blob FROM records
-    WHERE prefix_id = $1::int AND suffix = w.suffix OFFSET 0
+    WHERE prefix_id = w.prefix_id AND prefix_id = ANY($4::int[]) AND suffix = w.suffix OFFSET 0
 ) AS r ON true
-"""  # noqa: S608
-# Of several: goes to the shards of `$3` all at once.
-_OF_MANY = f"""
-SELECT {_COLUMNS}
-FROM unnest($1::int[], $2::bytea[]) WITH ORDINALITY AS w (prefix_id, suffix, n)
-JOIN records AS r ON r.prefix_id = w.prefix_id AND r.suffix = w.suffix
-WHERE r.prefix_id = ANY($3::int[])
-"""  # noqa: S608
+LEFT JOIN LATERAL (
+    SELECT last_suffix, count, sequence, blob FROM blocks
+    WHERE r.status IS NULL AND prefix_id = w.prefix_id AND prefix_id = ANY($4::int[])
+    AND first_suffix <= w.suffix
+    ORDER BY first_suffix DESC LIMIT 1
+) AS b ON true
+WHERE r.status IS NOT NULL OR b.last_suffix >= w.suffix
+UNION ALL
+SELECT {_RANGED}, NULL, w.prefix_id, NULL, NULL, NULL, NULL
+FROM unnest($4::int[]) AS w (prefix_id)
+JOIN LATERAL (
+    SELECT 1 FROM ranges
+    WHERE prefix_id = w.prefix_id AND prefix_id = ANY($4::int[]) LIMIT 1
+) AS r ON true
+"""  # noqa: S608  (numbers)
+# Asked only for names under prefixes that are known to have ranges.
+_RANGES_TOO = f"""
+UNION ALL
+SELECT {_RANGE}, r.status, r.version, r.sequence, r.template, r.blob,
+       ARRAY[w.n::text, convert_from(w.run, 'UTF8'), r.written::text]
+FROM unnest($5::int[], $6::int[], $7::bytea[], $8::bytea[]) AS w (n, prefix_id, shape, run)
+JOIN LATERAL (
+    SELECT * FROM ranges
+    WHERE prefix_id = w.prefix_id AND prefix_id = ANY($4::int[])
+    AND shape = w.shape AND first <= w.run
+    ORDER BY first DESC LIMIT 1
+) AS r ON r.last >= w.run
+"""  # noqa: S608  (a number)
+_IN_BLOCKS = f"""
+SELECT w.n, {IN_BLOCK}, b.count, b.sequence, NULL, b.blob, NULL
+FROM unnest($1::int[], $2::int[], $3::bytea[]) AS w (n, prefix_id, suffix)
+JOIN LATERAL (
+    SELECT last_suffix, count, sequence, blob FROM blocks
+    WHERE prefix_id = w.prefix_id AND prefix_id = ANY($4::int[]) AND first_suffix <= w.suffix
+    ORDER BY first_suffix DESC LIMIT 1
+) AS b ON b.last_suffix >= w.suffix
+"""  # noqa: S608  (a number)
+_IN_RANGES = """
+SELECT w.n, convert_from(w.run, 'UTF8'), r.status, r.version, r.sequence, r.written, r.template,
+       r.blob
+FROM unnest($1::int[], $2::int[], $3::bytea[], $4::bytea[]) AS w (n, prefix_id, shape, run)
+JOIN LATERAL (
+    SELECT * FROM ranges
+    WHERE prefix_id = w.prefix_id AND prefix_id = ANY($5::int[])
+    AND shape = w.shape AND first <= w.run
+    ORDER BY first DESC LIMIT 1
+) AS r ON r.last >= w.run
+"""
+_SHARDS = """
+SELECT id, get_shard_id_for_distribution_column('records', id) FROM unnest($1::int[]) AS w (id)
+"""
 # The coordinator shows a commit before the workers have all heard of it. Until they have, its
 # writer holds a lock that stands for its entry: who has waited for that may tell others of the
 # entry, and they find what it wrote.
@@ -66,11 +114,27 @@ WHERE id = 1
 _WAIT = f"SELECT pg_advisory_xact_lock_shared({_LOCKS}, ($1::bigint % 2147483647)::int)"
 
 
+_Named = tuple[int, int, bytes]
+"""Number of a name, number of its prefix, suffix."""
+
+
+def _ways(named: Sequence[_Named]) -> list[tuple[int, int, bytes, bytes]]:
+    """Number, prefix, shape and run of each way in which a range may have one of the names."""
+    return [(n, id_, *way) for n, id_, suffix in named for way in sought(suffix)]
+
+
 class Connection(postgresql.Connection):
     """See registry.sql.direct.Direct."""
 
+    plans = "auto"
+    """A plan for any parameter does not tell which shard it is for; Citus makes its own."""
     _entry = 0
     """The one that the open transaction has appended."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._with_ranges: set[int] = set()
+        """Numbers of prefixes that were seen to have ranges."""
 
     async def begin(self) -> None:
         self._entry = 0
@@ -94,17 +158,65 @@ class Connection(postgresql.Connection):
         return Beginning(head, await self._with_records(postgresql.as_rows(rows), keys), kept)
 
     async def _with_records(self, rows: Rows, keys: Sequence[Key]) -> Rows:
+        """And what the layers have for them."""
         ids = {row[0]: row[1] for row in rows.prefixes}
-        numbers = [n for n, key in enumerate(keys) if key.prefix in ids]
-        suffixes = [keys[n].suffix for n in numbers]
-        records: Sequence[Row] = ()
-        if len(ids) == 1:
-            [id_] = ids.values()
-            records = await self.fetch(_OF_ONE, id_, suffixes)
-        elif ids:
-            of = [ids[keys[n].prefix] for n in numbers]
-            records = await self.fetch(_OF_MANY, of, suffixes, list(ids.values()))
-        return Rows(rows.prefixes, [(numbers[row[0]], *tuple(row)[1:]) for row in records])
+        named = [
+            (n, ids[key.prefix], key.suffix) for n, key in enumerate(keys) if key.prefix in ids
+        ]
+        records: list[Row] = []
+        ranges: list[Row] = []
+        for ids_, some in await self._by_shard(named):
+            for row in await self._layers(ids_, some):
+                if row[0] >= 0:
+                    records.append(row)
+                elif row[0] == _RANGE:
+                    ranges.append(postgresql.as_range(row))
+        return Rows(rows.prefixes, records, ranges)
+
+    async def _layers(self, ids: Sequence[int], named: Sequence[_Named]) -> list[Row]:
+        """What one shard has for names. Asks again where a prefix is the first time seen to have
+        ranges: one statement sees one state, and must have them all."""
+        while True:
+            ranged = self._with_ranges & set(ids)
+            columns = zip(*named, strict=True)
+            if ranged:
+                ways = _ways([name for name in named if name[1] in ranged])
+                asked = (*columns, ids, *(zip(*ways, strict=True) if ways else ((),) * 4))
+                rows: list[Row] = await self.fetch(_OF_SHARD + _RANGES_TOO, *asked)
+            else:
+                rows = await self.fetch(_OF_SHARD, *columns, ids)
+            having = {row[2] for row in rows if row[0] == _RANGED}
+            if having <= ranged:
+                return rows
+            self._with_ranges |= having
+
+    async def _by_shard(self, named: Sequence[_Named]) -> list[tuple[list[int], Sequence[_Named]]]:
+        """Names by the shard that has their prefixes, and the numbers of these."""
+        ids = list({id_ for _, id_, _ in named})
+        if len(ids) < 2:
+            return [(ids, named)] if ids else []
+        shard_of = {row[0]: row[1] for row in await self.fetch(_SHARDS, ids)}
+        by_shard: dict[int, tuple[list[int], list[_Named]]] = {}
+        for id_, shard in shard_of.items():
+            by_shard.setdefault(shard, ([], []))[0].append(id_)
+        for name in named:
+            by_shard[shard_of[name[1]]][1].append(name)
+        return list(by_shard.values())
+
+    async def in_blocks(self, prefix_ids: Sequence[int], suffixes: Sequence[bytes]) -> list[Row]:
+        named = list(zip(range(len(suffixes)), prefix_ids, suffixes, strict=True))
+        rows: list[Row] = []
+        for ids, some in await self._by_shard(named):
+            rows += await self.fetch(_IN_BLOCKS, *zip(*some, strict=True), ids)
+        return rows
+
+    async def in_ranges(self, prefix_ids: Sequence[int], suffixes: Sequence[bytes]) -> list[Row]:
+        named = list(zip(range(len(suffixes)), prefix_ids, suffixes, strict=True))
+        rows: list[Row] = []
+        for ids, some in await self._by_shard(named):
+            if ways := _ways(some):
+                rows += await self.fetch(_IN_RANGES, *zip(*ways, strict=True), ids)
+        return [(n, run.encode(), *row) for n, run, *row in rows]
 
     async def write(self, puts: Sequence[Put], log: LogRow | None) -> None:
         # One statement cannot write on several servers; the transaction holds them together.

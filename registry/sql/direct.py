@@ -20,6 +20,16 @@ from biaojie.identifier import Key
 Row = Sequence[Any]
 
 
+class Home(NamedTuple):
+    """A folded prefix, and the number that its rows have: 0, as no row has, if it is not homed.
+
+    Lists ask by the number, which tells a cluster where they lie.
+    """
+
+    prefix: str
+    id: int
+
+
 class Rows(NamedTuple):
     """What a look-up finds, in no order.
 

@@ -81,8 +81,9 @@ def _shown(layout: Layout) -> str:
 
 
 def _growing(connection: Connection) -> Iterator[tuple[str, str]]:
-    """Tables that grow with the identifiers, and the column they are split by."""
-    for table in metadata.sorted_tables:
+    """Tables that grow with the identifiers, and the column they are split by; the leading one
+    first, whose shards those of the others lie beside."""
+    for table in sorted(metadata.sorted_tables, key=lambda table: table.name != _LEADING):
         by = _KEY if _KEY in table.primary_key.columns else _DISTRIBUTED_BY.get(table.name)
         if by is not None and _exists(connection, table.name):
             yield table.name, by
@@ -156,6 +157,13 @@ def _partition(connection: Connection, table: str, count: int) -> None:
         ),
         old,
     ).all()
+    # Partitions do not take these from their table, which has no rows and may not have them.
+    options = _one(
+        connection,
+        "SELECT array_to_string(reloptions, ', ') FROM pg_class WHERE oid = to_regclass(:name)",
+        name=table,
+    )
+    kept = f" WITH ({options})" if options else ""
     made = [
         f'CREATE TABLE "{table}_new" (LIKE "{table}" INCLUDING ALL EXCLUDING INDEXES)'
         f" PARTITION BY HASH ({_KEY})",
@@ -165,7 +173,7 @@ def _partition(connection: Connection, table: str, count: int) -> None:
         *(text for (text,) in indexes),
         *(
             f'CREATE TABLE "{table}_{n}" PARTITION OF "{table}"'
-            f" FOR VALUES WITH (MODULUS {count}, REMAINDER {n})"
+            f" FOR VALUES WITH (MODULUS {count}, REMAINDER {n}){kept}"
             for n in range(count)
         ),
     ]

@@ -18,19 +18,18 @@ from biaojie.record import Record
 
 from ..store import Plain
 from .blob import decode_blob
-from .direct import Row, direct
+from .direct import Home, Row, direct
 from .reader import list_layers
 from .tables import PURGED, STATUS_OF
 
 _LIST = """
 SELECT suffix, status, version, sequence, template, blob FROM records
-WHERE prefix_id = (SELECT id FROM prefixes WHERE name = {}) AND suffix > {}
+WHERE prefix_id = {} AND suffix > {}
 ORDER BY suffix LIMIT {}
 """
 _LAYERED = """
-SELECT EXISTS (SELECT 1 FROM blocks WHERE prefix_id = p.id)
-    OR EXISTS (SELECT 1 FROM ranges WHERE prefix_id = p.id)
-FROM prefixes AS p WHERE name = {}
+SELECT EXISTS (SELECT 1 FROM blocks WHERE prefix_id = {0})
+    OR EXISTS (SELECT 1 FROM ranges WHERE prefix_id = {0})
 """
 _SQLITE = _LIST.format("?", "?", "?")
 _POSTGRESQL = _LIST.format("$1", "$2", "$3")
@@ -38,26 +37,26 @@ _STATUS_TEXT = {number: status.value for number, status in STATUS_OF.items()}
 
 
 async def list_plain(
-    connection: AsyncConnection, prefix: str, after: bytes | None, limit: int
+    connection: AsyncConnection, home: Home, after: bytes | None, limit: int
 ) -> list[Plain]:
     """See registry.store."""
     driver: Any = direct(connection)
-    page = (prefix, after or b"", limit)
+    page = (home.id, after or b"", limit)
     rows: list[Row] = []
     if connection.dialect.name == "postgresql":
-        layered = await driver.fetchval(_LAYERED.format("$1"), prefix)
+        layered = await driver.fetchval(_LAYERED.format("$1"), home.id)
         if not layered:
             rows = await driver.fetch(_POSTGRESQL, *page)
     else:
         [[layered]] = await driver.run(
-            lambda raw: raw.execute(_LAYERED.format("?"), (prefix,)).fetchall() or [[0]]
+            lambda raw: raw.execute(_LAYERED.format("?1"), (home.id,)).fetchall()
         )
         rows = (
             [] if layered else await driver.run(lambda raw: raw.execute(_SQLITE, page).fetchall())
         )
     if not layered and all(row[1] != PURGED for row in rows):
-        return _plain(prefix, rows)
-    records = await list_layers(connection, prefix, after, limit)
+        return _plain(home.prefix, rows)
+    records = await list_layers(connection, home, after, limit)
     return [_columns(suffix, record) for suffix, record in records]
 
 

@@ -94,7 +94,7 @@ JOIN LATERAL (
     ORDER BY first DESC LIMIT 1
 ) AS r ON r.last >= w.run
 """
-RANGED = "SELECT EXISTS (SELECT 1 FROM ranges WHERE prefix_id = $1)"
+RANGED = "SELECT 1 FROM ranges WHERE prefix_id = $1 LIMIT 1"
 _LOOK_UP_RANGED = {a: s + _RANGES_TOO.format(4, 5, 6, 7) for a, s in _LOOK_UP.items()}
 _LOAD_RANGED = {a: s + _RANGES_TOO.format(5, 6, 7, 8) for a, s in _LOAD.items()}
 Question = tuple[str, tuple[Any, ...]]
@@ -183,11 +183,12 @@ def _rows(rows: Sequence[Row]) -> tuple[Rows, set[str]]:
         )
         if has_ranges:
             ranged.add(name)
-    ranges = [_range(row) for row in rows if row[0] == _RANGE] if ranged else ()
+    ranges = [as_range(row) for row in rows if row[0] == _RANGE] if ranged else ()
     return Rows(prefixes, [row for row in rows if row[0] >= 0], ranges), ranged
 
 
-def _range(row: Row) -> Row:
+def as_range(row: Row) -> Row:
+    """As `Rows` has it."""
     _, status, version, sequence, template, blob, (n, run, written) = row
     return int(n), run.encode(), status, version, sequence, int(written), template, blob
 
@@ -246,6 +247,9 @@ def _write_statement(puts: tuple[_Shape, ...], log: bool) -> str:
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]
     """See registry.sql.direct.Direct."""
+
+    plans = "force_generic_plan"
+    """They are the same whatever is asked for; making one takes longer than a look-up."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -354,8 +358,7 @@ def make_engine(
         "enable_seqscan": "off",
         "enable_bitmapscan": "off",
         "jit": "off",
-        # The plans are the same whatever is asked for; making one takes longer than a look-up.
-        "plan_cache_mode": "force_generic_plan",
+        "plan_cache_mode": connection_class.plans,
     }
     return create_async_engine(
         url,

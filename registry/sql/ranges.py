@@ -19,16 +19,15 @@ from ..layers import Page
 from ..patterns import parse_stored, run_after
 from ..ranges import HeldRange, RangeKey, first_members, member_of
 from .blob import decode_blob, encode_blob
-from .direct import Row
-from .tables import STATUS_NUMBER, STATUS_OF, prefixes, ranges, records
+from .direct import Home, Row
+from .tables import STATUS_NUMBER, STATUS_OF, ranges, records
 
 RANGES_PAGE = 16
 """Ranges of one shape that are read at a time to list their members."""
 
 _r = ranges.c
 _HELD = (_r.status, _r.version, _r.sequence, _r.written, _r.template, _r.blob)
-_PREFIX_ID = select(prefixes.c.id).where(prefixes.c.name == bindparam("prefix")).scalar_subquery()
-_OF_PREFIX = select(_r.shape, _r.first, _r.last, *_HELD).where(_r.prefix_id == _PREFIX_ID)
+_OF_PREFIX = select(_r.shape, _r.first, _r.last, *_HELD).where(_r.prefix_id == bindparam("id"))
 _OF_SHAPE = _OF_PREFIX.where(_r.shape == bindparam("shape")).order_by(_r.first)
 _FROM = _OF_SHAPE.where(_r.first > bindparam("run")).limit(bindparam("limit"))
 _AROUND = (
@@ -43,13 +42,12 @@ _LIST = (
 )
 # One seek for each shape: DISTINCT would read every range.
 _SHAPES = text("""
-WITH RECURSIVE known (prefix_id, shape) AS (
-    SELECT id, (SELECT min(shape) FROM ranges WHERE prefix_id = prefixes.id)
-    FROM prefixes WHERE name = :prefix
+WITH RECURSIVE known (shape) AS (
+    SELECT (SELECT shape FROM ranges WHERE prefix_id = :id ORDER BY shape LIMIT 1)
     UNION ALL
-    SELECT prefix_id, (
-        SELECT min(shape) FROM ranges
-        WHERE prefix_id = known.prefix_id AND shape > known.shape
+    SELECT (
+        SELECT shape FROM ranges WHERE prefix_id = :id AND shape > known.shape
+        ORDER BY shape LIMIT 1
     ) FROM known WHERE shape IS NOT NULL
 )
 SELECT shape FROM known WHERE shape IS NOT NULL
@@ -58,7 +56,7 @@ _NEWEST = select(func.coalesce(func.max(_r.written), 0))
 _NAMES = (
     select(records.c.suffix, records.c.status)
     .where(
-        records.c.prefix_id == _PREFIX_ID,
+        records.c.prefix_id == bindparam("id"),
         records.c.suffix >= bindparam("first"),
         records.c.suffix <= bindparam("last"),
         func.length(records.c.suffix) == bindparam("octets"),
@@ -119,17 +117,17 @@ def members_in(rows: Sequence[Row], keys: Sequence[Key]) -> dict[int, Record]:
     return found
 
 
-async def range_shapes(connection: AsyncConnection, prefix: str) -> list[bytes]:
+async def range_shapes(connection: AsyncConnection, home: Home) -> list[bytes]:
     """In order; at most SHAPES_MAX."""
-    rows = (await connection.execute(_SHAPES, {"prefix": prefix})).all()
+    rows = (await connection.execute(_SHAPES, {"id": home.id})).all()
     return [row[0] for row in rows]
 
 
 async def _from(
-    connection: AsyncConnection, first: RangeKey, limit: int
+    connection: AsyncConnection, home: Home, first: RangeKey, limit: int
 ) -> list[tuple[RangeKey, HeldRange]]:
     """Ranges of the prefix and shape of `first` that have a run >= its, in order."""
-    place = {"prefix": first.prefix, "shape": first.shape, "run": first.first}
+    place = {"id": home.id, "shape": first.shape, "run": first.first}
     rows = (await connection.execute(_AROUND, place)).all()
     rows = [*rows, *(await connection.execute(_FROM, {**place, "limit": limit})).all()]
     found = [
@@ -140,30 +138,31 @@ async def _from(
 
 
 async def find_ranges(
-    connection: AsyncConnection, first: RangeKey, last: bytes, limit: int
+    connection: AsyncConnection, home: Home, first: RangeKey, last: bytes, limit: int
 ) -> list[HeldRange]:
-    return [held for key, held in await _from(connection, first, limit) if key.first <= last]
+    found = await _from(connection, home, first, limit)
+    return [held for key, held in found if key.first <= last]
 
 
 async def list_ranges(
-    connection: AsyncConnection, prefix: str, after: RangeKey | None, limit: int
+    connection: AsyncConnection, home: Home, after: RangeKey | None, limit: int
 ) -> list[HeldRange]:
     found: list[HeldRange] = []
     shape = b""
     if after is not None:
         shape = after.shape
-        place = {"prefix": prefix, "shape": shape, "run": after.first, "limit": limit}
+        place = {"id": home.id, "shape": shape, "run": after.first, "limit": limit}
         rows = (await connection.execute(_FROM, place)).all()
-        found = [_checked(prefix, row) for row in rows]
+        found = [_checked(home.prefix, row) for row in rows]
     if len(found) < limit:
-        place = {"prefix": prefix, "shape": shape, "limit": limit - len(found)}
+        place = {"id": home.id, "shape": shape, "limit": limit - len(found)}
         rows = (await connection.execute(_LIST, place)).all()
-        found += [_checked(prefix, row) for row in rows]
+        found += [_checked(home.prefix, row) for row in rows]
     return found
 
 
 async def member_page(
-    connection: AsyncConnection, prefix: str, shapes: Sequence[bytes], after: bytes, limit: int
+    connection: AsyncConnection, home: Home, shapes: Sequence[bytes], after: bytes, limit: int
 ) -> Page:
     """The first members > `after`, at most `limit`."""
     near: list[tuple[RangeKey, HeldRange]] = []
@@ -172,7 +171,7 @@ async def member_page(
         run = run_after(shape, after)
         if run is None:
             continue
-        some = await _from(connection, RangeKey(prefix, shape, run), RANGES_PAGE)
+        some = await _from(connection, home, RangeKey(home.prefix, shape, run), RANGES_PAGE)
         near += some
         if len(some) == RANGES_PAGE:
             last = shape.replace(bytes(len(run)), some[-1][1].pattern.runs[1], 1)
@@ -181,9 +180,9 @@ async def member_page(
 
 
 async def list_row_names(
-    connection: AsyncConnection, prefix: str, first: bytes, last: bytes, octets: int, limit: int
+    connection: AsyncConnection, home: Home, first: bytes, last: bytes, octets: int, limit: int
 ) -> list[tuple[bytes, bool]]:
-    place = {"prefix": prefix, "first": first, "last": last, "octets": octets, "limit": limit}
+    place = {"id": home.id, "first": first, "last": last, "octets": octets, "limit": limit}
     rows = (await connection.execute(_NAMES, place)).all()
     return [(suffix, status not in STATUS_OF) for suffix, status in rows]
 

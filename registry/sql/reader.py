@@ -30,7 +30,7 @@ from ..store import (
 )
 from ..store import Row as StoreRow
 from .blob import decode_blob
-from .direct import Direct, Row, Rows, direct
+from .direct import Direct, Home, Row, Rows, direct
 from .ranges import member_page, members_in, newest_range_sequence, range_shapes
 from .tables import (
     IN_BLOCK,
@@ -177,7 +177,6 @@ async def look_up(connection: AsyncConnection, keys: Sequence[Key]) -> list[Foun
     return found_in(await direct(connection).look_up(keys), keys)
 
 
-_PREFIX_ID = select(prefixes.c.id).where(prefixes.c.name == bindparam("prefix"))
 _LIST_ROWS = (
     select(
         records.c.suffix,
@@ -188,7 +187,7 @@ _LIST_ROWS = (
         records.c.blob,
     )
     .where(
-        records.c.prefix_id == _PREFIX_ID.scalar_subquery(),
+        records.c.prefix_id == bindparam("id"),
         records.c.suffix > bindparam("after"),
     )
     .order_by(records.c.suffix)
@@ -198,7 +197,7 @@ _LIST_ROWS = (
 
 _b = blocks.c
 _OF_PREFIX = select(_b.first_suffix, _b.last_suffix, _b.count, _b.sequence, _b.blob).where(
-    _b.prefix_id == _PREFIX_ID.scalar_subquery()
+    _b.prefix_id == bindparam("id")
 )
 _LIST_BLOCKS = (
     _OF_PREFIX.where(_b.first_suffix > bindparam("after"))
@@ -214,82 +213,82 @@ _BLOCK_AT = (
 
 
 async def list_rows(
-    connection: AsyncConnection, prefix: str, after: bytes | None, limit: int
+    connection: AsyncConnection, home: Home, after: bytes | None, limit: int
 ) -> list[StoreRow]:
-    page = {"prefix": prefix, "after": after or b"", "limit": limit}
+    page = {"id": home.id, "after": after or b"", "limit": limit}
     rows = (await connection.execute(_LIST_ROWS, page)).all()
-    return [_row(prefix, row) for row in rows]
+    return [_row(home.prefix, row) for row in rows]
 
 
 async def list_blocks(
-    connection: AsyncConnection, prefix: str, after: bytes | None, limit: int
+    connection: AsyncConnection, home: Home, after: bytes | None, limit: int
 ) -> list[Block]:
     assert limit <= BLOCKS_MAX
-    page = {"prefix": prefix, "after": after or b"", "limit": limit}
+    page = {"id": home.id, "after": after or b"", "limit": limit}
     return [Block(*row) for row in (await connection.execute(_LIST_BLOCKS, page)).all()]
 
 
-async def block_at(connection: AsyncConnection, prefix: str, suffix: bytes) -> Block | None:
+async def block_at(connection: AsyncConnection, home: Home, suffix: bytes) -> Block | None:
     """The last block that begins <= `suffix`."""
-    place = {"prefix": prefix, "after": suffix}
+    place = {"id": home.id, "after": suffix}
     row = (await connection.execute(_BLOCK_AT, place)).one_or_none()
     return None if row is None else Block(*row)
 
 
 async def blocks_in(
-    connection: AsyncConnection, prefix: str, first: bytes, last: bytes
+    connection: AsyncConnection, home: Home, first: bytes, last: bytes
 ) -> list[Block]:
-    at = await block_at(connection, prefix, first)
+    at = await block_at(connection, home, first)
     found = [at] if at is not None and at.last >= first else []
-    place = {"prefix": prefix, "after": first, "last": last, "limit": BLOCKS_MAX - len(found)}
+    place = {"id": home.id, "after": first, "last": last, "limit": BLOCKS_MAX - len(found)}
     return found + [Block(*row) for row in (await connection.execute(_BLOCKS_IN, place)).all()]
 
 
-async def _block_page(connection: AsyncConnection, prefix: str, after: bytes, limit: int) -> Page:
+async def _block_page(connection: AsyncConnection, home: Home, after: bytes, limit: int) -> Page:
     """At least `limit` members of blocks > `after`, or all there are, or those of BLOCKS_MAX."""
-    at = await block_at(connection, prefix, after)
+    at = await block_at(connection, home, after)
     found = [at] if at is not None and at.last > after else []
     wanted = min(limit // _MEMBERS_USUAL + 1, BLOCKS_MAX)
-    listed = await list_blocks(connection, prefix, after, wanted)
+    listed = await list_blocks(connection, home, after, wanted)
     return page_of([*found, *listed], after, more=len(listed) == wanted)
 
 
 async def list_records(
     connection: AsyncConnection,
-    prefix: str,
+    home: Home,
     after: bytes | None,
     limit: int,
     *,
     ranged: bool = True,
 ) -> list[Record]:
     """`ranged`: with the members of ranges."""
-    listed = await list_layers(connection, prefix, after, limit, ranged=ranged)
+    listed = await list_layers(connection, home, after, limit, ranged=ranged)
     return [record for _, record in listed]
 
 
 async def list_layers(
     connection: AsyncConnection,
-    prefix: str,
+    home: Home,
     after: bytes | None,
     limit: int,
     *,
     ranged: bool = True,
 ) -> list[tuple[bytes, Record]]:
     """Folded suffixes and records of all layers."""
-    shapes = await range_shapes(connection, prefix) if ranged else []
+    shapes = await range_shapes(connection, home) if ranged else []
     listed: list[tuple[bytes, Record]] = []
     at = after or b""
     while len(listed) < limit:
         missing = limit - len(listed)
         # Rows first: compaction, which may come between, makes blocks of them, never the reverse.
-        rows = await list_rows(connection, prefix, at, missing)
+        rows = await list_rows(connection, home, at, missing)
         end = rows[-1].suffix if len(rows) == missing else None
         upper = Page([(row.suffix, row.record) for row in rows], end)
-        lower = await _block_page(connection, prefix, at, missing)
+        lower = await _block_page(connection, home, at, missing)
         pages = [upper, lower]
         if shapes:
             most = missing + len(upper.items) + len(lower.items)
-            pages.append(await member_page(connection, prefix, shapes, at, most))
+            pages.append(await member_page(connection, home, shapes, at, most))
         records, on = merged(pages, missing)
         listed += records
         if on is None:
@@ -306,6 +305,10 @@ _FIND_PREFIXES = select(prefixes.c.name, *_PREFIX).where(_NAMED)
 async def prefix_ids(connection: AsyncConnection, names: Sequence[str]) -> dict[str, int]:
     rows = (await connection.execute(_PREFIX_IDS, {"names": names})).all()
     return {row[0]: row[1] for row in rows}
+
+
+async def home_of(connection: AsyncConnection, prefix: str) -> Home:
+    return Home(prefix, (await prefix_ids(connection, [prefix])).get(prefix, 0))
 
 
 async def find_prefixes(connection: AsyncConnection, names: Sequence[str]) -> dict[str, Prefix]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TypeVar
 
 from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from biaojie.account import ApiKey, Prefix
 from biaojie.change import Entry
@@ -25,11 +27,14 @@ from ..statistics import (
 )
 from ..store import Found, Plain, Row
 from . import listing, reader, statistics, tables
+from .direct import Home
 from .engine import Reach
 from .faults import translated
 from .ranges import list_ranges
 from .schema import UnfitDatabase
 from .writer import SqlTransaction
+
+T = TypeVar("T")
 
 
 class SqlStore:
@@ -54,23 +59,31 @@ class SqlStore:
     async def look_up(self, keys: Sequence[Key]) -> list[Found]:
         return await self._pools.read(lambda c: reader.look_up(c, keys))
 
+    async def _of(self, prefix: str, work: Callable[[AsyncConnection, Home], Awaitable[T]]) -> T:
+        """Run read-only `work` with where the prefix is."""
+
+        async def read(connection: AsyncConnection) -> T:
+            return await work(connection, await reader.home_of(connection, prefix))
+
+        return await self._pools.read(read)
+
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
-        return await self._pools.read(lambda c: reader.list_records(c, prefix, after, limit))
+        return await self._of(prefix, lambda c, h: reader.list_records(c, h, after, limit))
 
     async def list_plain(self, prefix: str, after: bytes | None, limit: int) -> list[Plain]:
-        return await self._pools.read(lambda c: listing.list_plain(c, prefix, after, limit))
+        return await self._of(prefix, lambda c, h: listing.list_plain(c, h, after, limit))
 
     async def list_ranges(self, prefix: str, after: RangeKey | None, limit: int) -> list[HeldRange]:
-        return await self._pools.read(lambda c: list_ranges(c, prefix, after, limit))
+        return await self._of(prefix, lambda c, h: list_ranges(c, h, after, limit))
 
     async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
-        return await self._pools.read(lambda c: reader.list_rows(c, prefix, after, limit))
+        return await self._of(prefix, lambda c, h: reader.list_rows(c, h, after, limit))
 
     async def find_in_blocks(self, keys: Sequence[Key]) -> list[Record | None]:
         return await self._pools.read(lambda c: reader.find_in_blocks(c, keys))
 
     async def list_blocks(self, prefix: str, after: bytes | None, limit: int) -> list[Block]:
-        return await self._pools.read(lambda c: reader.list_blocks(c, prefix, after, limit))
+        return await self._of(prefix, lambda c, h: reader.list_blocks(c, h, after, limit))
 
     async def find_prefixes(self, names: Sequence[str]) -> dict[str, Prefix]:
         return await self._pools.read(lambda c: reader.find_prefixes(c, names))

@@ -24,7 +24,7 @@ from ..ranges import HeldRange, RangeKey
 from ..store import LOOK_UP_MAX, Found, Loaded, ReceiptKey, Row, StoredReceipt
 from . import reader
 from .blob import encode_blob
-from .direct import LogRow, Put, Rows, direct
+from .direct import Home, LogRow, Put, Rows, direct
 from .faults import translated
 from .ranges import find_ranges, list_row_names, members_in, range_rows, range_shapes
 from .tables import (
@@ -155,27 +155,30 @@ class SqlTransaction:
                 self._prefix_ids |= await reader.prefix_ids(connection, list(missing))
         return self._prefix_ids
 
+    async def _home(self, prefix: str) -> Home:
+        return Home(prefix, (await self._ids([prefix])).get(prefix, 0))
+
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
-        connection = await self._reading()
+        connection, home = await self._reading(), await self._home(prefix)
         with translated():
-            return await reader.list_records(connection, prefix, after, limit, ranged=False)
+            return await reader.list_records(connection, home, after, limit, ranged=False)
 
     async def find_ranges(self, first: RangeKey, last: bytes, limit: int) -> list[HeldRange]:
-        connection = await self._reading()
+        connection, home = await self._reading(), await self._home(first.prefix)
         with translated():
-            return await find_ranges(connection, first, last, limit)
+            return await find_ranges(connection, home, first, last, limit)
 
     async def range_shapes(self, prefix: str) -> list[bytes]:
-        connection = await self._reading()
+        connection, home = await self._reading(), await self._home(prefix)
         with translated():
-            return await range_shapes(connection, prefix)
+            return await range_shapes(connection, home)
 
     async def list_row_names(
         self, prefix: str, first: bytes, last: bytes, octets: int, limit: int
     ) -> list[tuple[bytes, bool]]:
-        connection = await self._reading()
+        connection, home = await self._reading(), await self._home(prefix)
         with translated():
-            return await list_row_names(connection, prefix, first, last, octets, limit)
+            return await list_row_names(connection, home, first, last, octets, limit)
 
     async def members_of_ranges(self, keys: Sequence[Key]) -> set[Key]:
         assert len(keys) <= LOOK_UP_MAX
@@ -204,9 +207,9 @@ class SqlTransaction:
         await self._put(ranges, ("prefix_id", "shape", "first"), range_rows(put, ids))
 
     async def list_rows(self, prefix: str, after: bytes | None, limit: int) -> list[Row]:
-        connection = await self._reading()
+        connection, home = await self._reading(), await self._home(prefix)
         with translated():
-            return await reader.list_rows(connection, prefix, after, limit)
+            return await reader.list_rows(connection, home, after, limit)
 
     async def touched(self, prefix: str, spans: Sequence[tuple[bytes, bytes]]) -> list[int]:
         await self.flush()
@@ -230,9 +233,9 @@ class SqlTransaction:
             return await reader.find_in_blocks(connection, keys)
 
     async def blocks_in(self, prefix: str, first: bytes, last: bytes) -> list[Block]:
-        connection = await self._reading()
+        connection, home = await self._reading(), await self._home(prefix)
         with translated():
-            return await reader.blocks_in(connection, prefix, first, last)
+            return await reader.blocks_in(connection, home, first, last)
 
     async def put_blocks(self, prefix: str, blocks_: Sequence[Block]) -> None:
         await self.flush()

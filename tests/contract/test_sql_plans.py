@@ -14,6 +14,7 @@ from biaojie.account import Prefix
 from biaojie.identifier import Key
 from registry.matching import Criterion, Match
 from registry.sql import SqlStore, open_store, postgresql, ranges, reader, sqlite
+from registry.sql.direct import Home
 from tests.contract.sample import PREFIX, home, put, record
 
 DIGEST = Criterion("URL", b"the same for all").digest
@@ -26,14 +27,15 @@ async def matches(connection: AsyncConnection, *, private: bool, prefix: str | N
     )
 
 
+HOME = Home(PREFIX, 1)
 KEYS = [Key(PREFIX, b"SN00001"), Key(PREFIX, b"NONE"), Key("no.such", b"SN00001")]
 READS: dict[str, Callable[[AsyncConnection], Awaitable[Any]]] = {
-    "list_rows": lambda c: reader.list_rows(c, PREFIX, b"SN00100", 100),
-    "list_blocks": lambda c: reader.list_blocks(c, PREFIX, b"SN00100", 100),
-    "range_shapes": lambda c: ranges.range_shapes(c, PREFIX),
-    "list_ranges": lambda c: ranges.list_ranges(c, PREFIX, None, 100),
-    "list_row_names": lambda c: ranges.list_row_names(c, PREFIX, b"SN001", b"SN002", 7, 100),
-    "block_at": lambda c: reader.block_at(c, PREFIX, b"SN00100"),
+    "list_rows": lambda c: reader.list_rows(c, HOME, b"SN00100", 100),
+    "list_blocks": lambda c: reader.list_blocks(c, HOME, b"SN00100", 100),
+    "range_shapes": lambda c: ranges.range_shapes(c, HOME),
+    "list_ranges": lambda c: ranges.list_ranges(c, HOME, None, 100),
+    "list_row_names": lambda c: ranges.list_row_names(c, HOME, b"SN001", b"SN002", 7, 100),
+    "block_at": lambda c: reader.block_at(c, HOME, b"SN00100"),
     "scan_sequences": lambda c: reader.scan_sequences(c, (1, b"SN00100")),
     "find_prefixes": lambda c: reader.find_prefixes(c, [PREFIX]),
     "prefix_ids": lambda c: reader.prefix_ids(c, [PREFIX]),
