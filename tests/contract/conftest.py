@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from registry.memory import MemoryStore
-from registry.sql import migrate, open_store
+from registry.sql import SqlStore, migrate, open_store
 from registry.store import Store
 from tests.citus import CITUS_URL, emptied, prepared
 from tests.postgres import Postgres, run_apart
@@ -61,9 +61,15 @@ def store_url(request: pytest.FixtureRequest) -> str | None:
     return url
 
 
+async def open_patiently(url: str) -> SqlStore:
+    if url == CITUS_URL:  # three more servers here, whose sessions first learn who has what
+        return await open_store(url, read_timeout_s=10, write_timeout_s=15)
+    return await open_store(url)
+
+
 @pytest.fixture
 async def store(store_url: str | None) -> AsyncIterator[Store]:
-    opened = MemoryStore() if store_url is None else await open_store(store_url)
+    opened = MemoryStore() if store_url is None else await open_patiently(store_url)
     yield opened
     await opened.close()
 
@@ -74,6 +80,6 @@ async def peer(store_url: str | None, store: Store) -> AsyncIterator[Store]:
     if store_url is None:
         yield store
     else:
-        opened = await open_store(store_url)
+        opened = await open_patiently(store_url)
         yield opened
         await opened.close()

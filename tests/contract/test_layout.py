@@ -93,6 +93,18 @@ async def test_the_schema_is_the_same_but_for_the_partitions(
     assert ("records_pkey", "prefix_id") in {row[:2] for row in both[0]}
 
 
+async def test_partitions_keep_blocks_in_their_rows(
+    postgres: Postgres, partitioned_url: str, postgres_url: str
+) -> None:
+    asked = (
+        "SELECT DISTINCT array_to_string(reloptions, ',') FROM pg_class"
+        " WHERE relkind = 'r' AND relname ~ '^blocks'"
+    )
+    for url in (partitioned_url, postgres_url):
+        options = [tuple(row) for row in postgres.execute(asked, database=database_of(url))]
+        assert options == [("toast_tuple_target=8160",)]
+
+
 async def test_a_layout_stays(postgres: Postgres, partitioned_url: str, postgres_url: str) -> None:
     await (await filled(partitioned_url)).close()
     await migrate(partitioned_url)
@@ -163,7 +175,18 @@ async def test_moving_fills_the_shards(citus_url: str, postgres_url: str) -> Non
 async def test_citus_has_what_grows_on_its_workers(citus_url: str) -> None:
     lie = "SELECT table_name::text, distribution_column FROM citus_tables ORDER BY 1"
     found = {tuple(row) for row in execute(citus_url, lie)}
-    assert {("records", "prefix_id"), ("value_index", "digest")} <= found
+    layers = {(name, "prefix_id") for name in ("records", "blocks", "ranges")}
+    assert {*layers, ("value_index", "digest")} <= found
+    together = (
+        "SELECT count(DISTINCT colocation_id) FROM citus_tables"
+        " WHERE distribution_column = 'prefix_id'"
+    )
+    assert execute(citus_url, together)[0][0] == 1  # else no shard could answer for all layers
+    options = (
+        "SELECT DISTINCT result FROM run_command_on_shards('blocks',"
+        " $$SELECT reloptions::text FROM pg_class WHERE oid = '%s'::regclass$$)"
+    )
+    assert [row[0] for row in execute(citus_url, options)] == ["{toast_tuple_target=8160}"]
     assert not {"prefixes", "changelog", "chain_head", "receipts"} & {name for name, _ in found}
     await migrate(citus_url)
     await migrate(citus_url, citus=True)

@@ -9,10 +9,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 
-from biaojie.identifier import Key
+from biaojie.identifier import Identifier, Key
+from biaojie.record import Value
+from registry.admission import SYSTEM
+from registry.blocks import Chunk, cut
+from registry.operations import Purge, RegisterRange
+from registry.patterns import parse_pattern
 from registry.sql import SqlStore, migrate, open_store
 from registry.sql.standbys import StandbyStore, open_standbys
 from tests.contract.sample import PREFIX, append, home, put, record
+from tests.core_parts import registering
 from tests.postgres import Postgres, Standby, run_apart
 
 KEY = Key(PREFIX, b"SN1")
@@ -112,6 +118,34 @@ async def test_what_is_up_to_date_is_read_from(store: SqlStore, standby: Standby
             PREFIX, None, 9
         )
         assert await readers.head() == await store.head()
+
+
+async def test_members_of_runs_and_ranges_are_read_there(store: SqlStore, standby: Standby) -> None:
+    """Of each layer, with what lies over them, one by one and listed."""
+    shape = Value(1, "URL", b"{suffix}")
+    suffixes = [f"B{n:02}" for n in range(60)]
+    run = cut(Chunk(PREFIX, suffixes, [[shape]], [[b"x"] * 60]), 1_700_000_000)
+    async with registering(store) as registrar:
+        await registrar.load(SYSTEM, run)
+        rule = parse_pattern("R{000..999}")
+        await registrar.submit(SYSTEM, [RegisterRange(PREFIX, rule, (shape,))])
+        purged = [Purge(Identifier(PREFIX, name)) for name in ("B05", "R005")]
+        done = await registrar.submit(SYSTEM, purged)
+    names = ["B00", "B59", "B05", "R000", "R999", "R005", "R1000", "SN1"]
+    keys = [Key(PREFIX, name.encode()) for name in names]
+    async with reading(store, standby.url()) as (readers, seen):
+        await eventually(lambda: ready(readers))
+        assert seen.sequence == done.sequence
+        assert await answered_by(readers, readers.look_up(keys)) == "standby"
+        found = await readers.look_up(keys)
+        there = [name for name, each in zip(names, found, strict=True) if each.record]
+        assert there == ["B00", "B59", "R000", "R999", "SN1"]
+        assert found == await store.look_up(keys)
+        whole = await readers.list_records(PREFIX, None, 2_000)
+        assert whole == await store.list_records(PREFIX, None, 2_000)
+        assert len(whole) == 60 + 1_000 - 2 + 1
+        assert len(await readers.list_ranges(PREFIX, None, 9)) == 1
+        assert readers.counts()["reads_from_standby"] >= 4
 
 
 async def test_every_commit_is_read_at_once(store: SqlStore, standby: Standby) -> None:
