@@ -341,12 +341,14 @@ def _announce(settings: Settings, port: int) -> None:
 def _attach(app: typer.Typer) -> None:
     """Add the other commands: the registry's own, and those that speak to a node."""
     from bench.commands import app as bench_app
+    from bench.loading.__main__ import app as loading_app
     from registry.__main__ import app as registry_app
 
     from .commands import client_commands
 
     app.registered_commands += registry_app.registered_commands
     client_commands(app)
+    bench_app.registered_commands += loading_app.registered_commands
     app.add_typer(bench_app)
 
 

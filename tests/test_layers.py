@@ -45,7 +45,7 @@ RULES = [
     (r"biaojie/wire/", rf"biaojie\.(?!({VALUES}|wire)\b)", "codecs rest on values"),
     (r"registry/", "resolver", "the registry knows no server"),
     (
-        r"(?!registry/sql/|bench/(registry_limits$|peers/))",
+        r"(?!registry/sql/|bench/(registry_limits$|peers/|loading/))",
         "(sqlalchemy|alembic|asyncpg|aiosqlite)",
         "SQL stays in registry/sql",
     ),
@@ -64,9 +64,14 @@ RULES = [
     (r"(?!bench/peers/)", "tests", "nothing rests on tests"),
     (r"(?!bench/|resolver/__main__$)", "bench", "only the root attaches the bench's commands"),
     (
-        r"bench/(?!peers/|registry_limits$)",
+        r"bench/(?!peers/|loading/|registry_limits$)",
         "(resolver|registry)",
         "the load generator sees a node from outside",
+    ),
+    (
+        r"bench/loading/",
+        "resolver",
+        "loading measures the registry's own entrance, at sizes no client could send in time",
     ),
 ]
 
@@ -145,6 +150,8 @@ def test_no_file_imports_what_it_may_not() -> None:
         ("registry/registrar", "import bench"),
         ("bench/run", "from resolver.settings import load"),
         ("bench/prepare", "from registry.registrar import Registrar"),
+        ("bench/loading/loader", "from resolver.service import Service"),
+        ("bench/loading/loader", "from registry.sql import open_store"),
         ("bench/engine", "import aiohttp"),
         ("resolver/__main__", "from tests import conftest"),
     ],
@@ -173,6 +180,8 @@ def test_each_rule_can_fail(path: str, source: str) -> None:
         ),
         ("resolver/front/http/server", "from aiohttp import web\nfrom ...service import Service"),
         ("resolver/__main__", "from bench.commands import app"),
+        ("bench/loading/loader", "from registry.registrar import Registrar"),
+        ("bench/loading/__main__", "from registry.sql import open_store"),
         ("bench/run", "from biaojie.client import Client\nfrom .engine import Engine"),
     ],
 )
