@@ -6,7 +6,7 @@ DATA ?= data
 PORT ?= 8080
 HOST ?= 127.0.0.1
 # Test files run side by side; most of them wait more than they compute.
-JOBS ?= 2
+JOBS ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help run test peers balanced check fuzz layers rolling crash restore-drill browser bench-peers soak overload import-million bench-500m clean
@@ -47,7 +47,7 @@ run: $(VENV)/.node
 	$(BIN)/biaojie migrate && exec $(BIN)/biaojie serve --demo
 
 test: $(VENV)/.test browser
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=25 --durations-min=4 \
 	  || { echo 'Once more, one at a time, those that failed: beside others a test may be late.'; \
 	       $(BIN)/python -m pytest --last-failed; }
 
