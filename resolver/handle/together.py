@@ -60,10 +60,13 @@ class Plain:
     query: Query
 
 
+def may_be_plain(frame: bytes) -> bool:
+    """Whether to ask `read_plain`: it is a whole resolution without any proof."""
+    return is_plain(frame) and frame[0] in MAJORS
+
+
 def read_plain(frame: bytes, peer: str) -> Plain | None:
-    """None where the ordinary path has to look at it."""
-    if not is_plain(frame) or frame[0] not in MAJORS:
-        return None
+    """None where the ordinary path has to look at it after all."""
     end = _BODY + int.from_bytes(frame[40:44], "big")
     try:
         body = _read_body(frame, end)

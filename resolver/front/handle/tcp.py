@@ -24,7 +24,7 @@ from biaojie.wire.handle import ENVELOPE_OCTETS, Malformed, ResponseCode, Stream
 
 from ...handle.lane import REQUEST_OCTETS_MIN, HandleLane
 from ...handle.peer import Peer
-from ...handle.together import Gathering, Together, read_plain
+from ...handle.together import Gathering, Together, may_be_plain, read_plain
 from ...overload import ASIDE_OCTETS, REFUSED_AT_ONCE
 from ..connections import FAREWELL_S, Connections
 from .work import HandleLimits, Work
@@ -288,7 +288,7 @@ class Connection(asyncio.Protocol):
     def _gather(self, frame: bytes) -> bool:
         """Whether it is plain: it is answered then, or will be together with others."""
         gathering = self._front.gathering
-        if gathering is None or self._peer.logged_in:
+        if gathering is None or self._peer.logged_in or not may_be_plain(frame):
             return False
         asked = read_plain(frame, self._peer.address)
         if asked is None:

@@ -28,7 +28,7 @@ from biaojie.wire.handle import (
 
 from ...handle.lane import HandleLane
 from ...handle.peer import Peer
-from ...handle.together import Gathering, Together, read_plain
+from ...handle.together import Gathering, Together, may_be_plain, read_plain
 from . import mmsg
 from .guard import (
     ENDLESS,
@@ -222,8 +222,9 @@ class UdpFront:
         if self._work.gate.full and not self._may_say_busy(now):
             self.counts["handle_udp_dropped"] += 1  # the client asks again by itself
             return
+        plain = self.gathering is not None and may_be_plain(packet)
         try:
-            frame = self._reassembly.take(source, packet, now)
+            frame = packet if plain else self._reassembly.take(source, packet, now)
         except Malformed as error:
             self.counts["handle_udp_malformed"] += 1
             if self._rates.verdict(source[0], now) is Verdict.ANSWER:
@@ -245,11 +246,11 @@ class UdpFront:
         elif self._work.gate.full:
             self._busy.tokens -= 1
             self._send(bound, source, self._work.refuse(frame))
-        elif not self._gather(bound, source, frame):
+        elif not plain or not self._gather(bound, source, frame):
             self._begin(bound, source, frame, self._work.enter())
 
     def _gather(self, bound: socket.socket, source: _Source, frame: bytes) -> bool:
-        """Whether it is plain: it is answered then, or will be together with others."""
+        """Whether it is plain indeed: it is answered then, or will be together with others."""
         gathering = self.gathering
         asked = None if gathering is None else read_plain(frame, source[0])
         if gathering is None or asked is None:

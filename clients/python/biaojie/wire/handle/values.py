@@ -19,6 +19,9 @@ from .cursor import Malformed, Reader, block, text, u32
 _FIXED = struct.Struct("!IIBIB")
 VALUE_OCTETS_MIN: Final = _FIXED.size + 12
 REFERENCE_OCTETS_MIN: Final = 8
+_FRONT = struct.Struct("!IIBIBI")
+"""The fixed part and the length of the type."""
+_NONE: Final = bytes(4)
 _PERMISSIONS: Final = tuple(Permissions(octet) for octet in range(16))
 
 
@@ -62,15 +65,20 @@ def read_values(reader: Reader) -> tuple[Value, ...]:
 
 def encode_value(value: Value) -> bytes:
     """Raises ValueError where a number does not fit its octets."""
+    type_, data = value.type.encode(), value.data
     try:
-        fixed = _FIXED.pack(
-            value.index, value.timestamp, value.ttl_absolute, value.ttl, value.permissions
+        front = _FRONT.pack(
+            value.index,
+            value.timestamp,
+            value.ttl_absolute,
+            value.ttl,
+            value.permissions,
+            len(type_),
         )
     except struct.error as error:
         raise ValueError(f"value {value.index}: {error}") from None
-    return b"".join(
-        (fixed, text(value.type), block(value.data), encode_references(value.references))
-    )
+    references = encode_references(value.references) if value.references else _NONE
+    return b"".join((front, type_, block(data), references))
 
 
 def encode_reference(reference: Reference) -> bytes:
