@@ -269,7 +269,7 @@ def test_those_who_were_many_are_shed_a_few_at_a_time(
     async def work() -> list[int]:
         pipes = [Pipe(world.server) for _ in range(8)]
         for pipe in pipes:
-            pipe.feed(request(API + "nobody"))
+            pipe.feed(request(PAGE + "nobody", JSON))
         await turns()
         told = []
         for pipe in pipes:
@@ -281,7 +281,7 @@ def test_those_who_were_many_are_shed_a_few_at_a_time(
             while len(retired) < len(pipes):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         for pipe in pipes:
-            pipe.feed(request(API + "nobody"))
+            pipe.feed(request(PAGE + "nobody", JSON))
             await turns()
             assert pipe.out.count(b" 404 ") == 2
             pipe.close()

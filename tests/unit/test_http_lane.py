@@ -234,7 +234,7 @@ def test_idle_connections_are_closed_and_used_ones_are_not(
 @pytest.mark.parametrize("given", [{"keepalive_timeout_s": 1.6}])
 def test_an_idle_connection_does_without_aiohttp(world: LaneWorld, given: dict[str, float]) -> None:
     async def work() -> None:
-        unknown = request(API + "unknown")
+        unknown = request(PAGE + "unknown", "Accept: application/json")  # which aiohttp answers
         idle, waiting, half = (Pipe(world.server) for _ in range(3))
         for _ in range(2):
             for pipe in (idle, waiting, half):

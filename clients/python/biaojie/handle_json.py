@@ -9,6 +9,7 @@ Reading is lenient, as living clients need: bare text as data, numbers as text, 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
@@ -44,6 +45,7 @@ from .wire.handle.site import MULTI_PRIMARY, PRIMARY, HashOption, Purpose, Trans
 
 Json = dict[str, Any]
 SITE_TYPES = frozenset({"HS_SITE", "HS_SITE.6", "HS_SITE.PREFIX", "HS_NA_DELEGATE"})
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _PURPOSES = {(True, True): 3, (True, False): 2, (False, True): 1, (False, False): 0}  # query, admin
 
 
@@ -72,7 +74,7 @@ def encode_data(value: Value) -> Json:
         except (Malformed, InvalidKey, ValueError):
             pass  # somebody's own idea of this type: shown as what it is
     text = value.text
-    if text is not None and not any(ord(c) < 32 and c not in "\t\r\n" for c in text):
+    if text is not None and _CONTROL.search(text) is None:
         return {"format": "string", "value": text}
     return {"format": "base64", "value": base64.b64encode(value.data).decode()}
 

@@ -1,9 +1,10 @@
 """One connection: what strangers may hold open, and for how long.
 
-`Connection` owns the transport. It answers from the express lane what it can, and hands all
-else, octet by octet, to aiohttp's handler, which it makes when it first needs it. Rule: the lane
-answers only `at rest`: whatever aiohttp was handed has been parsed to the end of a message and
-answered, so that neither order nor the meaning of octets can come out differently.
+`Connection` owns the transport. It answers from the express lane what it can, asks for more of that
+kind itself (see `gathering`), and hands all else, octet by octet, to aiohttp's handler, which it
+makes when it first needs it. Rule: it answers only `at rest`: whatever aiohttp was handed has been
+parsed to the end of a message and answered, so that neither order nor the meaning of octets can
+come out differently.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ...exchange import new_request_id
 from ...overload import ASIDE_OCTETS, Gate, Penalties
 from .door import ALWAYS_SERVED_STARTS, Door
 from .endpoint import problem_reply
+from .gathering import Awaited, Gathering
 from .lane import HttpLane
 from .replies import response_of
 from .tls_client import client_certificate
@@ -63,13 +65,15 @@ class HttpLimits:
 class Connection(asyncio.Protocol):
     """`used` is when something was last asked, or it was opened (monotonic). What comes before
     `_again` came too soon after a refusal: it is put `_aside` and waits `_among` those who were
-    refused for the same reason. `_waited`: what is looked at has done so. `_held`: it is not read
-    from until then, because `_more` has come or something was refused by aiohttp."""
+    refused for the same reason. `_waited`: what is looked at has done so. `_awaited` has been asked
+    for without aiohttp. `_held`: it is not read from until then, because `_more` has come or
+    something was refused by aiohttp."""
 
     __slots__ = (
         "_again",
         "_among",
         "_aside",
+        "_awaited",
         "_express",
         "_handler",
         "_held",
@@ -95,6 +99,7 @@ class Connection(asyncio.Protocol):
         self._held = False
         self._waited = False
         self._aside: tuple[bytes, bytes, bytes, float] | None = None
+        self._awaited: Awaited | None = None
         self._more = b""
         self._again = 0.0
         self._among = server.door.gate.penalties
@@ -147,23 +152,83 @@ class Connection(asyncio.Protocol):
                 data, start, block if key else b"", now
             ):
                 return
-        elif self._aside is not None:
+            if key is not None and self._asked_for(data, key, start, block, now):
+                return
+        elif self._aside is not None or self._awaited is not None:
             self._more += data
             self._held = True
             self.transport.pause_reading()
             return
         self._hand_over(data, key, start if key else b"", now if key else 0.0)
 
-    def _hand_over(self, data: bytes, key: bytes | None, start: bytes, now: float) -> None:
-        """To aiohttp. With `key` it is one plain request, which begins with `start` and came at
-        `now`."""
+    def _hand_over(
+        self, data: bytes, key: bytes | None, start: bytes, now: float, *, placed: bool = False
+    ) -> None:
+        """To aiohttp. With `key` it is one plain request, which begins with `start`, came at `now`
+        and may have its place at the gate already."""
         self._express = False
         self.used = _monotonic()
         handler = self._handler or self._begin()
         handler.key = key
-        if key is not None and start not in ALWAYS_SERVED_STARTS:
+        if placed:
+            handler.began = now
+        elif key is not None and start not in ALWAYS_SERVED_STARTS:
             handler.enter(now)
         handler.data_received(data)
+
+    # Asked for together with others -----------------------------------------------------
+
+    def _asked_for(self, data: bytes, key: bytes, start: bytes, block: bytes, now: float) -> bool:
+        """Whether a plain request needs no aiohttp."""
+        gathering, lane = self._server.gathering, self._lane
+        if gathering is None or lane is None or not start.startswith(gathering.starts):
+            return False
+        if len(data) > lane.octets_max:
+            return False
+        told = gathering.ask(self, data, key, start, block, now)
+        if told is None:
+            return False
+        self.used = now
+        if isinstance(told, bytes):
+            self._write(told)
+        else:
+            self._awaited = told
+            self._express = False
+        return True
+
+    def answer(self, told: bytes, now: float) -> None:
+        """What was awaited, at the monotonic time `now`."""
+        self._settled()
+        self.used = now
+        self._write(told)
+        self._read_on()
+
+    def fall_through(self) -> None:
+        """What was awaited is for aiohttp after all."""
+        awaited = self._settled()
+        self._hand_over(awaited.data, awaited.key, awaited.start, awaited.came, placed=True)
+        self._read_on()
+
+    def _settled(self) -> Awaited:
+        awaited, self._awaited = self._awaited, None
+        assert awaited is not None
+        awaited.connection = None
+        return awaited
+
+    def _read_on(self) -> None:
+        more, self._more = self._more, b""
+        held, self._held = self._held, False
+        self._express = self._lane is not None and not self._paused and self._handler is None
+        if self.transport.is_closing():
+            return
+        if more:
+            self.data_received(more)
+        if held and not self._held and (self._handler is None or self._handler.reads):
+            self.transport.resume_reading()
+
+    @property
+    def waits(self) -> bool:
+        return self._awaited is not None
 
     def _turned_away(self, data: bytes, start: bytes, block: bytes, now: float) -> bool:
         """Whether `data` was refused, or waits for that. `block` is empty where it is no plain
@@ -238,15 +303,19 @@ class Connection(asyncio.Protocol):
 
     def _at_rest(self) -> bool:
         handler = self._handler
-        self._express = not (self._paused or self._aside) and (handler is None or handler.at_rest())
+        busy = self._paused or self._aside or self._awaited
+        self._express = not busy and (handler is None or handler.at_rest())
         return self._express
 
     def leave_lane(self) -> None:
+        """From here on with aiohttp, which knows what is to be the last of a connection."""
         self._lane = None
+        if self._awaited is not None:
+            self.fall_through()
 
     def close_idle(self, since: float) -> None:
         """Hang up if nothing was asked since then; where aiohttp is in charge, it does that."""
-        if self._handler is None and self.used < since:
+        if self._handler is None and self._awaited is None and self.used < since:
             self.close()
 
     def shed(self) -> bool:
@@ -289,6 +358,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._server.open.discard(self)
         self._lane = None
+        if self._awaited is not None:
+            assert self._server.gathering is not None
+            self._server.gathering.drop(self._settled())
         if self._handler is not None:
             self._handler.connection_lost(exc)
             self._handler = None
@@ -389,7 +461,9 @@ class Handler(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
         )
 
     def _process_keepalive(self) -> None:
-        """What the lane answered counts as use of the connection."""
+        """What was answered without us counts as use of the connection."""
+        if self._connection.waits:
+            self._connection.used = _monotonic()
         used_until = self._connection.used + self._keepalive_timeout
         self._next_keepalive_close_time = max(self._next_keepalive_close_time, used_until)
         super()._process_keepalive()
@@ -472,6 +546,7 @@ class ConnectionServer(web.Server):
 
     limits: HttpLimits
     door: Door
+    gathering: Gathering | None = None
     lane: HttpLane | None = None
     draining = False
     refused: Callable[..., None]

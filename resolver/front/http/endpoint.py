@@ -36,6 +36,7 @@ from registry.operations import Condition
 from registry.registrar import Idempotency
 
 from ...core import Cached
+from ...query import Query
 from ...service import Service
 from .faults import validated
 from .models import NoQuery
@@ -265,6 +266,8 @@ class Endpoint(Generic[Q, A]):
     segments, else for one. `public`: answered for the public even while keys cannot be checked;
     `keyless`: the same for everybody, whatever key is sent. `authenticate`: where there are
     other ways to say who asks than a key.
+    `public_query`: what to ask the registry for, together with what others ask, where a question of
+    the public takes nothing but that; None where it takes more (see `gathering`).
     `body`, `reply`, `media` and `also` (what else a reply may be) are for the contract; `decode`
     does the validating. `upload`: the body is a file of one of these media types, and comes in
     `Asked.parts`.
@@ -292,6 +295,7 @@ class Endpoint(Generic[Q, A]):
     upload: tuple[str, ...] = ()
     error_encoder: Callable[[Asked, BiaojieError], Reply] | None = None
     authenticate: Callable[[Asked], Awaitable[Caller]] | None = None
+    public_query: Callable[[Q], Query | None] | None = None
     front: str = "http"
 
     def encode(self, data: Asked, answer: A) -> Reply:

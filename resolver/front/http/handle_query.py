@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -38,11 +39,14 @@ class Parameters:
         return self.flags.get(name, otherwise)
 
 
+_NOTHING: Final = Parameters((), False, (), MappingProxyType({}), MappingProxyType({}))
 _FLAGS: Final = ("auth", "cert", "publiconly", "pretty", "overwrite", "mintnewsuffix")
 
 
 def parameters(asked: Asked) -> Parameters:
     """Names as they come, case aside; what is not known is passed over. Raises InvalidRequest."""
+    if not asked.query:
+        return _NOTHING
     try:
         pairs = parse_qsl(
             asked.query, keep_blank_values=True, errors="strict", max_num_fields=2_200
@@ -116,7 +120,8 @@ def reply(
     asked: Asked, content: Mapping[str, Any], status: int = 200, headers: Any = None
 ) -> Reply:
     """JSON; indented with `?pretty`, as a script with `?callback=name`."""
-    told = {name.lower(): text for name, text in parse_qsl(asked.query, keep_blank_values=True)}
+    pairs = parse_qsl(asked.query, keep_blank_values=True) if asked.query else ()
+    told = {name.lower(): text for name, text in pairs}
     indented = told.get("pretty", "false").lower() in ("", "true", "1")
     body = orjson.dumps(content, default=str, option=orjson.OPT_INDENT_2 if indented else 0)
     headers = headers if headers is not None else {"Cache-Control": "no-store"}
@@ -129,7 +134,7 @@ def reply(
 
 def callback(asked: Asked) -> str:
     """The name of the function to call (JSONP), or ""; a name that is none is passed over."""
-    if asked.method != "GET":
+    if asked.method != "GET" or not asked.query:
         return ""
     for name, text in parse_qsl(asked.query, keep_blank_values=True):
         if name == "callback":

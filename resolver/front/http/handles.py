@@ -141,6 +141,11 @@ class HandleRest:
         return query, given.flags.get("publiconly")
 
     @staticmethod
+    def public_query(question: tuple[Query, bool | None]) -> Query | None:
+        query, public_only = question
+        return None if query.authoritative or public_only is False else query
+
+    @staticmethod
     async def resolve(
         service: Service, caller: Caller, question: tuple[Query, bool | None]
     ) -> Resolution:
@@ -156,7 +161,8 @@ class HandleRest:
         content = {"responseCode": int(code), "handle": asked.tail_text(), "values": values}
         headers = resolution_headers(found)
         del headers["ETag"]
-        return replace(reply(asked, content, 200, headers), entry=found.entry)
+        shown = reply(asked, content, 200, headers)
+        return shown if found.entry is None else replace(shown, entry=found.entry)
 
     @staticmethod
     def put(asked: Asked) -> _Write:
@@ -328,8 +334,9 @@ class HandleRest:
             return check_prefix(asked.tail_text().removeprefix(f"{PREFIXES}/"))
 
         written = {"body": _Values}
+        together = {"public_query": self.public_query}
         return (
-            at("GET", handle, "handle-get", self.ask, self.resolve, self.show),
+            at("GET", handle, "handle-get", self.ask, self.resolve, self.show, **together),
             at("PUT", handle, "handle-put", self.put, self.write, self.written, **written),
             at("POST", handle, "handle-post", self.put, self.write, self.written, **written),
             at("DELETE", handle, "handle-delete", self.remove, self.write, self.written),

@@ -79,8 +79,14 @@ WRITE_ERRORS: tuple[type[BiaojieError], ...] = (
 
 
 def _query(asked: Asked) -> Query:
+    if not asked.query:
+        return Query(asked.identifier())
     given = asked.query_as(ResolveQuery)
     return Query(asked.identifier(), tuple(given.index), tuple(given.type), given.auth)
+
+
+def _public_query(query: Query) -> Query | None:
+    return None if query.authoritative else query
 
 
 async def _resolve(service: Service, caller: Caller, query: Query) -> Resolution:
@@ -113,7 +119,7 @@ def encode_resolution(asked: Asked, found: Resolution) -> Reply:
     if found.source is not Source.STALE and matches(asked, headers["ETag"]):
         return Reply(304, headers=headers, entry=found.entry)
     shown = json_reply(document.encode_record(found.record), 200, headers)
-    return replace(shown, entry=found.entry)
+    return shown if found.entry is None else replace(shown, entry=found.entry)
 
 
 # List -----------------------------------------------------------------------------------
@@ -234,6 +240,7 @@ ENDPOINTS: tuple[Endpoint[Any, Any], ...] = (
         headers=("If-None-Match",),
         public=True,
         whole_tail=True,
+        public_query=_public_query,
     ),
     Endpoint(
         "PUT",

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+from typing import Final
+
 from aiohttp import web
 
 from .endpoint import Reply
 from .lane import http_date
+
+_OURS: Final = {
+    "Server": "biaojie",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+_FOR_ALL: Final = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Expose-Headers": "ETag, Biaojie-Source, Biaojie-Age, Retry-After, X-Request-Id",
+}
+_LINES: Final = "".join(f"{name}: {text}\r\n" for name, text in (_OURS | _FOR_ALL).items())
+_STATUS: Final = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n" for each in HTTPStatus}
 
 
 def response_of(reply: Reply, request_id: str, *, for_all: bool = False) -> web.Response:
@@ -18,16 +33,36 @@ def response_of(reply: Reply, request_id: str, *, for_all: bool = False) -> web.
     headers.update(reply.headers)
     if reply.body:
         headers["Content-Type"] = reply.content_type
-    headers["Server"] = "biaojie"
-    headers["X-Content-Type-Options"] = "nosniff"
-    headers["Referrer-Policy"] = "no-referrer"
+    headers.update(_OURS)
     if for_all:
-        headers["Access-Control-Allow-Origin"] = "*"
-        headers["Access-Control-Expose-Headers"] = (
-            "ETag, Biaojie-Source, Biaojie-Age, Retry-After, X-Request-Id"
-        )
+        headers.update(_FOR_ALL)
     if "ETag" in reply.headers:
         headers["ETag"] = headers.pop("ETag")
     if reply.headers.get("Connection") == "close":
         response.force_close()
     return response
+
+
+def sent(reply: Reply, request_id: str) -> web.Response:
+    """The same `for_all` as it is once aiohttp has sent it, the connection being kept."""
+    response = response_of(reply, request_id, for_all=True)
+    if reply.body:
+        response.headers["Content-Length"] = str(len(reply.body))
+    return response
+
+
+def octets_of(reply: Reply, request_id: str) -> bytes:
+    """`sent` in other words: what aiohttp writes then."""
+    lines = [_STATUS[reply.status], f"Date: {http_date()}\r\nX-Request-Id: {request_id}\r\n"]
+    tag = ""
+    for name, text in reply.headers.items():
+        line = f"{name}: {text}\r\n"
+        if name == "ETag":
+            tag = line
+        else:
+            lines.append(line)
+    if not reply.body:
+        return "".join((*lines, _LINES, tag, "\r\n")).encode()
+    lines += f"Content-Type: {reply.content_type}\r\n", _LINES, tag
+    lines.append(f"Content-Length: {len(reply.body)}\r\n\r\n")
+    return "".join(lines).encode() + reply.body

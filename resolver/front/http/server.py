@@ -38,6 +38,7 @@ from .connection import ConnectionServer, Handler, HttpLimits
 from .door import ALWAYS_SERVED, Door
 from .endpoint import Asked, Endpoint, Reply, problem_reply, rate_limit
 from .forwarded import Proxies
+from .gathering import Gathering
 from .lane import REQUEST_ID, HttpLane, Noted
 from .models import NoQuery
 from .replies import response_of
@@ -82,6 +83,7 @@ class HttpFront:
         self._service = service
         self._tunnel = tunnel
         self._lane = lane if lane is not None and lane.enabled else None
+        endpoints = tuple(endpoints)
         self._routes = Routes(endpoints)
         self._observer = observer
         self._limits = limits
@@ -101,6 +103,19 @@ class HttpFront:
             proxies=self._proxies,
             header_bytes_max=limits.header_bytes_max,
         )
+        self._gathering = None
+        if self._lane is not None:
+            self._gathering = Gathering(
+                service,
+                endpoints,
+                observer,
+                self.gate,
+                self._lane,
+                find=self._routes.find,
+                origin=self._origin,
+                proxies=self._proxies,
+                deadline_s=limits.deadline_s,
+            )
 
     async def start(
         self, host: str, port: int, *, drain_s: float = 10.0, sockets: Sequence[socket.socket] = ()
@@ -121,6 +136,7 @@ class HttpFront:
         server.refused = self._refused
         server.lane = self._lane
         server.door = self.door
+        server.gathering = self._gathering
         self._server = server
         self._runner = web.ServerRunner(server, shutdown_timeout=drain_s)
         await self._runner.setup()
@@ -168,6 +184,8 @@ class HttpFront:
             await self._until_left(linger_s, least_s=linger_s if over_tls else ACCEPTED_S)
         await self._runner.cleanup()
         self._runner = None
+        if self._gathering is not None:
+            await self._gathering.stop()
 
     async def _until_left(self, most_s: float, least_s: float) -> None:
         """Connections that have just been taken, or are still shaking hands, are not yet among

@@ -14,6 +14,7 @@ import base64
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from ..account import ApiKey, Prefix, PrefixStatus, Role
@@ -41,7 +42,9 @@ Json = dict[str, Any]
 EPOCH_MAX = 253_402_300_799  # 9999-12-31T23:59:59Z, the last that ISO text and datetime hold
 
 
+@lru_cache(1_024)
 def encode_time(epoch_s: float) -> str:
+    """ISO text; of a record and its values it is mostly the same time."""
     moment = datetime.fromtimestamp(min(max(epoch_s, 0), EPOCH_MAX), UTC)
     return moment.isoformat(timespec="milliseconds" if epoch_s % 1 else "seconds").replace(
         "+00:00", "Z"
