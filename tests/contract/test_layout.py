@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection
 from typer.testing import CliRunner
 
 from registry.__main__ import app
-from registry.sql import SqlStore, UnfitDatabase, migrate, open_store
+from registry.sql import SqlStore, UnfitDatabase, citus, migrate, open_store, postgresql
 from registry.sql.transfer import move
 from tests.citus import execute
 from tests.contract.conftest import PARTITIONS
 from tests.contract.sample import PREFIX, home, put, record
-from tests.contract.test_sql_plans import HOT, fill, plans
+from tests.contract.test_sql_plans import HOT, explained, fill, plans, plans_of
 from tests.postgres import Postgres
 
 PARTS = "SELECT count(*) FROM pg_partition_tree('records') WHERE isleaf AND level > 0"
@@ -192,3 +193,28 @@ async def test_citus_has_what_grows_on_its_workers(citus_url: str) -> None:
     await migrate(citus_url, citus=True)
     with pytest.raises(UnfitDatabase, match="another way already: Citus"):
         await migrate(citus_url, partitions=3)
+
+
+async def test_one_shard_answers_for_a_prefix(citus_url: str) -> None:
+    store = await open_store(citus_url, read_timeout_s=10, write_timeout_s=15)
+    await home(store, PREFIX)
+    names = ["list_rows", "list_blocks", "block_at", "range_shapes", "list_ranges"]
+    named, ways = ([0], [1], [b"SN1"]), ([0], [1], [b"SN\0"], [b"1"])
+    hot = {
+        "layers": (citus._OF_SHARD, (*named, [1])),
+        "layers and ranges": (citus._OF_SHARD + citus._RANGES_TOO, (*named, [1], *ways)),
+        "in_blocks": (citus._IN_BLOCKS, (*named, [1])),
+        "in_ranges": (citus._IN_RANGES, (*ways, [1])),
+        "touched": (postgresql.TOUCHED, (1, [b"A"], [b"B"])),
+    }
+
+    async def take(connection: AsyncConnection) -> dict[str, str]:
+        found = await plans_of(connection, "EXPLAIN", [*names, "list_row_names"])
+        for name, (statement, parameters) in hot.items():
+            found[name] = await explained(connection, "EXPLAIN", statement, parameters)
+        return found
+
+    for name, plan in (await store._pools.read(take)).items():
+        assert plan.count("Task Count: 1\n") == 1, f"{name}: {plan}"
+        assert "Seq Scan" not in plan, f"{name}: {plan}"
+    await store.close()

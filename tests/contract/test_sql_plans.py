@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import pytest
@@ -87,29 +87,38 @@ HOT: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
 SEEKS = {name: 2 if "private" in name else 1 for name in READS if "find_matches" in name}
 
 
-async def plans(store: SqlStore, explain: str) -> dict[str, str]:
+async def explained(
+    connection: AsyncConnection, explain: str, statement: str, parameters: Any
+) -> str:
+    rows = (await connection.exec_driver_sql(f"{explain} {statement}", parameters)).all()
+    return "\n".join(str(row[-1]) for row in rows)
+
+
+async def plans_of(
+    connection: AsyncConnection, explain: str, names: Iterable[str]
+) -> dict[str, str]:
     """The plan of each read's one statement, taken on the connection that runs it."""
+    ran: list[tuple[str, Any]] = []
 
-    async def explained(connection: AsyncConnection, statement: str, parameters: Any) -> str:
-        rows = (await connection.exec_driver_sql(f"{explain} {statement}", parameters)).all()
-        return "\n".join(str(row[-1]) for row in rows)
+    def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        ran.append((statement, parameters))
 
+    found = {}
+    for name in names:
+        ran.clear()
+        event.listen(connection.sync_connection, "before_cursor_execute", note)
+        await READS[name](connection)
+        event.remove(connection.sync_connection, "before_cursor_execute", note)
+        [(statement, parameters)] = ran
+        found[name] = await explained(connection, explain, statement, parameters)
+    return found
+
+
+async def plans(store: SqlStore, explain: str) -> dict[str, str]:
     async def take(connection: AsyncConnection) -> dict[str, str]:
-        ran: list[tuple[str, Any]] = []
-
-        def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-            ran.append((statement, parameters))
-
-        found = {}
-        for name, read in READS.items():
-            ran.clear()
-            event.listen(connection.sync_connection, "before_cursor_execute", note)
-            await read(connection)
-            event.remove(connection.sync_connection, "before_cursor_execute", note)
-            [(statement, parameters)] = ran
-            found[name] = await explained(connection, statement, parameters)
+        found = await plans_of(connection, explain, READS)
         for name, (statement, parameters) in HOT[connection.dialect.name].items():
-            found[name] = await explained(connection, statement, parameters)
+            found[name] = await explained(connection, explain, statement, parameters)
         return found
 
     return await store._pools.read(take)
