@@ -42,6 +42,7 @@ Write = Annotated[bool, typer.Option("--write", help="Write into bench/RESULTS.m
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     import asyncio
+    from concurrent.futures.process import BrokenProcessPool
 
     from biaojie.errors import BiaojieError
 
@@ -55,6 +56,11 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     except BiaojieError as error:
         typer.echo(f"{error.detail.en}\n{error.detail.zh}", err=True)
         raise typer.Exit(2) from None
+    except BrokenProcessPool:
+        typer.echo(
+            "A worker process was killed; start it again. 工作进程被终止，请重试。", err=True
+        )
+        raise typer.Exit(2) from None
     except ImportError as error:
         typer.echo(str(missing_extra(error)), err=True)
         raise typer.Exit(2) from None
@@ -63,11 +69,14 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 @asynccontextmanager
 async def _opened(place: Place) -> AsyncIterator[tuple[Store, Registrar]]:
     """The registry there, made if need be. What a commit promises is as in a node."""
+    import gc
+
     from registry.registrar import Registrar
     from registry.sql import migrate, open_store
 
     from .loader import COMMIT_S
 
+    gc.set_threshold(20_000, 20, 50)  # as a node has it
     await migrate(place.url)
     await place.find_server()
     store = await open_store(place.url, read_timeout_s=_READ_S, write_timeout_s=COMMIT_S)
@@ -151,7 +160,7 @@ def volume(
         from . import telling
         from .disk import place_of
         from .loader import workers as pool_of
-        from .volume import Volume, Wanted, document
+        from .volume import Volume, Wanted
 
         began = time.strftime("%H:%M:%S")
         typer.echo(f"{began} {count:,} → {folder}", err=True)
@@ -161,10 +170,10 @@ def volume(
         with pool_of(workers) as pool:
             async with _opened(place) as (store, registrar):
                 run = Volume(store, place, folder, wanted, lambda text: typer.echo(text, err=True))
-                state = await run.run(registrar, pool)
-        result = document(state)
+                await run.run(registrar, pool)
+        result = run.document()
         _keep(result, json_file)
-        kind = state.kind.lower()
+        kind = place.kind.lower()
         picture = f"volume-{kind}.png"
         text = telling.volume(result, picture)
         typer.echo(text)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ..processes import family
+from ..processes import describe, family
 from ..words import BenchFault
 
 OCTETS_EACH: Final = 60
@@ -32,6 +32,13 @@ class Place:
     @property
     def kind(self) -> str:
         return "PostgreSQL" if self.file is None else "SQLite"
+
+    def machine(self) -> dict[str, Any]:
+        """What a result says of where it was measured; not how to get into the database."""
+        told = describe()
+        if self.file is None:
+            told["command"] = told["command"].replace(self.url, "postgresql://…")
+        return told
 
     def check_free(self, more: int) -> None:
         """Raise BenchFault unless there is room for `more` identifiers."""

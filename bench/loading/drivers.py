@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -25,7 +25,7 @@ Row = tuple[int, bytes, bytes]
 
 
 class Bare(NamedTuple):
-    """`cpu_s` is this process's alone."""
+    """`cpu_s` of all processes that took part."""
 
     rows: int
     wall_s: float
@@ -80,8 +80,9 @@ def sqlite_rows(folder: Path, rows: Sequence[Row]) -> Bare:
             file.with_name(file.name + end).unlink(missing_ok=True)
 
 
-async def postgresql_rows(url: str, rows: Sequence[Row]) -> Bare:
-    """Into a table of its own in that database, which is dropped again."""
+async def postgresql_rows(url: str, rows: Sequence[Row], busy_s: Callable[[], float]) -> Bare:
+    """Into a table of its own in that database, which is dropped again. `busy_s` tells the seconds
+    of processor so far: asked while the connection, and so its server process, is there."""
     import asyncpg
 
     connection = await asyncpg.connect(
@@ -93,12 +94,12 @@ async def postgresql_rows(url: str, rows: Sequence[Row]) -> Bare:
             f"CREATE TABLE {_TABLE} (prefix int, suffix bytea, blob bytea NOT NULL,"
             " PRIMARY KEY (prefix, suffix))"
         )
-        began, busy = time.perf_counter(), time.process_time()
+        began, busy = time.perf_counter(), busy_s()
         for commit in _commits(rows):
             await connection.copy_records_to_table(
                 _TABLE, records=commit, columns=["prefix", "suffix", "blob"]
             )
-        return Bare(len(rows), time.perf_counter() - began, time.process_time() - busy)
+        return Bare(len(rows), time.perf_counter() - began, busy_s() - busy)
     finally:
         await connection.execute(f"DROP TABLE IF EXISTS {_TABLE}")
         await connection.close()

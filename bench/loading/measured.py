@@ -12,7 +12,7 @@ from typing import Any
 from registry.registrar import Registrar
 from registry.store import Store
 
-from ..processes import cpu_s, describe, family, resident_octets
+from ..processes import cpu_s, family, resident_octets
 from ..words import BenchFault
 from .disk import Place, place_of
 from .drivers import postgresql_rows, rows_of, sqlite_rows
@@ -60,16 +60,14 @@ async def measure(
         await read(store, plan, "loaded", spread(plan.total, _CHECKED, 1))
         octets = await place.octets() - before
     rows = rows_of(plan, driver_rows)
-    server = cpu_s(place.all_pids())
     if place.file is not None:
         driver = "SQLite, 1,000 rows in an INSERT"
         bare = sqlite_rows(folder, rows)
     else:
         driver = "asyncpg, COPY"
-        bare = await postgresql_rows(place.url, rows)
-    with_server = cpu_s(place.all_pids()) - server if place.pids else bare.cpu_s
+        bare = await postgresql_rows(place.url, rows, lambda: cpu_s(place.all_pids()))
     return {
-        "machine": describe(),
+        "machine": place.machine(),
         "kind": place.kind,
         "seed": seed,
         "driver": driver,
@@ -81,5 +79,5 @@ async def measure(
             "resident_octets": most,
             "workers": workers_,
         },
-        "bare": {"rows": bare.rows, "wall_s": bare.wall_s, "cpu_s": with_server},
+        "bare": {"rows": bare.rows, "wall_s": bare.wall_s, "cpu_s": bare.cpu_s},
     }

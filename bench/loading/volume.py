@@ -19,7 +19,7 @@ from registry.audit import audit
 from registry.registrar import Registrar
 from registry.store import Store
 
-from ..processes import cpu_s, describe, family, resident_octets
+from ..processes import cpu_s, family, resident_octets
 from ..words import BenchFault
 from . import changing
 from .disk import Place
@@ -101,6 +101,9 @@ class Volume:
         self.state = kept or State(wanted.seed, place.kind)
         self._is_new = kept is None
         self._since = time.monotonic()
+
+    def document(self) -> dict[str, Any]:
+        return {"machine": self._place.machine(), **asdict(self.state)}
 
     async def run(self, registrar: Registrar, pool: ProcessPoolExecutor) -> State:
         """Raises BenchFault on anything that is not as it must be."""
@@ -286,7 +289,3 @@ class Volume:
             raise WrongAnswer(f"verify: {said}", f"校验未通过：{said}")
         self._say(f"verified 校验通过: {found.records:,} records, {found.entries:,} entries")
         return {"records": found.records, "entries": found.entries}
-
-
-def document(state: State) -> dict[str, Any]:
-    return {"machine": describe(), **asdict(state)}
