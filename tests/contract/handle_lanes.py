@@ -118,10 +118,10 @@ class Twins:
                     await asyncio.sleep(0.01)
 
     async def ask(self, transport: Transport, node: Node, packets: Sequence[bytes]) -> list[bytes]:
-        """All that comes back, in the order of its octets: answers may overtake each other."""
-        if transport == "udp":
-            return sorted(await datagrams(node, packets))
-        return sorted(await stream(node, packets))
+        """All that comes back, in the order of its octets: answers may overtake each other. The
+        session comes last, for that of a challenge is made by chance."""
+        asked = datagrams if transport == "udp" else stream
+        return sorted(await asked(node, packets), key=lambda frame: (frame[8:], frame[:8]))
 
     async def same(
         self, transport: Transport, cases: Sequence[Sequence[bytes]], rounds: int = ROUNDS
@@ -163,8 +163,9 @@ def _comparable(frame: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def twins(data_dir: Path, **settings: Any) -> AsyncIterator[Twins]:
-    store = MemoryStore()
+async def twins(data_dir: Path, store: Any = None, **settings: Any) -> AsyncIterator[Twins]:
+    """Over `store`, else one of their own."""
+    store = store or MemoryStore()
     given = {
         "data_dir": data_dir,  # one key, one site
         "port": 0,
