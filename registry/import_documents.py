@@ -84,6 +84,20 @@ class DocumentFile:
         self.file.seek(offset)
         self.offset, self.line = offset, line
 
+    def split_line(self, data: bytes, line: int) -> Iterator[Cells | Document | Broken]:
+        """What iteration gives for this line, `data` being without its end."""
+        at, self.line = self.line, line
+        row = self._line(data)
+        self.line = at
+        yield self._cells(row) if self.header and isinstance(row, Document) else row
+
+    def split_row(self, unpacked: Any, line: int) -> Iterator[Cells | Document | Broken]:
+        """What iteration gives for this row of msgpack."""
+        at, self.line = self.line, line
+        row = self._packed_row(unpacked)
+        self.line = at
+        yield self._cells(row) if self.header and isinstance(row, Document) else row
+
     def _names(self) -> tuple[str, ...]:
         """The names of the columns, from the first row that can be read."""
         for number, row in enumerate(self._rows()):
@@ -151,7 +165,7 @@ class DocumentFile:
             strict_map_key=False,
             read_size=65_536,
             max_buffer_size=ROW_BYTES_MAX,
-            ext_hook=_refuse_extension,
+            ext_hook=refuse_extension,
         )
         why = Text(
             "The file ends within a row, or the row is too long", "文件在行中结束，或该行过长"
@@ -210,7 +224,7 @@ class DocumentFile:
         cells = []
         for at, name in enumerate(self.header):
             got = row.fields.get(name)
-            text = _text_of(got)
+            text = text_of(got)
             if text is None:
                 faults.append((at, _NOT_PLAIN, _MAKE_PLAIN))
             cells.append(text or "")
@@ -233,7 +247,7 @@ def _too_long(line: int, text: str) -> Broken:
     )
 
 
-def _text_of(got: object) -> str | None:
+def text_of(got: object) -> str | None:
     """A plain value as a cell; None where it is none."""
     match got:
         case None:
@@ -249,7 +263,7 @@ def _text_of(got: object) -> str | None:
     return None
 
 
-def _refuse_extension(code: int, data: bytes) -> object:
+def refuse_extension(code: int, data: bytes) -> object:
     raise ValueError(f"extension type {code}")
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Literal
 
 from biaojie.errors import InvalidFile, InvalidIdentifier, InvalidRecord, Text
@@ -139,9 +140,9 @@ class RowReader:
         if mapping.suffix or mapping.prefix:
             check_prefix(mapping.prefix)
             self._parts = self._pattern(mapping.suffix)
-            self._places = list(dict.fromkeys(p for p in self._parts if isinstance(p, int)))
+            self.places = list(dict.fromkeys(p for p in self._parts if isinstance(p, int)))
         elif "identifier" in roles:
-            self._places = [roles["identifier"]]
+            self.places = [roles["identifier"]]
         else:
             raise _unusable(
                 "There is no column named identifier; give --prefix and --suffix, a pattern of"
@@ -150,9 +151,9 @@ class RowReader:
                 f" 'SN-{{{header[0]}}}'）。现有列：{'、'.join(header)}",
             )
         self._status_at, self._template_at = roles.get("status"), roles.get("template")
-        self._columns = tuple(self._value_columns())
-        self._formulas = mapping.formulas == "text" or self._exported
-        self.row_bytes = 128 + sum(96 + len(column.type.encode()) for column in self._columns)
+        self.columns = tuple(self._value_columns())
+        self.formulas = mapping.formulas == "text" or self._exported
+        self.row_bytes = 128 + sum(96 + len(column.type.encode()) for column in self.columns)
         """What a row weighs as JSON besides its cells, at most."""
 
     def _mapped(self) -> dict[str, str]:
@@ -239,6 +240,29 @@ class RowReader:
             columns.append(_Column(at, title, index, type_, permissions))
         return columns
 
+    @property
+    def usual(self) -> bool:
+        """Whether nothing but cells decides what a row is: our own exports have more to say."""
+        return not self._exported
+
+    def usual_cells(self) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """The cells, by column, with which a row has the status and template of the mapping."""
+        if self._status_at is not None:
+            yield self._status_at, ("", self.mapping.status.value)
+        if self._template_at is not None:
+            yield self._template_at, ("",)
+
+    def suffixes(self, columns: Sequence[Sequence[str]], *, plain: bool) -> list[str]:
+        """By the pattern, of rows given as columns; `plain` where there is no white space."""
+        parts: list[Iterable[str]] = []
+        for part in self._parts:
+            if isinstance(part, str):
+                parts.append(repeat(part))
+            else:
+                cells = columns[part]
+                parts.append(cells if plain else [_WHITE.sub("-", cell) for cell in cells])
+        return list(map("".join, zip(*parts, strict=False)))
+
     def read(self, split: Cells | Broken) -> Row | BadRow:
         if isinstance(split, Broken):
             fault = Fault(
@@ -268,7 +292,7 @@ class RowReader:
         cells, line = split.cells, split.line
         values: list[Value] = []
         octets = 0
-        for column in self._columns:
+        for column in self.columns:
             cell = cells[column.at]
             if not cell:
                 continue
@@ -301,13 +325,13 @@ class RowReader:
         return tuple(values)
 
     def _identifier(self, split: Cells, faults: list[Fault]) -> Identifier | None:
-        for at in self._places:
+        for at in self.places:
             self._check_naming(split, at, faults)
-        columns = {self.header[at] for at in self._places}
+        columns = {self.header[at] for at in self.places}
         if any(fault.column in columns for fault in faults):
             return None
         cells = split.cells
-        text = cells[self._places[0]]
+        text = cells[self.places[0]]
         try:
             if not self.mapping.suffix:
                 return Identifier.parse(text)
@@ -332,7 +356,7 @@ class RowReader:
     @property
     def naming(self) -> str:
         """The columns that identifiers are made of."""
-        return ", ".join(self.header[at] for at in self._places)
+        return ", ".join(self.header[at] for at in self.places)
 
     def _check_naming(self, split: Cells, at: int, faults: list[Fault]) -> None:
         """What the identifier is made of may hold no line break: those come from stray quotes,
@@ -348,13 +372,13 @@ class RowReader:
                 f"标识所用单元格含有换行（该行从第 {split.line} 行到第 {split.last_line} 行；"
                 "可能有引号未闭合）",
             )
-        elif all(at != column.at for column in self._columns):
+        elif all(at != column.at for column in self.columns):
             why = self._cell_fault(cell)  # else it is a value too, and was looked at as one
         if why:
             faults.append(_fault(split.line, self.header[at], why))
 
     def _cell_fault(self, cell: str) -> Text | None:
-        if not self._formulas and cell.startswith("=") and len(cell) > 1:
+        if not self.formulas and cell.startswith("=") and len(cell) > 1:
             return FORMULA
         return cell_fault(cell)
 

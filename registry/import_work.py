@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from biaojie.change import RowResult
 from biaojie.errors import (
@@ -21,12 +22,15 @@ from biaojie.errors import (
 )
 from biaojie.wire.imports import ImportJob
 
+from .blocks import Bulk
+from .import_blocks import Load
 from .import_jobs import Claim, error_form
 from .import_prepare import FORMS, Form, Making, is_plain, prepare
 from .import_rows import Row, mapping_of
 from .import_state import ImportState
 from .imports import Aside, ImportProgress, Submit, import_file
 
+T = TypeVar("T")
 CHUNK_ROWS = 1_000
 """Rows of one batch: as many as a commit takes without keeping other writers waiting for long."""
 TOLD_EVERY_S = 0.3
@@ -51,6 +55,7 @@ class Work:
     bytes_max: int
     workbook_memory_bytes: int
     clock: Callable[[], float] = time.time
+    load: Load | None = None
 
 
 def work(claim: Claim, work: Work) -> ImportJob:
@@ -93,6 +98,7 @@ class _One:
             self._folder / "rows",
             mapping_of(self._job.options),
             self._submit,
+            load=None if self._work.load is None else self._load,
             aside=Aside(
                 form,
                 self._claim.kept.transcoded,
@@ -206,12 +212,20 @@ class _One:
         self._look()
 
     async def _submit(self, rows: Sequence[Row], key: str, *, dry_run: bool) -> Sequence[RowResult]:
+        return await self._insist(lambda: self._work.submit(rows, key, dry_run=dry_run))
+
+    async def _load(self, bulk: Bulk, key: str) -> Sequence[str]:
+        load = self._work.load
+        assert load is not None
+        return await self._insist(lambda: load(bulk, key))
+
+    async def _insist(self, hand_over: Callable[[], Awaitable[T]]) -> T:
         """What passes is waited for: the registry being down, the node busy, the disk full."""
         attempt = 0
         while True:
             self._look()
             try:
-                results = await self._work.submit(rows, key, dry_run=dry_run)
+                results = await hand_over()
             except BiaojieError as error:
                 if not (error.retryable or isinstance(error, StorageFull | IdempotencyRunning)):
                     raise

@@ -11,27 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from biaojie.change import RowResult
 from biaojie.errors import (
     ERRORS,
-    Forbidden,
-    IdentifierRetired,
-    IdentifierTaken,
     InvalidFile,
-    InvalidIdentifier,
     MalformedAnswer,
-    PrefixNotHere,
-    PrefixSuspended,
     TooLarge,
 )
 from biaojie.limits import BATCH_ROWS_MAX
 
-from .import_csv import CsvFile
+from .import_blocks import WINDOW_ROWS, Blocks, Load, windows
+from .import_columns import Reader, Rows, Source
+from .import_counts import Count, hopeless, settle, settle_rows
 from .import_documents import DocumentFile, RecordReader, SheetFile
 from .import_prepare import Form, open_rows
 from .import_rows import BadRow, Fault, Row, RowMapping, RowReader
@@ -54,13 +50,6 @@ Mode = Literal["valid-rows", "all"]
 CHUNK_ROWS = 500
 CHUNK_BYTES_MAX = 2_097_152
 """Roughly what a chunk may weigh as JSON, apart from one long row."""
-FAULTS_SHOWN = 20
-_ABOUT_PREFIX = {Forbidden.code, PrefixNotHere.code, PrefixSuspended.code}
-_ABOUT_IDENTIFIER = _ABOUT_PREFIX | {
-    InvalidIdentifier.code,
-    IdentifierTaken.code,
-    IdentifierRetired.code,
-}
 
 
 class Submit(Protocol):
@@ -108,17 +97,6 @@ class ImportReport:
     resumed: bool
 
 
-@dataclass(slots=True)
-class _Count:
-    """Of one pass over the file."""
-
-    rows: int = 0
-    good: int = 0
-    failed: int = 0
-    codes: dict[str, int] = field(default_factory=dict)
-    faults: list[Fault] = field(default_factory=list)
-
-
 @dataclass(frozen=True, slots=True)
 class Aside:
     """What goes along with an import whose files are not all beside the file of rows.
@@ -139,8 +117,6 @@ class Aside:
 
 
 BESIDE = Aside()
-Rows = CsvFile | DocumentFile
-Reader = RowReader | RecordReader
 
 
 async def import_file(
@@ -148,6 +124,7 @@ async def import_file(
     mapping: RowMapping,
     submit: Submit,
     *,
+    load: Load | None = None,
     aside: Aside = BESIDE,
     mode: Mode = "valid-rows",
     dry_run: bool = False,
@@ -170,8 +147,10 @@ async def import_file(
 
     State is kept in `state_file` (default: the file's name + `.import-state.json`) until the
     import ends; bad rows go to `error_file` (default: `NAME.errors.csv`, never overwriting).
+    With `load` rows go to the registry as blocks, as far as they are plain creations, and come
+    to `submit` otherwise; the file, its report and the registry come to the same.
     `target` names the registry written to: a resumed import must go to the same one.
-    `case_sensitive` is the node's setting, needed only to find duplicates in a dry run.
+    `case_sensitive` is the node's setting, needed to find duplicates in a dry run and for `load`.
     Raises InvalidFile, InvalidIdentifier (the prefix) and what `submit` raises; running it
     again goes on after the last acknowledged chunk. A chunk that was registered but not noted
     is recognised for as long as the registry keeps receipts (two days).
@@ -210,7 +189,7 @@ async def import_file(
                 job=new_job(),
                 source=fingerprint(origin),
                 plan=_plan(mapping, mode, target),
-                chunk_rows=chunk_rows,
+                chunk_rows=chunk_rows if load is None else WINDOW_ROWS,
                 error_file=str(free_path(error_file)),
                 offset=file.start[0],
                 line=file.start[1],
@@ -221,7 +200,18 @@ async def import_file(
             seen = SeenIdentifiers(aside.seen_file, case_sensitive=case_sensitive)
         try:
             bad = _BadRows(file, Path(state.error_file), aside.report_file, state)
-            count = await _write(file, reader, submit, state, state_file, bad, seen, progress)
+            count = await _write(
+                file,
+                reader,
+                submit,
+                load,
+                state,
+                state_file,
+                bad,
+                seen,
+                progress,
+                case_sensitive=case_sensitive,
+            )
         finally:
             if seen is not None:
                 seen.close()
@@ -270,15 +260,15 @@ async def _check(
     progress: Callable[[ImportProgress], None],
     *,
     case_sensitive: bool,
-) -> _Count:
+) -> Count:
     """A pass that writes nothing to the registry."""
-    count = _Count()
+    count = Count()
     seen = SeenIdentifiers(case_sensitive=case_sensitive)
     with bad:
         try:
             for window in _windows(file, reader, chunk_rows):
                 results = await _send(submit, _rows(window), "", dry_run=True)
-                bad.add(_settle(window, results, reader, count, seen))
+                bad.add(settle(window, results, reader.naming, count, seen))
                 progress(_progress(file, count, checking=True))
         finally:
             seen.close()
@@ -289,27 +279,44 @@ async def _write(
     file: Rows,
     reader: Reader,
     submit: Submit,
+    load: Load | None,
     state: ImportState,
     state_file: Path,
     bad: _BadRows,
     seen: SeenIdentifiers | None,
     progress: Callable[[ImportProgress], None],
-) -> _Count:
+    *,
+    case_sensitive: bool,
+) -> Count:
     """The pass that registers, from where `state` stands. The order is what makes it safe to
     stop anywhere: chunk acknowledged, bad rows on disk, state on disk."""
-    count = _Count(state.rows, state.written, state.failed, state.codes)
+    count = Count(state.rows, state.written, state.failed, state.codes)
     file.seek(state.offset, state.line)
+
+    async def send(rows: Sequence[Row], key: str, *, dry_run: bool) -> Sequence[RowResult]:
+        return await _send(submit, rows, key, dry_run=dry_run)
+
+    async def done() -> AsyncIterator[list[BadRow]]:
+        """Window for window, its bad rows."""
+        if load is None or state.chunk_rows != WINDOW_ROWS:
+            for items in _windows(file, reader, state.chunk_rows):
+                results = await send(_rows(items), _key(state), dry_run=False)
+                _give_up(results, reader, state, state_file)
+                yield settle(items, results, reader.naming, count, seen)
+            return
+        source = Source(file, reader)
+        blocks = Blocks(source, load, send, case_sensitive=case_sensitive)
+        for window in windows(source):
+            got = await blocks.register(
+                window, _key(state), state.by_rows, lambda: state.save(state_file), seen
+            )
+            if not got.loaded:
+                _give_up([result for _, result in got.results], reader, state, state_file)
+            state.by_rows = []
+            yield settle_rows(window.count, window.bad, got.results, reader.naming, count, seen)
+
     with bad:
-        for window in _windows(file, reader, state.chunk_rows):
-            rows = _rows(window)
-            results = await _send(submit, rows, f"import-{state.job}-{state.chunk}", dry_run=False)
-            hopeless = _hopeless(results) if reader.mapping.suffix else None
-            if hopeless:
-                # Nothing of the chunk was written; under a new key the node will judge it anew.
-                state.job = new_job()
-                state.save(state_file)
-                raise ERRORS[hopeless.code](hopeless.en, hopeless.zh)
-            failed = _settle(window, results, reader, count, seen)
+        async for failed in done():
             state.error_bytes, state.report_bytes = bad.add(failed)
             if seen is not None:
                 seen.keep()
@@ -319,6 +326,23 @@ async def _write(
             state.save(state_file)
             progress(_progress(file, count, checking=False))
     return count
+
+
+def _key(state: ImportState) -> str:
+    return f"import-{state.job}-{state.chunk}"
+
+
+def _give_up(
+    results: Sequence[RowResult], reader: Reader, state: ImportState, state_file: Path
+) -> None:
+    """Where every row is refused for the prefix that the user gave."""
+    why = hopeless(results) if reader.mapping.suffix else None
+    if why:
+        # Nothing of the chunk was written; under a new key the node will judge it anew.
+        state.job = new_job()
+        state.by_rows = []
+        state.save(state_file)
+        raise ERRORS[why.code](why.en, why.zh)
 
 
 def reader_of(file: Rows, mapping: RowMapping) -> Reader:
@@ -373,63 +397,6 @@ async def _send(
     return results
 
 
-def _hopeless(results: Sequence[RowResult]) -> RowResult | None:
-    """A refusal that meets every row of a chunk, because it concerns their common prefix."""
-    codes = {result.code for result in results if not result.ok}
-    if results and not any(result.ok for result in results) and len(codes) == 1:
-        return results[0] if codes <= _ABOUT_PREFIX else None
-    return None
-
-
-def _settle(
-    window: Sequence[Row | BadRow],
-    results: Sequence[RowResult],
-    reader: Reader,
-    count: _Count,
-    seen: SeenIdentifiers | None,
-) -> list[BadRow]:
-    """Count a window and return its bad rows in the order of the file."""
-    bad: list[BadRow] = []
-    answers = iter(results)
-    for item in window:
-        count.rows += 1
-        failure = item if isinstance(item, BadRow) else _refused(item, next(answers), reader, seen)
-        if failure is None:
-            count.good += 1
-            continue
-        count.failed += 1
-        bad.append(failure)
-        for fault in failure.faults:
-            count.codes[fault.code] = count.codes.get(fault.code, 0) + 1
-            if len(count.faults) < FAULTS_SHOWN:
-                count.faults.append(fault)
-    return bad
-
-
-def _refused(
-    row: Row, result: RowResult, reader: Reader, seen: SeenIdentifiers | None
-) -> BadRow | None:
-    earlier = 0
-    if seen is not None and result.ok:
-        earlier = seen.add(row.identifier, row.line)
-    elif seen is not None and result.code == IdentifierTaken.code:
-        earlier = seen.line_of(row.identifier)
-    if earlier:
-        fault = Fault(
-            row.line,
-            reader.naming,
-            IdentifierTaken.code,
-            f"Line {earlier} of this file has the same identifier.",
-            f"与本文件第 {earlier} 行的标识相同。",
-        )
-    elif result.ok:
-        return None
-    else:
-        column = reader.naming if result.code in _ABOUT_IDENTIFIER else ""
-        fault = Fault(row.line, column, result.code, result.en, result.zh)
-    return BadRow(row.line, row.cells, (fault,), document=row.document)
-
-
 # Beginning and ending -------------------------------------------------------------------
 
 
@@ -471,12 +438,12 @@ def _begun(origin: BinaryIO, path: Path, plan: str, *, restart: bool) -> ImportS
     )
 
 
-def _progress(file: Rows, count: _Count, *, checking: bool) -> ImportProgress:
+def _progress(file: Rows, count: Count, *, checking: bool) -> ImportProgress:
     return ImportProgress(checking, file.offset, file.size, count.rows, count.good, count.failed)
 
 
 def _report(
-    count: _Count, error_file: Path, *, dry_run: bool, written: int, resumed: bool = False
+    count: Count, error_file: Path, *, dry_run: bool, written: int, resumed: bool = False
 ) -> ImportReport:
     return ImportReport(
         rows=count.rows,

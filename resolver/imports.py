@@ -1,8 +1,8 @@
 """Imports at a node: who may start, see and stop one, and the threads that work on them.
 
 Jobs lie in the data directory (`registry.import_jobs`); each worker takes one at a time, so
-that one goes on when the worker that had it dies. `hand_over` is the one place where a batch
-of good rows goes to the registry.
+that one goes on when the worker that had it dies. `hand_over` and `hand_over_chunk` are the two
+places where good rows go to the registry, as rows and as blocks.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from biaojie.errors import (
 )
 from biaojie.wire.imports import ImportJob, ImportOptions
 from registry.admission import Caller, Right, allows, authorize
+from registry.blocks import Bulk
 from registry.import_jobs import Claim, JobLimits, Jobs, Kept, Owner
 from registry.import_rows import Row
 from registry.import_work import Stopped, Work, work
@@ -85,6 +86,12 @@ async def hand_over(
         else:
             results.append(RowResult(number, name, result))
     return results
+
+
+async def hand_over_chunk(service: Service, caller: Caller, bulk: Bulk, key: str) -> Sequence[str]:
+    """Register a chunk, whose records were checked; the names that were refused."""
+    outcome = await service.load(caller, bulk, Idempotency(key, bytes(32)))
+    return outcome.refused
 
 
 class Imports:
@@ -286,12 +293,17 @@ class Imports:
             handed = asyncio.run_coroutine_threadsafe(runs.submit(rows, key, dry_run), loop)
             return await asyncio.wrap_future(handed)
 
+        async def load(bulk: Bulk, key: str) -> Sequence[str]:
+            handed = asyncio.run_coroutine_threadsafe(runs.load(bulk, key), loop)
+            return await asyncio.wrap_future(handed)
+
         todo = Work(
             submit,
             self._stopping.is_set,
             self._case_sensitive,
             self._limits.import_unpacked_bytes_max,
             self._limits.import_workbook_memory_bytes,
+            load=load,
         )
         usual_s = sys.getswitchinterval()
         sys.setswitchinterval(min(SWITCH_S, usual_s))
@@ -336,11 +348,18 @@ class _Runs:
         self._until = 0.0
 
     async def submit(self, rows: Sequence[Row], key: str, dry_run: bool) -> Sequence[RowResult]:
+        caller = await self._admitted()
+        return await hand_over(self._service, caller, rows, key, dry_run=dry_run)
+
+    async def load(self, bulk: Bulk, key: str) -> Sequence[str]:
+        return await hand_over_chunk(self._service, await self._admitted(), bulk, key)
+
+    async def _admitted(self) -> Caller:
         caller = await self._authenticate()
         if self._service.charged(caller):
             # It waits for its turn like any request; the rows are charged with the batch.
             self._service.admit(caller)
-        return await hand_over(self._service, caller, rows, key, dry_run=dry_run)
+        return caller
 
     async def _authenticate(self) -> Caller:
         now = self._monotonic()

@@ -32,6 +32,8 @@ from biaojie.record import Record, Status
 from biaojie.wire.handle.typed import AdminRight
 from registry.accounts import KEY_PATTERN, digest, new_key
 from registry.admission import PUBLIC, Caller, Right, allows, authorize, elsewhere
+from registry.blocks import Bulk
+from registry.bulk import BulkOutcome
 from registry.changelog import part_of, subject_prefix
 from registry.handle_rights import admins, groups_of, held, prefix_identifier
 from registry.operations import Operation
@@ -372,6 +374,13 @@ class Service:
         return await self._registrar.submit(
             caller, operations, mode=mode, dry_run=dry_run, idempotency=idempotency
         )
+
+    async def load(self, caller: Caller, bulk: Bulk, idempotency: Idempotency) -> BulkOutcome:
+        """See `Registrar.load`; as `write`."""
+        if caller.is_public:
+            raise Unauthenticated()
+        self._charge_rows(caller, bulk.count)
+        return await self._registrar.load(caller, bulk, idempotency=idempotency)
 
     def _charge_rows(self, caller: Caller, rows: int) -> None:
         if tenant := self.charged(caller):

@@ -11,10 +11,11 @@ from pathlib import Path
 from biaojie.client import Client
 from biaojie.errors import InvalidFile
 from biaojie.wire.imports import ImportJob, ImportOptions
+from registry.import_counts import FAULTS_SHOWN
 from registry.import_prepare import FORMS, Form, Making, is_plain, prepare
 from registry.import_rows import Fault, mapping_of
 from registry.import_state import free_path
-from registry.imports import FAULTS_SHOWN, Aside, ImportReport, import_file
+from registry.imports import Aside, ImportReport, import_file
 
 from .progress import Bar
 from .sending import through
