@@ -36,8 +36,8 @@ from .core import Resolver
 from .front.handle import HandleFront, HandleLimits
 from .front.http import accounts, batches, identifiers, ranges, search
 from .front.http import statistics as statistics_front
-from .front.http.connection import HttpLimits
 from .front.http.handle_auth import RestAuthentication
+from .front.http.handler import HttpLimits
 from .front.http.handles import HandleRest
 from .front.http.imports import ImportRest
 from .front.http.lane import HttpLane

@@ -13,6 +13,7 @@ from biaojie.account import Role
 from biaojie.wire.handle import MEDIA_TYPE
 from registry.accounts import new_key
 from resolver.front.http import connection
+from resolver.front.http.handler import Handler
 from resolver.overload import PENALTY_S, Gate, Penalties
 from tests.lane_world import API, PAGE, PREFIX, REST, LaneWorld, Pipe, request, turns
 
@@ -261,9 +262,9 @@ def test_those_who_were_many_are_shed_a_few_at_a_time(
     """Each sweep takes as long as a few requests, however many have become idle."""
     monkeypatch.setattr(connection, "SHED_MAX", 3)
     retired = []
-    retire = connection.Handler.retire
+    retire = Handler.retire
     monkeypatch.setattr(
-        connection.Handler, "retire", lambda handler: (retired.append(handler), retire(handler))
+        Handler, "retire", lambda handler: (retired.append(handler), retire(handler))
     )
 
     async def work() -> list[int]:

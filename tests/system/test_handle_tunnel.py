@@ -20,7 +20,7 @@ from biaojie.wire.handle import (
     whole_frames,
 )
 from resolver.front.handle import HandleFront, HandleLimits
-from resolver.front.http.connection import HttpLimits
+from resolver.front.http.handler import HttpLimits
 from resolver.front.http.server import HttpFront
 from resolver.observe import Observer
 from resolver.overload import Quotas

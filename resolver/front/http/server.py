@@ -34,11 +34,12 @@ from ...observe import Observer
 from ...overload import Gate, Place
 from ...service import Service
 from ..listening import BACKLOG
-from .connection import ConnectionServer, Handler, HttpLimits
+from .connection import ConnectionServer
 from .door import ALWAYS_SERVED, Door
 from .endpoint import Asked, Endpoint, Reply, problem_reply, rate_limit
 from .forwarded import Proxies
 from .gathering import Gathering
+from .handler import Handler, HttpLimits
 from .lane import REQUEST_ID, HttpLane, Noted
 from .models import NoQuery
 from .replies import response_of
