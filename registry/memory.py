@@ -27,7 +27,7 @@ from .layers import Page, merged, page_of
 from .matching import Match
 from .patterns import sought
 from .ranges import HeldRange, RangeKey, first_members, member_of
-from .statistics import ENTRIES_MAX, Cell, Logged, Statistics, count, resolutions
+from .statistics import ENTRIES_MAX, Cell, Logged, Octets, Statistics, count, resolutions
 from .store import (
     BLOCKS_MAX,
     INDEXING_MAX,
@@ -479,6 +479,9 @@ class MemoryStore:
         wanted = {(day, prefix) for day in days for prefix in prefixes}
         cells = {cell: n for cell, n in self._statistics.items() if cell[:2] in wanted}
         return Statistics(self._counted, cells)
+
+    async def octets(self) -> Octets:
+        return Octets()
 
     async def settle_rules(self, case_sensitive: bool) -> None:
         """Nothing outlives the process, so nothing can differ."""

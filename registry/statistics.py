@@ -76,6 +76,14 @@ class Totals:
         return self.registered, self.changed, self.retired, self.purged
 
 
+class Octets(NamedTuple):
+    """On the database's disks, indexes included: in all, and by table where the database knows
+    that without reading them. Its write-ahead log and copies are not in it."""
+
+    total: int = 0
+    tables: Mapping[str, int] = {}
+
+
 class StatisticsStore(Protocol):
     async def list_prefixes(
         self, after: str | None, limit: int, tenant: str | None = None
@@ -95,6 +103,10 @@ class StatisticsStore(Protocol):
     async def read_statistics(self, prefixes: Sequence[str], days: Sequence[int]) -> Statistics:
         """The numbers of these folded prefixes (at most 1,000; ALL_PREFIXES is one) on these days
         (at most 367; ALL_DAYS is one)."""
+        ...
+
+    async def octets(self) -> Octets:
+        """From the database's own catalogue: no table is read for it."""
         ...
 
 
@@ -189,13 +201,14 @@ class Scope(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Report:
     """What the log says up to entry `sequence`: in all, by day (the oldest first, each listed),
-    and by prefix. `whole`: of all prefixes, so that resolutions are known."""
+    and by prefix. `whole`: of all prefixes, so that resolutions and octets are known."""
 
     sequence: int
     whole: bool
     total: Totals
     days: tuple[tuple[int, Totals], ...]
     prefixes: tuple[tuple[Prefix, Totals], ...]
+    octets: Octets | None = None
 
 
 async def report(store: StatisticsStore, scope: Scope, today: int, days: int) -> Report:
@@ -230,8 +243,8 @@ async def _report(store: StatisticsStore, scope: Scope, days: Sequence[int]) -> 
     else:
         listed = await store.list_prefixes(scope.after, scope.limit, scope.tenant)
     if scope.prefix is None and scope.tenant is None:
-        whole = await add([ALL_PREFIXES], days)
-        sums = {day: whole.totals(day, [ALL_PREFIXES]) for day in days}
+        found = await add([ALL_PREFIXES], days)
+        sums = {day: found.totals(day, [ALL_PREFIXES]) for day in days}
     else:
         async for names in _chunks(store, scope):
             found = await add(names, days)
@@ -244,12 +257,14 @@ async def _report(store: StatisticsStore, scope: Scope, days: Sequence[int]) -> 
     if len(sequences) > 1:
         return None
     total, *daily = sums.items()
+    whole = scope.prefix is None and scope.tenant is None
     return Report(
         max(sequences, default=0),
-        scope.prefix is None and scope.tenant is None,
+        whole,
         total[1],
         tuple(daily),
         tuple(by_prefix),
+        await store.octets() if whole else None,
     )
 
 
@@ -299,4 +314,5 @@ def as_document(made: Report) -> dict[str, Any]:
             each(totals, prefix=p.name, tenant=p.tenant, identifiers=totals.identifiers)
             for p, totals in made.prefixes
         ],
+        "bytes": made.octets and {"total": made.octets.total, "tables": {**made.octets.tables}},
     }

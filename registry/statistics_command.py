@@ -48,6 +48,9 @@ def show(made: Report) -> None:
         if totals != Totals() or totals is made.total:
             by_day.add_row(name, *row(totals), *resolved)
     console.print(by_day)
+    if made.octets is not None:
+        each = [f"{name} {octets:,}" for name, octets in made.octets.tables.items()]
+        console.print(f"{made.octets.total:,} bytes on disk 磁盘字节", *each, sep="\n  ")
     by_prefix = Table("prefix 前缀", "tenant 租户", "identifiers 标识", *TITLES)
     for prefix, totals in made.prefixes:
         by_prefix.add_row(prefix.name, prefix.tenant, f"{totals.identifiers:,}", *row(totals))

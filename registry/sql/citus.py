@@ -16,7 +16,8 @@ from biaojie.change import Entry
 from biaojie.identifier import Key
 
 from ..patterns import sought
-from . import postgresql, reader
+from ..statistics import Octets
+from . import postgresql, reader, statistics
 from .direct import Beginning, LogRow, Put, Row, Rows, direct
 from .postgresql import HEAD, PREFIX, RECEIPT
 from .schema import UnfitDatabase
@@ -237,6 +238,9 @@ class CitusStore(SqlStore):
             return sequence, hash_
 
         return await self._pools.read(read)
+
+    async def octets(self) -> Octets:
+        return await self._pools.read(lambda c: statistics.octets(c, distributed=True))
 
     async def list_changes(self, after: int, limit: int) -> list[Entry]:
         async def read(connection: AsyncConnection) -> list[Entry]:

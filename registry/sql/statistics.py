@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import bindparam, case, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..statistics import ENTRIES_MAX, OF_MANY, Cell, Logged, Statistics
-from .tables import changelog, statistics, statistics_head
+from ..statistics import ENTRIES_MAX, OF_MANY, Cell, Logged, Octets, Statistics
+from .tables import changelog, metadata, statistics, statistics_head
 
 _c, _s = changelog.c, statistics.c
 _MIXED = or_(_c.action.in_(["", *OF_MANY]), _c.prefix == "")
@@ -61,3 +61,29 @@ async def read(
         rows = (await connection.execute(_READ, {"prefixes": prefixes, "days": days})).all()
         if counted == int((await connection.execute(_COUNTED)).scalar_one()):
             return Statistics(counted, {Cell(row[0], row[1], row[2]): row[3] for row in rows})
+
+
+# By table would be a walk through all pages on SQLite.
+_FILE = text("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()")
+# A table in partitions is empty itself.
+_OF_PARTS = "(SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree(c.oid))"
+_TABLES = f"""
+SELECT c.relname, coalesce({_OF_PARTS}, pg_total_relation_size(c.oid))
+FROM pg_class AS c WHERE c.oid = ANY(CAST(:names AS text[])::regclass[])
+"""  # noqa: S608  (constants)
+_SHARDED = """
+SELECT table_name::text, citus_total_relation_size(table_name) FROM citus_tables
+WHERE table_name = ANY(CAST(:names AS text[])::regclass[])
+"""
+
+
+async def octets(connection: AsyncConnection, *, distributed: bool = False) -> Octets:
+    if connection.dialect.name == "sqlite":
+        return Octets(int((await connection.execute(_FILE)).scalar_one()))
+    names = {"names": list(metadata.tables)}
+    tables = {row[0]: int(row[1]) for row in (await connection.execute(text(_TABLES), names)).all()}
+    if distributed:
+        sharded = (await connection.execute(text(_SHARDED), names)).all()
+        tables |= {row[0]: int(row[1]) for row in sharded}
+    tables = dict(sorted(tables.items()))
+    return Octets(sum(tables.values()), tables)

@@ -21,6 +21,7 @@ from ..statistics import (
     DAYS_MAX,
     ENTRIES_MAX,
     PREFIXES_MAX,
+    Octets,
     Statistics,
     count,
     resolutions,
@@ -149,6 +150,9 @@ class SqlStore:
         assert len(prefixes) <= PREFIXES_MAX
         assert len(days) <= DAYS_MAX + 1
         return await self._pools.read(lambda c: statistics.read(c, prefixes, days))
+
+    async def octets(self) -> Octets:
+        return await self._pools.read(statistics.octets)
 
     async def settle_rules(self, case_sensitive: bool) -> None:
         wanted = "yes" if case_sensitive else "no"

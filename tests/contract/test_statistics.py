@@ -14,14 +14,19 @@ from biaojie.account import Prefix
 from biaojie.change import Action
 from biaojie.errors import BiaojieError, TemporarilyUnavailable
 from biaojie.identifier import Identifier, fold_prefix
+from biaojie.record import Value
 from registry import statistics
+from registry.admission import SYSTEM
+from registry.blocks import Chunk, cut
 from registry.operations import Purge, Retire
 from registry.registrar import Registrar
+from registry.sql.tables import metadata
 from registry.statistics import (
     ALL_DAYS,
     ALL_PREFIXES,
     RESOLVED,
     Cell,
+    Octets,
     Scope,
     Statistics,
     Totals,
@@ -35,6 +40,7 @@ from tests.core_parts import create, home, identifier, modify, put, registering,
 
 A, B = "88.118.8", "cn.Acme"
 DAY_MS = 86_400_000
+LARGE = 10_000
 TODAY = 20_000
 
 
@@ -161,6 +167,7 @@ async def test_a_report_of_all_of_a_tenant_and_of_a_prefix(
         ("2024-10-06", 1),
     ]
     assert everybody.days[-1][1].resolved == 9
+    assert everybody.octets == await store.octets()
     names = [(prefix.name, totals.identifiers) for prefix, totals in everybody.prefixes]
     assert names == [(A, 3), (B, 1)]
     page = await report(store, Scope(after=A, limit=1), clock.day, 1)
@@ -168,13 +175,38 @@ async def test_a_report_of_all_of_a_tenant_and_of_a_prefix(
     assert page.total == everybody.total
 
     beta = await report(store, Scope(tenant="beta"), clock.day, 4)
-    assert (beta.whole, beta.total) == (False, Totals(1))
+    assert (beta.whole, beta.total, beta.octets) == (False, Totals(1), None)
     assert [prefix.name for prefix, _ in beta.prefixes] == [B]
     nobody = await report(store, Scope(tenant="none"), clock.day, 4)
     assert (nobody.total, nobody.prefixes) == (Totals(), ())
     one = await report(store, Scope(prefix=Prefix(A, "acme")), clock.day, 1)
-    assert one.total == Totals(3, 0, 1)
+    assert (one.total, one.octets) == (Totals(3, 0, 1), None)
     assert one.days == ((clock.day, Totals(1, 0, 1)),)
+
+
+async def test_bytes_grow_with_what_is_written(
+    store: Store, registrar: Registrar, store_url: str | None
+) -> None:
+    before = await store.octets()
+    chance = random.Random(1)  # what is drawn by lot cannot be compressed
+    data = [chance.randbytes(100) for _ in range(1_000)]
+    run = Chunk(A, [f"S{n:04}" for n in range(1_000)], [[Value(1, "X", b"")]], [data])
+    await registrar.load(SYSTEM, cut(run, 1_700_000_000))
+    large = [Value(1, "X", chance.randbytes(LARGE)) for _ in range(64)]
+    await write(registrar, *(create(f"R{n}", values=(each,)) for n, each in enumerate(large)))
+    after = await store.octets()
+    if store_url is None:
+        assert before == after == Octets()
+        return
+    assert after.total - before.total > 64 * LARGE
+    if store_url.startswith("sqlite"):
+        assert (before.tables, after.tables) == ({}, {})
+        return
+    assert list(after.tables) == sorted(metadata.tables)
+    assert after.total == sum(after.tables.values())
+    assert after.tables["records"] - before.tables["records"] > 64 * LARGE
+    assert after.tables["blocks"] > before.tables["blocks"]
+    assert after.tables["api_keys"] == before.tables["api_keys"]
 
 
 async def test_a_report_is_of_one_moment_or_none(store: Store, registrar: Registrar) -> None:
@@ -194,6 +226,9 @@ async def test_a_report_is_of_one_moment_or_none(store: Store, registrar: Regist
                 await write(registrar, create(f"R{self.races}"))
                 await fold(store)
             return found
+
+        async def octets(self) -> Octets:
+            return await store.octets()
 
     racing: Any = Racing(4)
     made = await report(racing, Scope(), TODAY, 1)

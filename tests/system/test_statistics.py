@@ -64,6 +64,7 @@ def test_numbers_agree_with_what_was_asked_also_after_a_restart(
     assert [whole["total"][name] for name in numbers] == [8, 8, 1, 1, 0]
     assert [own["total"][name] for name in (*numbers, "resolved")] == [1, 1, 0, 0, 0, None]
     assert [item["prefix"] for item in own["prefixes"]] == ["88.118.9"]
+    assert (own["bytes"], whole["bytes"]["tables"]) == (None, {})
     first = seen(node.key, "?limit=1")
     assert (first["prefixes"][0]["prefix"], len(first["days"])) == ("88.118.8", 30)
     second = seen(node.key, f"?limit=1&after={first['next']}")
@@ -92,6 +93,8 @@ def test_numbers_agree_with_what_was_asked_also_after_a_restart(
     assert node.stop() == 0
     assert stats(node)["total"]["resolved"] == 35
     assert stats(node, "88.118.8")["total"]["identifiers"] == 7
+    octets = (node.data_dir / "registry.db").stat().st_size
+    assert stats(node)["bytes"]["total"] == octets >= whole["bytes"]["total"] > 0
     shown = subprocess.run(
         node.command("stats", "--data-dir", str(node.data_dir)),
         env=node.settings(),
@@ -101,3 +104,4 @@ def test_numbers_agree_with_what_was_asked_also_after_a_restart(
         check=True,
     ).stdout
     assert "8 identifiers 标识" in shown
+    assert f"{octets:,} bytes on disk 磁盘字节" in shown

@@ -81,6 +81,14 @@ _TEXTS = (
     ),
     Text("The newest entry of the change log that is counted.", "已计入的最新变更序号。"),
     Text("Each of the days, the oldest first.", "逐日列出，最早的在前。"),
+    Text(
+        "By table, where the database knows it without reading them.",
+        "按表统计（数据库无需读表即可得知时）。",
+    ),
+    Text(
+        "On the database's disks, indexes included; only for an admin, of all prefixes together.",
+        "数据库占用的磁盘字节数，含索引；仅管理员可见，为全部前缀之和。",
+    ),
     Text("Cursor for more of `prefixes`.", "`prefixes` 后续页的游标。"),
     Text("Home a prefix at this node (admin)", "在本节点托管前缀（管理员）"),
     Text("Look at a prefix", "查看前缀"),

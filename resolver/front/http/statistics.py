@@ -48,6 +48,13 @@ class PrefixNumbersReply(NumbersReply):
     identifiers: int
 
 
+class BytesReply(Shape):
+    total: int
+    tables: dict[str, int] = Field(
+        description="By table, where the database knows it without reading them."
+    )
+
+
 class StatisticsReply(Shape):
     """What the change log says up to entry `sequence`, and what nodes have added."""
 
@@ -55,6 +62,10 @@ class StatisticsReply(Shape):
     total: TotalReply
     days: list[DayReply] = Field(description="Each of the days, the oldest first.")
     prefixes: list[PrefixNumbersReply]
+    bytes: BytesReply | None = Field(
+        description="On the database's disks, indexes included; only for an admin, of all"
+        " prefixes together."
+    )
     next: str | None = Field(description="Cursor for more of `prefixes`.")
 
 
