@@ -214,7 +214,7 @@ def test_limits(make_node: Callable[..., RunningNode]) -> None:
 def test_stopped_by_its_owner_or_with_its_key(make_node: Callable[..., RunningNode]) -> None:
     node = make_node()
     node.home(PREFIX)
-    many = 60_000
+    many = 400_000
     first = start(node, rows("stop", many)).json["id"]
     until(lambda: stands(node, first)["rows"] > 2_000, 30)
     assert node.ask("DELETE", f"{IMPORTS}/{first}").status == 200
@@ -250,7 +250,7 @@ def at_work(node: RunningNode, id_: str) -> int:
 def test_another_worker_goes_on(make_node: Callable[..., RunningNode]) -> None:
     node = several(make_node, 2)
     node.home(PREFIX)
-    many = 40_000
+    many = 400_000
     id_ = start(node, rows("worker", many)).json["id"]
     killed = []
     for share in (0.1, 0.4):
