@@ -76,10 +76,10 @@ def worker(
     sockets: Annotated[str, typer.Option()],
     config: Annotated[Path | None, typer.Option()] = None,
     demo: Annotated[bool, typer.Option("--demo")] = False,
-    first: Annotated[bool, typer.Option("--first")] = False,
+    start: Annotated[str, typer.Option()] = "join",
 ) -> None:
     """One of several processes that serve together; `serve` starts them."""
-    from .worker import BEATS, Post, SupervisorPipe
+    from .worker import BEATS, Post, Start, SupervisorPipe
     from .worker_sockets import adopt
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from the terminal, for the supervisor to obey
@@ -87,14 +87,16 @@ def worker(
     settings = _settings(config)
     post = Post(slot, workers, folder, adopt(sockets))
     speaks = SupervisorPipe(pipe, settings.worker_silent_s / BEATS)
-    _serve_here(settings, Duty(demo, demo and first, not first, post, speaks))
+    fills, waits = demo and start == Start.FIRST, start == Start.JOIN
+    _serve_here(settings, Duty(demo, fills, waits, post, speaks))
 
 
 @dataclass(frozen=True, slots=True)
 class Duty:
     """What a process that serves is to do besides: `fills` with the `demo` data. Alone it has no
     `post`, and nobody at the other end of a `pipe`. It `waits` for a registry out of reach where
-    others have found it: the first of a node says at once that there is none."""
+    others have found it, unless one serves in its place: the first of a node says at once that
+    there is none."""
 
     demo: bool = False
     fills: bool = False

@@ -24,7 +24,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from .worker import BEATS, BEGIN, READY
+from .worker import BEATS, BEGIN, READY, Start
 
 START_S: Final = 90.0
 """How long a worker may take to get ready."""
@@ -91,12 +91,11 @@ class Slot:
 
 @dataclass(slots=True)
 class Supervisor:
-    """`launch(slot, first)` starts a process: `first` for the very first, which prepares what all
-    need. `reload` says why nothing can be replaced now, or None. `on_ready` is called once, when
-    all serve."""
+    """`launch(slot, start)` starts a process. `reload` says why nothing can be replaced now, or
+    None. `on_ready` is called once, when all serve."""
 
     slots_number: int
-    launch: Callable[[int, bool], tuple[Process, Pipe]]
+    launch: Callable[[int, Start], tuple[Process, Pipe]]
     reload: Callable[[], str | None]
     on_ready: Callable[[], None] = lambda: None
     stop_s: float = 30.0
@@ -302,14 +301,14 @@ class Supervisor:
     def _start(self, slot: Slot) -> Worker:
         first = not self._begun and slot.number == 0
         slot.start_at = None
-        slot.worker = self._launched(slot, first)
+        slot.worker = self._launched(slot, Start.FIRST if first else Start.JOIN)
         if first or self._begun:
             self._tell_to_begin(slot.worker)
         return slot.worker
 
-    def _launched(self, slot: Slot, first: bool) -> Worker:
+    def _launched(self, slot: Slot, start: Start) -> Worker:
         now = self.clock()
-        return Worker(slot.number, *self.launch(slot.number, first), since=now, heard=now)
+        return Worker(slot.number, *self.launch(slot.number, start), since=now, heard=now)
 
     def _tell_to_begin(self, worker: Worker) -> None:
         worker.begun, worker.since = True, self.clock()
@@ -361,7 +360,7 @@ class Supervisor:
                 self._start(slot)
                 self._done_replacing()
                 return
-            slot.next = self._launched(slot, False)
+            slot.next = self._launched(slot, Start.SUCCEED)
             self._tell_to_begin(slot.next)
         elif slot.next.ready:
             old, slot.worker, slot.next = slot.worker, slot.next, None

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,15 @@ ALIVE: Final = b"."
 """what it is told;"""
 BEATS: Final = 5
 """so many times in the time after which a silent worker is taken for one that hangs."""
+
+
+class Start(StrEnum):
+    """How a worker begins: the very first prepares what all need; one that is to `succeed` another
+    that still serves must fail where it cannot do better; the others wait for what is missing."""
+
+    FIRST = "first"
+    SUCCEED = "succeed"
+    JOIN = "join"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from .worker import Start
 from .worker_sockets import Sockets, descriptors
 
 FOLDER_START: Final = "workers-"
@@ -32,7 +33,7 @@ class Launcher:
     config: Path | None = None
     demo: bool = False
 
-    def launch(self, slot: int, first: bool) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    def launch(self, slot: int, start: Start) -> tuple[subprocess.Popen[bytes], socket.socket]:
         """A worker, and our end of the pipe on which it says that it is ready."""
         ours, theirs = socket.socketpair()
         with theirs:
@@ -40,6 +41,7 @@ class Launcher:
                 *program(),
                 "worker",
                 f"--slot={slot}",
+                f"--start={start}",
                 f"--workers={len(self.sockets)}",
                 f"--pipe={theirs.fileno()}",
                 f"--folder={self.folder}",
@@ -49,8 +51,6 @@ class Launcher:
                 arguments.append(f"--config={self.config}")
             if self.demo:
                 arguments.append("--demo")
-            if first:
-                arguments.append("--first")
             inherited = [n for several in descriptors(self.sockets[slot]).values() for n in several]
             try:
                 process = subprocess.Popen(  # noqa: S603 - our own program

@@ -19,7 +19,7 @@ from resolver.supervisor import (
     START_S,
     Supervisor,
 )
-from resolver.worker import ALIVE, BEATS, BEGIN, READY
+from resolver.worker import ALIVE, BEATS, BEGIN, READY, Start
 
 STOP_S = 20.0
 
@@ -29,7 +29,7 @@ class Worker:
     """A process and the pipe to it."""
 
     slot: int
-    first: bool
+    start: Start
     pid: int
     said: list[bytes] = field(default_factory=list)
     signals: list[int] = field(default_factory=list)
@@ -83,8 +83,8 @@ class House:
         )
         self.supervisor.start()
 
-    def _launch(self, slot: int, first: bool) -> tuple[Worker, Worker]:
-        worker = Worker(slot, first, 100 + len(self.started))
+    def _launch(self, slot: int, start: Start) -> tuple[Worker, Worker]:
+        worker = Worker(slot, start, 100 + len(self.started))
         self.started.append(worker)
         return worker, worker
 
@@ -136,7 +136,7 @@ class House:
 def test_all_start_and_the_others_begin_when_the_first_is_ready() -> None:
     house = House(3)
     house.step(5)
-    assert [(w.slot, w.first) for w in house.started] == [(0, True), (1, False), (2, False)]
+    assert [(w.slot, w.start) for w in house.started] == [(0, "first"), (1, "join"), (2, "join")]
     assert [w.begun for w in house.started] == [True, False, False]
     house.ready(house.started[0])
     assert [w.begun for w in house.started] == [True, True, True]
@@ -297,7 +297,7 @@ def test_one_after_the_other_is_replaced() -> None:
     house.signal(signal.SIGHUP)
     for slot in (0, 1):
         new = house.started[-1]
-        assert (new.slot, new.first) == (slot, False)
+        assert (new.slot, new.start) == (slot, "succeed")
         assert old[slot].signals == []
         house.ready(new)
         assert old[slot].signals == [signal.SIGTERM]
