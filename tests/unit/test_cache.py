@@ -12,6 +12,7 @@ import pytest
 from biaojie.account import PrefixStatus
 from biaojie.errors import (
     BiaojieError,
+    Elsewhere,
     IdentifierNotFound,
     IdentifierRetired,
     PrefixNotHere,
@@ -48,6 +49,27 @@ def world() -> World:
 
 
 # Lifetimes ------------------------------------------------------------------------------
+
+
+async def test_what_is_at_hand(world: World) -> None:
+    """What `resolve` would say without asking anybody, but where a name lives."""
+    cache = world.cache
+    assert cache.at_hand(key("SN1")) is None
+    await world.ask()
+    found = cache.at_hand(key("SN1"))
+    assert found is not None
+    assert (found.source, found.record is not None) == (Source.CACHE, True)
+    for absence in (IdentifierNotFound, IdentifierRetired, PrefixNotHere, PrefixSuspended):
+        cache._keep(key("A"), Answer(None, absence, Source.STORE, 0, 0), world.now)
+        absent = cache.at_hand(key("A"))
+        assert absent is not None
+        assert absent.absence is absence
+    cache._keep(key("B"), Answer(None, Elsewhere, Source.STORE, 0, 0), world.now)
+    assert cache.at_hand(key("B")) is None
+    world.now += 5
+    assert cache.at_hand(key("A")) is None
+    world.now += 95
+    assert cache.at_hand(key("SN1")) is None
 
 
 async def test_an_answer_lives_for_its_ttl(world: World) -> None:

@@ -284,6 +284,17 @@ async def test_each_of_a_batch_gets_its_own_reply_and_is_counted() -> None:
     assert [line["request_id"] for line in lines] == ["r1", "r2", "r3"]
 
 
+@pytest.mark.parametrize("slow_s", [0, 100])
+async def test_what_the_service_does_not_answer_is_left_to_others(slow_s: float) -> None:
+    async def service(questions: Sequence[str]) -> list[str | BiaojieError | None]:
+        return [None, "1", None, IdentifierNotFound("no")]
+
+    replies, counts, lines = await together(service, "a", "b", "c", "d", slow_s=slow_s)
+    assert replies == [None, "b: 1", None, "identifier-not-found r3"]
+    assert counts == {"ok": 1, "identifier-not-found": 1}
+    assert [line["request_id"] for line in lines] == (["r3"] if slow_s else ["r1", "r3"])
+
+
 @pytest.mark.parametrize(
     ("failure", "code"),
     [
