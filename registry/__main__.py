@@ -97,26 +97,37 @@ def verify(
         bool,
         typer.Option(envvar="BIAOJIE_SUFFIX_CASE_SENSITIVE", help="As the node is set."),
     ] = False,
+    processes: Annotated[
+        int,
+        typer.Option(min=0, max=64, help="More that look at blocks, for large registries."),
+    ] = 0,
 ) -> None:
     """Check the change log and that the registry is what the log says. Exit code 1: it is not."""
 
     async def work() -> int:
+        from contextlib import nullcontext
+
         from rich.console import Console
 
         from .audit import audit
+        from .processes import processes as started
         from .sql import open_store
         from .witness import Witness
 
         store = await open_store(_url(database_url, data_dir), allow_unsafe_durability=True)
         console = Console(stderr=True)
         try:
-            with console.status("") as status:
+            with (
+                started(processes) if processes else nullcontext() as helpers,
+                console.status("") as status,
+            ):
                 found = await audit(
                     store,
                     witness=Witness(data_dir).read(),
                     log_only=log_only,
                     case_sensitive=case_sensitive,
                     progress=lambda what, count: status.update(f"{count:,} {what}"),
+                    helpers=helpers,
                 )
         finally:
             await store.close()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 
 from biaojie.change import RUNS, Action, Change
@@ -19,7 +21,7 @@ from biaojie.errors import BiaojieError, TamperedLog
 from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 
-from .audit_blocks import BlockSums, BlockWalk, look_up_blocks
+from .audit_blocks import BlockSums, BlockWalk, PageRead, look_up_blocks, read_page
 from .audit_ranges import OF_RANGES, RangeLedger
 from .changelog import (
     Verifier,
@@ -37,6 +39,8 @@ PAGE = 200
 ENTRIES_PAGE = 8  # an entry may hold thousands of changes
 WALKS_MAX = 3
 """How often a prefix is read anew because its rows were folded into blocks meanwhile."""
+PAGES_AHEAD = 4
+"""Pages of blocks that are looked at while the next is read."""
 STATES_MAX = 50_000
 """States of records kept until they are looked up in the log, in the order of the log."""
 
@@ -66,13 +70,16 @@ async def audit(
     log_only: bool = False,
     case_sensitive: bool = False,
     progress: Callable[[str, int], None] = lambda what, count: None,
+    helpers: Executor | None = None,
 ) -> Audit:
     """Walk everything; what is written while it runs does not disturb it.
 
-    Memory grows with the number of prefixes, keys and purges, not with that of records; time
+    `helpers` (threads of this process, if None) look at blocks, PAGES_AHEAD pages of them at a
+    time. Memory grows with the number of prefixes, keys and purges, not with that of records; time
     with the records and, for each STATES_MAX of them, with the log.
     """
-    return await _Auditor(store, witness, case_sensitive, progress).run(log_only=log_only)
+    auditor = _Auditor(store, witness, case_sensitive, progress, helpers)
+    return await auditor.run(log_only=log_only)
 
 
 _MODULUS = 1 << 2048
@@ -114,8 +121,10 @@ class _Auditor:
         witness: tuple[int, bytes],
         case_sensitive: bool,
         progress: Callable[[str, int], None],
+        helpers: Executor | None,
     ) -> None:
         self.store = store
+        self.helpers = helpers
         self.witness = witness
         self.marks = [(*witness, "is not the one the witness saw")]
         self.case_sensitive = case_sensitive
@@ -362,16 +371,27 @@ class _Auditor:
 
     async def walk_blocks(self, walk: BlockWalk) -> bool:
         """As `walk_records`, the blocks of the same prefix."""
+        loop = asyncio.get_running_loop()
+        pages: deque[asyncio.Future[PageRead]] = deque()
         after: bytes | None = None
-        while blocks := await self.store.list_blocks(walk.prefix, after, BLOCKS_MAX):
-            if any(self.rewrites(change, walk.prefix) for change in await self.follow()):
-                return False
-            await asyncio.to_thread(walk.read, blocks)
-            after = blocks[-1].first
-            self.result.records += sum(block.size for block in blocks)
-            self.progress("records", self.result.records)
-            if len(walk.runs) + len(walk.members) >= STATES_MAX // 10:
-                await self.look_up_walked(walk)
+        try:
+            while blocks := await self.store.list_blocks(walk.prefix, after, BLOCKS_MAX):
+                if any(self.rewrites(change, walk.prefix) for change in await self.follow()):
+                    return False
+                look = partial(read_page, walk.prefix, walk.until, blocks)
+                pages.append(loop.run_in_executor(self.helpers, look))
+                after = blocks[-1].first
+                self.result.records += sum(block.size for block in blocks)
+                self.progress("records", self.result.records)
+                if len(pages) >= PAGES_AHEAD:
+                    walk.take(await pages.popleft())
+                if len(walk.runs) + len(walk.members) >= STATES_MAX // 10:
+                    await self.look_up_walked(walk)
+            while pages:
+                walk.take(await pages.popleft())
+        finally:
+            for page in pages:
+                page.cancel()
         await self.look_up_walked(walk)
         return True
 

@@ -67,8 +67,68 @@ class BlockSums:
         self.counts[prefix] += sign * change.count
 
 
+class PageRead(NamedTuple):
+    """What is to be said of some blocks, in order, of a prefix; see BlockWalk. `first` begins the
+    first of them, `end` is the greatest last suffix."""
+
+    first: bytes
+    end: bytes
+    sum: int
+    members_count: int
+    faults: list[str]
+    runs: list[RunState]
+    members: list[MemberState]
+
+
+def read_page(prefix: str, until: int, blocks: Sequence[Block]) -> PageRead:
+    """Check some blocks by themselves. Pure: it may be done in another process."""
+    total = count = 0
+    end = b""
+    faults: list[str] = []
+    runs: list[RunState] = []
+    older: list[MemberState] = []
+    for block in blocks:
+        first, last = block.first.decode(errors="replace"), block.last.decode(errors="replace")
+        name = f"{prefix}/{first}"
+        if block.first <= end:
+            faults.append(_lies_over(name))
+        end = max(end, block.last)
+        try:
+            digest = hashlib.sha256(content_of(block.blob)).digest()
+            members = Members(block.blob, block.size, block.sequence)
+            names = members.suffixes()
+            if (names[0], names[-1], len(names)) != (block.first, block.last, block.size):
+                raise ValueError("its ends are not those of its content")
+            if not all(map(lt, names, names[1:])):
+                raise ValueError("its members are not in order")
+            older += _older(prefix, members)
+        except Exception as error:  # written by somebody else: anything may be wrong with it
+            faults.append(f"block {name}: cannot be read: {error!r}")
+            continue
+        runs.append(RunState(block.sequence, name, last, block.size, digest))
+        if block.sequence <= until:
+            total = (total + _number(name, last, block.size, digest)) % MODULUS
+            count += block.size
+    return PageRead(blocks[0].first, end, total, count, faults, runs, older)
+
+
+def _lies_over(name: str) -> str:
+    return f"block {name}: lies over the one before it"
+
+
+def _older(prefix: str, members: Members) -> Iterator[MemberState]:
+    if members.alike_in_age:
+        return
+    for suffix, record in members.all():
+        if record.sequence != members.sequence:
+            subject, key = str(record.identifier), Key(prefix, suffix)
+            digest = record_digest(record)
+            yield MemberState(record.sequence, subject, record.version, digest, key)
+
+
 class BlockWalk:
-    """The blocks of a prefix that were written up to the entry `until`, page by page."""
+    """The blocks of a prefix that were written up to the entry `until`, page by page. What must be
+    looked up in the log is left in `runs` and `members`."""
 
     def __init__(self, prefix: str, until: int) -> None:
         self.prefix = prefix
@@ -80,39 +140,17 @@ class BlockWalk:
         self.runs: list[RunState] = []
         self.members: list[MemberState] = []
 
-    def read(self, blocks: Sequence[Block]) -> None:
-        """Check some, in order. What must be looked up in the log is left in `runs`, `members`."""
-        for block in blocks:
-            first, last = block.first.decode(errors="replace"), block.last.decode(errors="replace")
-            name = f"{self.prefix}/{first}"
-            if block.first <= self.end:
-                self.faults.append(f"block {name}: lies over the one before it")
-            self.end = max(self.end, block.last)
-            try:
-                digest = hashlib.sha256(content_of(block.blob)).digest()
-                members = Members(block.blob, block.size, block.sequence)
-                names = members.suffixes()
-                if (names[0], names[-1], len(names)) != (block.first, block.last, block.size):
-                    raise ValueError("its ends are not those of its content")
-                if not all(map(lt, names, names[1:])):
-                    raise ValueError("its members are not in order")
-                self.members += self._older(members)
-            except Exception as error:  # written by somebody else: anything may be wrong with it
-                self.faults.append(f"block {name}: cannot be read: {error!r}")
-                continue
-            self.runs.append(RunState(block.sequence, name, last, block.size, digest))
-            if block.sequence <= self.until:
-                self.sum = (self.sum + _number(name, last, block.size, digest)) % MODULUS
-                self.count += block.size
-
-    def _older(self, members: Members) -> Iterator[MemberState]:
-        if members.alike_in_age:
-            return
-        for suffix, record in members.all():
-            if record.sequence != members.sequence:
-                subject, key = str(record.identifier), Key(self.prefix, suffix)
-                digest = record_digest(record)
-                yield MemberState(record.sequence, subject, record.version, digest, key)
+    def take(self, page: PageRead) -> None:
+        """The next page in order."""
+        if page.first <= self.end:
+            name = f"{self.prefix}/{page.first.decode(errors='replace')}"
+            self.faults.append(_lies_over(name))
+        self.end = max(self.end, page.end)
+        self.sum = (self.sum + page.sum) % MODULUS
+        self.count += page.members_count
+        self.faults += page.faults
+        self.runs += page.runs
+        self.members += page.members
 
 
 async def look_up_blocks(

@@ -155,11 +155,12 @@ def volume(
     """
 
     async def work() -> None:
+        from registry.processes import processes
+
         from .. import results
         from ..processes import ROOT
         from . import telling
         from .disk import place_of
-        from .loader import workers as pool_of
         from .volume import Volume, Wanted
 
         began = time.strftime("%H:%M:%S")
@@ -167,7 +168,7 @@ def volume(
         folder.mkdir(parents=True, exist_ok=True)
         place = place_of(database, folder)
         wanted = Wanted(seed, count, reads, changes, workers)
-        with pool_of(workers) as pool:
+        with processes(workers) as pool:
             async with _opened(place) as (store, registrar):
                 run = Volume(store, place, folder, wanted, lambda text: typer.echo(text, err=True))
                 await run.run(registrar, pool)

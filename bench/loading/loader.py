@@ -9,16 +9,10 @@ so the log itself says how far a load came.
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
-import multiprocessing
-import os
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from typing import Final
 
 from biaojie.account import Role
@@ -33,7 +27,6 @@ from registry.store import Store
 from ..words import BenchFault
 from .plan import PREFIXES, Piece, Plan, columns, prefix_of, template_of, tenant_of
 
-_PR_SET_PDEATHSIG: Final = 1
 _AHEAD: Final = 3
 """Chunks for each worker that are being made or wait for their commit."""
 COMMIT_S: Final = 60.0
@@ -51,26 +44,6 @@ def make(seed: str, piece: Piece, now: int) -> Bulk:
     )
     check_chunk(chunk)
     return cut(chunk, now)
-
-
-def _begin_worker() -> None:
-    # A pool's processes would wait for ever if this one were killed.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Columns come and go by the ten thousand and have no cycles.
-    gc.disable()
-
-
-@contextmanager
-def workers(count: int) -> Iterator[ProcessPoolExecutor]:
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin_worker)
-    try:
-        for waiting in [pool.submit(os.getpid) for _ in range(count)]:
-            waiting.result(timeout=60)
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 async def pieces_in(store: Store, plan: Plan) -> int:

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+from registry.processes import processes
 from registry.registrar import Registrar
 from registry.store import Store
 
@@ -16,7 +17,7 @@ from ..processes import cpu_s, family, resident_octets
 from ..words import BenchFault
 from .disk import Place, place_of
 from .drivers import postgresql_rows, rows_of, sqlite_rows
-from .loader import home, load, workers
+from .loader import home, load
 from .plan import Plan
 from .reading import read, spread
 
@@ -31,7 +32,7 @@ async def measure(
     folder: Path,
     seed: str,
     count: int,
-    workers_: int,
+    workers: int,
     driver_rows: int,
 ) -> dict[str, Any]:
     """Load `count` records, read some back, then let the driver load. Seconds of processor are of
@@ -53,9 +54,9 @@ async def measure(
             nonlocal most
             most = max(most, resident_octets(family(os.getpid())))
 
-        with workers(workers_) as pool:
+        with processes(workers) as pool:
             began, busy = time.monotonic(), cpu_s(place.all_pids())
-            await load(registrar, pool, plan, 0, len(plan.pieces), ahead=workers_, progress=look)
+            await load(registrar, pool, plan, 0, len(plan.pieces), ahead=workers, progress=look)
             wall, cpu = time.monotonic() - began, cpu_s(place.all_pids()) - busy
         await read(store, plan, "loaded", spread(plan.total, _CHECKED, 1))
         octets = await place.octets() - before
@@ -77,7 +78,7 @@ async def measure(
             "cpu_s": cpu,
             "octets": octets,
             "resident_octets": most,
-            "workers": workers_,
+            "workers": workers,
         },
         "bare": {"rows": bare.rows, "wall_s": bare.wall_s, "cpu_s": bare.cpu_s},
     }

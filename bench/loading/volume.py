@@ -114,7 +114,7 @@ class Volume:
         if "change" not in self.state.steps:
             await self._read_all()
         await self._step("change", self._change(registrar))
-        await self._step("verify", self._verify())
+        await self._step("verify", self._verify(pool))
         return self.state
 
     async def _begun(self, registrar: Registrar) -> int:
@@ -273,7 +273,7 @@ class Volume:
         self._say(f"{len(numbers):,} changed, every tenth retired 已变更，十分之一注销")
         return {"count": len(numbers)}
 
-    async def _verify(self) -> dict[str, Any]:
+    async def _verify(self, pool: ProcessPoolExecutor) -> dict[str, Any]:
         told = time.monotonic()
 
         def progress(what: str, count: int) -> None:
@@ -283,7 +283,7 @@ class Volume:
                 self._note_memory()
                 self._say(f"verify 校验: {count:,} {what}")
 
-        found = await audit(self._store, progress=progress)
+        found = await audit(self._store, progress=progress, helpers=pool)
         if found.faults or found.busy or found.records != self._plan.total:
             said = "; ".join(found.faults[:_FAULTS_TOLD]) or f"{found.records} records"
             raise WrongAnswer(f"verify: {said}", f"校验未通过：{said}")

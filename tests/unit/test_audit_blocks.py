@@ -12,8 +12,10 @@ from sqlalchemy import delete, insert, update
 
 from biaojie.record import Value
 from registry.admission import SYSTEM
+from registry.audit import audit
 from registry.blocks import Chunk, Member, Members, cut, seal
 from registry.operations import Purge
+from registry.processes import processes
 from registry.registrar import Registrar
 from registry.sql.tables import blocks, records
 from tests.audited import Registry, Tamper, at, built, faults_after
@@ -58,6 +60,15 @@ async def test_an_honest_registry_is_clean(registry: Registry) -> None:
     assert found.faults == []
     assert found.busy == []
     assert found.records == 12 + 200 + 100 - 1 + 60
+
+
+async def test_other_processes_find_the_same(registry: Registry) -> None:
+    await edit(registry)
+    told = await audit(registry.store, witness=registry.witness)
+    with processes(2) as helpers:
+        found = await audit(registry.store, witness=registry.witness, helpers=helpers)
+    assert found.faults
+    assert found == told
 
 
 async def forge(r: Registry, suffix: str, **fields: Any) -> None:
