@@ -54,8 +54,8 @@ def test_with_an_admin_key(
 ) -> None:
     node = make_node(database_url=database_url)
     node.home("88.118.8", "acme")
-    sent = run(node, 20, tmp_path, "-H", f"Authorization: Bearer {node.key}")
-    check(node, sent, at_least=200)
+    sent = run(node, 12, tmp_path, "-H", f"Authorization: Bearer {node.key}")
+    check(node, sent, at_least=60)
     series = metrics(Described(node.port))
     assert total(series, "biaojie_requests_total", operation="put", outcome="ok") > 0
     assert node.stop() == 0
@@ -67,8 +67,8 @@ def test_without_a_key(make_node: Callable[..., RunningNode], tmp_path: Path) ->
     node = make_node()
     node.home("88.118.8", "acme")
     before = end_of_log(Described(node.port, node.key))
-    sent = run(node, 10, tmp_path)
-    check(node, sent, at_least=100)
+    sent = run(node, 6, tmp_path)
+    check(node, sent, at_least=60)
     assert end_of_log(Described(node.port, node.key)) == before
 
 
