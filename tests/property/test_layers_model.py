@@ -10,6 +10,7 @@ from registry.memory import MemoryStore
 from registry.registrar import Registrar
 from registry.sql import open_store
 from registry.store import Store
+from tests.citus import prepared
 from tests.layers_model import NOW, Model
 
 STEPS = int(os.environ.get("LAYERS_STEPS", "120"))
@@ -47,3 +48,8 @@ async def test_sqlite(sqlite_url: str, searchable: bool) -> None:
 @pytest.mark.parametrize("searchable", [False, True])
 async def test_postgresql(postgres_url: str, searchable: bool) -> None:
     await run(await open_store(postgres_url), SEED + 2, searchable=searchable)
+
+
+async def test_citus() -> None:
+    store = await open_store(prepared(), read_timeout_s=10, write_timeout_s=15)
+    await run(store, SEED + 9, searchable=True)

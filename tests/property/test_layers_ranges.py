@@ -17,6 +17,7 @@ from registry.patterns import Pattern, parse_pattern
 from registry.registrar import Registrar
 from registry.sql import open_store
 from registry.store import Store
+from tests.citus import prepared
 from tests.layers_model import NOW, PREFIX, Model
 
 STEPS = int(os.environ.get("LAYERS_STEPS", "150"))
@@ -163,6 +164,11 @@ async def test_sqlite(sqlite_url: str) -> None:
 
 async def test_postgresql(postgres_url: str) -> None:
     await run(await open_store(postgres_url), SEED + 2)
+
+
+async def test_citus() -> None:
+    store = await open_store(prepared(), read_timeout_s=10, write_timeout_s=15)
+    await run(store, SEED + 9)
 
 
 @pytest.mark.parametrize("seed", range(3, 6))
