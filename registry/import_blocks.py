@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import lt
-from typing import Any, Protocol
+from typing import Protocol
 
 from biaojie.change import RowResult
 from biaojie.errors import (
@@ -84,10 +84,10 @@ class Registered:
 def windows(source: Source) -> Iterator[Window]:
     """Until the file has ended; where they are cut depends on the file and on where it stands."""
     while True:
-        start = source.file.offset
+        start = source.place.offset
         source.shapes = Shapes()
         window = Window(source.shapes)
-        while window.count < WINDOW_ROWS and source.file.offset - start < WINDOW_BYTES:
+        while window.count < WINDOW_ROWS and source.place.offset - start < WINDOW_BYTES:
             taken = source.take()
             if not taken:
                 break
@@ -101,21 +101,33 @@ def windows(source: Source) -> Iterator[Window]:
 
 
 def _add(groups: dict[str, Columns], new: Columns) -> None:
-    for prefix in dict.fromkeys(new.prefixes):
-        own = groups.setdefault(prefix, Columns())
-        picked: Sequence[int] = range(len(new.prefixes))
-        alone = new.prefixes.count(prefix) == len(new.prefixes)
-        if not alone:
-            picked = [n for n, name in enumerate(new.prefixes) if name == prefix]
-        pairs: tuple[tuple[list[Any], Sequence[Any]], ...] = (
-            (own.lines, new.lines),
-            (own.sources, new.sources),
-            (own.suffixes, new.suffixes),
-            (own.kinds, new.kinds),
-            (own.data, new.data),
-        )
-        for mine, theirs in pairs:
-            mine.extend(theirs if alone else [theirs[n] for n in picked])
+    if len(set(new.prefixes)) == 1:
+        _extend(groups.setdefault(new.prefixes[0], Columns()), new)
+        return
+    places: dict[str, list[int]] = {}
+    for number, prefix in enumerate(new.prefixes):
+        places.setdefault(prefix, []).append(number)
+    for prefix, own in places.items():
+        _extend(groups.setdefault(prefix, Columns()), _chosen(new, own))
+
+
+def _extend(mine: Columns, more: Columns) -> None:
+    mine.lines += more.lines
+    mine.sources += more.sources
+    mine.suffixes += more.suffixes
+    mine.kinds += more.kinds
+    mine.data += more.data
+
+
+def _chosen(columns: Columns, places: Sequence[int]) -> Columns:
+    return Columns(
+        [columns.lines[n] for n in places],
+        [columns.sources[n] for n in places],
+        [],
+        [columns.suffixes[n] for n in places],
+        [columns.kinds[n] for n in places],
+        [columns.data[n] for n in places],
+    )
 
 
 def arranged(
@@ -164,19 +176,8 @@ def _group(prefix: str, columns: Columns, *, case_sensitive: bool) -> Group:
 
 
 def _picked(group: Group, places: Sequence[int]) -> Group:
-    own = group.columns
-    return Group(
-        group.prefix,
-        [group.folded[n] for n in places],
-        Columns(
-            [own.lines[n] for n in places],
-            [own.sources[n] for n in places],
-            [],
-            [own.suffixes[n] for n in places],
-            [own.kinds[n] for n in places],
-            [own.data[n] for n in places],
-        ),
-    )
+    folded = [group.folded[n] for n in places]
+    return Group(group.prefix, folded, _chosen(group.columns, places))
 
 
 def _apart(group: Group, named: set[bytes]) -> tuple[Group, list[tuple[int, object]]]:

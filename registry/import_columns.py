@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import compress, repeat
-from typing import Any
+from typing import Any, Protocol
 
 from biaojie.errors import InvalidIdentifier, InvalidRecord
 from biaojie.identifier import Identifier
@@ -99,17 +100,30 @@ class Shapes:
         return self.of(values) if len(values) <= _RECORD_VALUES_MAX else None
 
 
-class Source:
-    """The rows of an opened file, a batch at a time."""
+class Place(Protocol):
+    """Where rows stand that were put in order."""
 
-    def __init__(self, file: Rows, reader: Reader) -> None:
+    size: int
+    offset: int
+    line: int
+
+    def seek(self, offset: int, line: int) -> None: ...
+    def batch(self) -> Batch: ...
+
+
+class Source:
+    """The rows of an opened file, a batch at a time; or of `place`, which has them in order."""
+
+    def __init__(self, file: Rows, reader: Reader, place: Place | None = None) -> None:
         self.file = file
         self.reader = reader
         self.shapes = Shapes()
+        self.place: Place | Rows = place or file
+        self._batch = place.batch if place is not None else partial(next_batch, file)
 
     def take(self) -> Taken:
         """The next batch; an empty one at the end. Raises InvalidFile."""
-        batch = next_batch(self.file)
+        batch = self._batch()
         taken = Taken(Columns(), [], [])
         doubtful = self._cells(batch, taken) if self.file.header else self._records(batch, taken)
         for number in doubtful:
@@ -192,6 +206,8 @@ class Source:
         for number, fields in enumerate(batch.rows):
             if type(fields) is dict and fields.keys() == names:
                 rows.append([fields[name] for name in header])
+            elif type(fields) is tuple:  # cells already
+                rows.append(list(fields))
             else:
                 doubtful.add(number)
                 rows.append(blank)

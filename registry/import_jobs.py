@@ -39,7 +39,10 @@ from .import_state import sync_directory
 
 FREE_BYTES_MIN = 256 * 2**20
 """An upload ends before the disk, which the registry may share, is full to the last."""
-_SCRATCH = ("upload", "rows", "state.json", "seen.db", "seen.db-wal", "seen.db-shm", "progress")
+_SCRATCH = (
+    *("upload", "rows", "rows.sorted", "rows.sorted.part", "state.json"),
+    *("seen.db", "seen.db-wal", "seen.db-shm", "progress"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,8 @@ class ImportState:
     report_bytes: int = 0
     by_rows: list[str] = field(default_factory=list)
     """Prefixes whose rows of the chunk that is next go in as rows and not as blocks."""
+    sorted: bool = False
+    """Whether `offset` is a place in the rows as they were put in order, on disk."""
     format: int = FORMAT
 
     def save(self, path: Path) -> None:

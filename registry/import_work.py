@@ -27,6 +27,7 @@ from .import_blocks import Load
 from .import_jobs import Claim, error_form
 from .import_prepare import FORMS, Form, Making, is_plain, prepare
 from .import_rows import Row, mapping_of
+from .import_sorting import SORT_MEMORY_BYTES
 from .import_state import ImportState
 from .imports import Aside, ImportProgress, Submit, import_file
 
@@ -56,6 +57,7 @@ class Work:
     workbook_memory_bytes: int
     clock: Callable[[], float] = time.time
     load: Load | None = None
+    sort_memory_bytes: int = SORT_MEMORY_BYTES
 
 
 def work(claim: Claim, work: Work) -> ImportJob:
@@ -105,6 +107,8 @@ class _One:
                 report_file=report_file,
                 seen_file=self._folder / "seen.db",
                 keep_state=True,
+                sorted_file=self._folder / "rows.sorted",
+                sort_memory_bytes=self._work.sort_memory_bytes,
             ),
             mode=self._job.options.mode,
             dry_run=self._job.options.dry_run,

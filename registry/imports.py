@@ -26,11 +26,12 @@ from biaojie.errors import (
 from biaojie.limits import BATCH_ROWS_MAX
 
 from .import_blocks import WINDOW_ROWS, Blocks, Load, windows
-from .import_columns import Reader, Rows, Source
+from .import_columns import Place, Reader, Rows, Source
 from .import_counts import Count, hopeless, settle, settle_rows
 from .import_documents import DocumentFile, RecordReader, SheetFile
 from .import_prepare import Form, open_rows
 from .import_rows import BadRow, Fault, Row, RowMapping, RowReader
+from .import_sorting import SORT_MEMORY_BYTES, SortedRows, in_order, sort_rows
 from .import_state import (
     DocumentErrorFile,
     ErrorFile,
@@ -105,7 +106,8 @@ class Aside:
     encoding, `origin` the file as it was given (by which a stopped import knows it again).
     `report_file` gets every fault, `seen_file` remembers which line had an identifier first.
     With `keep_state` the state stays when the import has ended, for whoever has to note that
-    first: run again it ends at once, with the same report.
+    first: run again it ends at once, with the same report. In `sorted_file`, with so much
+    memory, rows of a file that is in no order are put in order for blocks.
     """
 
     form: Form = "csv"
@@ -114,6 +116,8 @@ class Aside:
     report_file: Path | None = None
     seen_file: Path | None = None
     keep_state: bool = False
+    sorted_file: Path | None = None
+    sort_memory_bytes: int = SORT_MEMORY_BYTES
 
 
 BESIDE = Aside()
@@ -194,6 +198,8 @@ async def import_file(
                 offset=file.start[0],
                 line=file.start[1],
             )
+            if load is not None and aside.sorted_file is not None:
+                _put_in_order(file, reader, aside, state, progress, case_sensitive=case_sensitive)
             state.save(state_file)
         seen = None
         if aside.seen_file is not None and mode == "valid-rows":
@@ -210,6 +216,7 @@ async def import_file(
                 bad,
                 seen,
                 progress,
+                sorted_file=aside.sorted_file if state.sorted else None,
                 case_sensitive=case_sensitive,
             )
         finally:
@@ -286,12 +293,15 @@ async def _write(
     seen: SeenIdentifiers | None,
     progress: Callable[[ImportProgress], None],
     *,
+    sorted_file: Path | None,
     case_sensitive: bool,
 ) -> Count:
     """The pass that registers, from where `state` stands. The order is what makes it safe to
     stop anywhere: chunk acknowledged, bad rows on disk, state on disk."""
     count = Count(state.rows, state.written, state.failed, state.codes)
-    file.seek(state.offset, state.line)
+    place = SortedRows(sorted_file, cells=bool(file.header)) if sorted_file else None
+    source = Source(file, reader, place)
+    source.place.seek(state.offset, state.line)
 
     async def send(rows: Sequence[Row], key: str, *, dry_run: bool) -> Sequence[RowResult]:
         return await _send(submit, rows, key, dry_run=dry_run)
@@ -304,7 +314,6 @@ async def _write(
                 _give_up(results, reader, state, state_file)
                 yield settle(items, results, reader.naming, count, seen)
             return
-        source = Source(file, reader)
         blocks = Blocks(source, load, send, case_sensitive=case_sensitive)
         for window in windows(source):
             got = await blocks.register(
@@ -321,11 +330,51 @@ async def _write(
             if seen is not None:
                 seen.keep()
             state.rows, state.written, state.failed = count.rows, count.good, count.failed
-            state.offset, state.line = file.offset, file.line
+            state.offset, state.line = source.place.offset, source.place.line
             state.chunk += 1
             state.save(state_file)
-            progress(_progress(file, count, checking=False))
+            progress(_progress(source.place, count, checking=False))
+    if place is not None:
+        place.close()
     return count
+
+
+def _put_in_order(
+    file: Rows,
+    reader: Reader,
+    aside: Aside,
+    state: ImportState,
+    progress: Callable[[ImportProgress], None],
+    *,
+    case_sensitive: bool,
+) -> None:
+    """Where the file is in no order, sort its good rows; the bad ones are done with then."""
+    source = Source(file, reader)
+    assert aside.sorted_file is not None
+    if in_order(source, WINDOW_ROWS, case_sensitive=case_sensitive):
+        return
+    count = Count()
+    with _BadRows(file, Path(state.error_file), aside.report_file, state) as bad:
+
+        def failed(rows: list[BadRow]) -> None:
+            settle_rows(len(rows), rows, (), reader.naming, count, None)
+            state.error_bytes, state.report_bytes = bad.add(rows)
+
+        def step(read: int) -> None:
+            good = read - count.failed
+            progress(ImportProgress(True, file.offset, file.size, read, good, count.failed))
+
+        sort_rows(
+            source,
+            aside.sorted_file,
+            aside.sort_memory_bytes,
+            failed,
+            step,
+            case_sensitive=case_sensitive,
+        )
+    state.rows, state.failed, state.codes = count.rows, count.failed, count.codes
+    state.offset = state.line = 0
+    state.sorted = True
 
 
 def _key(state: ImportState) -> str:
@@ -438,7 +487,7 @@ def _begun(origin: BinaryIO, path: Path, plan: str, *, restart: bool) -> ImportS
     )
 
 
-def _progress(file: Rows, count: Count, *, checking: bool) -> ImportProgress:
+def _progress(file: Rows | Place, count: Count, *, checking: bool) -> ImportProgress:
     return ImportProgress(checking, file.offset, file.size, count.rows, count.good, count.failed)
 
 

@@ -58,6 +58,7 @@ class ImportLimits:
     import_bytes_max: int = 4 * 2**30
     import_unpacked_bytes_max: int = 16 * 2**30
     import_workbook_memory_bytes: int = 512 * 2**20
+    import_sort_memory_bytes: int = 64 * 2**20
     import_jobs_max: int = 100
     import_tenant_jobs_max: int = 10
     import_uploads_max: int = 8
@@ -304,6 +305,7 @@ class Imports:
             self._limits.import_unpacked_bytes_max,
             self._limits.import_workbook_memory_bytes,
             load=load,
+            sort_memory_bytes=self._limits.import_sort_memory_bytes,
         )
         usual_s = sys.getswitchinterval()
         sys.setswitchinterval(min(SWITCH_S, usual_s))

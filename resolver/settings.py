@@ -283,6 +283,13 @@ class Settings(BaseModel):
         description="Memory of the process that reads an Excel workbook, in bytes; larger ones"
         " have to be saved as CSV.",
     )
+    import_sort_memory_bytes: int = Field(
+        64 * 2**20,
+        ge=2**20,
+        le=2**38,
+        description="Memory for putting the rows of an import in order, in bytes; what is more goes"
+        " through the disk.",
+    )
     import_upload_s: float = Field(
         3_600.0, gt=0, le=86_400, description="Longest time for an upload, in seconds."
     )

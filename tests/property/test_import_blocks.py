@@ -73,7 +73,13 @@ Story = tuple[list[Record], Any, list[dict[str, Any]], bytes, int]
 
 
 async def story(
-    data: bytes, form: Form, mapping: RowMapping, deaths: Sequence[int] | None, folder: Path
+    data: bytes,
+    form: Form,
+    mapping: RowMapping,
+    deaths: Sequence[int] | None,
+    folder: Path,
+    *,
+    ordered: bool,
 ) -> Story:
     """What is in the registry, the report, its file, the error file; `deaths` None: by rows."""
     store = MemoryStore()
@@ -91,7 +97,13 @@ async def story(
 
         file, report, errors = folder / "f", folder / "report", folder / "errors"
         file.write_bytes(data)
-        aside = Aside(form, report_file=report, seen_file=folder / "seen.db")
+        aside = Aside(
+            form,
+            report_file=report,
+            seen_file=folder / "seen.db",
+            sorted_file=folder / "sorted" if ordered else None,
+            sort_memory_bytes=900,
+        )
         while True:
             try:
                 came = await import_file(
@@ -109,9 +121,9 @@ async def story(
         records: list[Record] = []
         for prefix in (PREFIX, "77.1"):
             records += await store.list_records(prefix, None, 500)
-        told = (
+        faults = (
             [orjson.loads(line) for line in report.read_bytes().splitlines()]
-            if (report.exists())
+            if report.exists()
             else []
         )
         mistakes = errors.read_bytes() if errors.exists() else b""
@@ -126,16 +138,17 @@ async def story(
         )
         for record in records
     ]
-    return plain, counts, told, mistakes, node.chunks
+    return plain, counts, faults, mistakes, node.chunks
 
 
-def both(
-    data: bytes, form: Form, mapping: RowMapping, deaths: Sequence[int], least: int = 2
-) -> tuple[Story, Story]:
+def told(
+    data: bytes, form: Form, mapping: RowMapping, deaths: Sequence[int]
+) -> tuple[Story, Story, Story]:
+    """Row by row; as blocks; as blocks, and where the file is in no order put into order."""
     with (
         mock.patch.object(import_blocks, "WINDOW_ROWS", 6),
         mock.patch.object(imports, "WINDOW_ROWS", 6),
-        mock.patch.object(import_blocks, "CHUNK_ROWS_MIN", least),
+        mock.patch.object(import_blocks, "CHUNK_ROWS_MIN", 2),
         mock.patch.object(import_blocks, "BATCH_ROWS", 2),
         mock.patch.object(import_batches, "BATCH_ROWS", 4),
         mock.patch.object(import_batches, "BATCH_BYTES", 200),
@@ -143,19 +156,29 @@ def both(
         mock.patch.object(import_batches, "PLAIN_BYTES_MAX", 100),
     ):
         found = []
-        for dying in (None, deaths):
+        for dying, ordered in ((None, False), (deaths, False), (deaths, True)):
             with tempfile.TemporaryDirectory() as folder:
+                came = story(data, form, mapping, dying, Path(folder), ordered=ordered)
                 try:
-                    found.append(asyncio.run(story(data, form, mapping, dying, Path(folder))))
+                    found.append(asyncio.run(came))
                 except (InvalidFile, BiaojieError) as error:
                     found.append(([], (error.code, error.detail), [], b"", 0))
-    return found[0], found[1]
+    by_rows, as_blocks, sorted_first = found
+    return by_rows, as_blocks, sorted_first
 
 
 def same(data: bytes, form: Form, mapping: RowMapping, deaths: Sequence[int]) -> None:
-    by_rows, as_blocks = both(data, form, mapping, deaths)
+    by_rows, as_blocks, in_order = told(data, form, mapping, deaths)
     assert as_blocks[1] == by_rows[1]
     assert as_blocks[:4] == by_rows[:4]
+    assert in_order[:2] == by_rows[:2]
+    # What is wrong with the rows comes before what is refused.
+    assert sorted(in_order[2], key=_place) == sorted(by_rows[2], key=_place)
+    assert len(in_order[3]) == len(by_rows[3])
+
+
+def _place(fault: dict[str, Any]) -> Any:
+    return fault["line"], fault["column"], fault["reason"]
 
 
 names = st.sampled_from(
@@ -177,7 +200,7 @@ PATTERN = RowMapping(PREFIX, "P-{name}", columns=(("state", "status"),))
 DRAFTS = RowMapping(template="88.118.8/taken", status=Status.DRAFT, columns=(("state", "status"),))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     rows=st.lists(st.tuples(whole, texts, texts, statuses), max_size=30),
     end=st.sampled_from(["\n", "\r\n"]),
@@ -236,7 +259,7 @@ record = st.fixed_dictionaries(
 broken = st.sampled_from([b"", b"  ", b"[1]", b"{", b'{"a":1},{"a":2}', b"nothing", b"\xff", b"1"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     rows=st.lists(plain, max_size=20) | st.lists(record, max_size=20),
     spoilt=st.lists(st.tuples(st.integers(0, 20), broken), max_size=2),
@@ -260,7 +283,7 @@ packed = st.tuples(whole, st.lists(packed_value, max_size=3)) | st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     rows=st.lists(packed | record | st.integers(0, 9) | st.just([1]), max_size=25),
     cut=st.integers(0, 3),
@@ -268,11 +291,12 @@ packed = st.tuples(whole, st.lists(packed_value, max_size=3)) | st.tuples(
 )
 def test_msgpack(rows: list[Any], cut: int, deaths: list[int]) -> None:
     data = b"".join(msgpack.packb(row) for row in rows)
-    by_rows, as_blocks = both(data[: len(data) - cut], "msgpack", RowMapping(), deaths)
+    data = data[: len(data) - cut]
+    by_rows, as_blocks, in_order = told(data, "msgpack", RowMapping(), deaths)
     if by_rows[1][0] == "invalid-file":  # a window that is not whole is not registered
-        assert as_blocks[1] == by_rows[1]
+        assert as_blocks[1] == in_order[1] == by_rows[1]
     else:
-        assert as_blocks[:4] == by_rows[:4]
+        same(data, "msgpack", RowMapping(), deaths)
 
 
 @pytest.mark.parametrize("form", ["csv", "ndjson", "msgpack"])
@@ -288,7 +312,7 @@ def test_plain_rows_go_in_as_blocks(form: Form) -> None:
         ),
         "msgpack": b"".join(msgpack.packb([a, [[1, "URL", b]]]) for a, b in rows),
     }[form]
-    by_rows, as_blocks = both(data, form, RowMapping(), [2, 5, 8])
+    by_rows, as_blocks, _ = told(data, form, RowMapping(), [2, 5, 8])
     assert as_blocks[:4] == by_rows[:4]
     assert as_blocks[1][:2] == (100, 100)
     assert as_blocks[4] > 100 // 10

@@ -55,8 +55,9 @@ def over(node: RunningNode, id_: str, timeout_s: float = 60) -> Any:
     return until(ended, timeout_s)
 
 
-def rows(name: str, count: int) -> bytes:
-    lines = "".join(f"{PREFIX}/{name}{n},https://x.example/{n}\n" for n in range(count))
+def rows(name: str, count: int, digits: int = 1) -> bytes:
+    """With so many digits, in order."""
+    lines = "".join(f"{PREFIX}/{name}{n:0{digits}},https://x.example/{n}\n" for n in range(count))
     return ("identifier,URL\n" + lines).encode()
 
 
@@ -215,18 +216,18 @@ def test_stopped_by_its_owner_or_with_its_key(make_node: Callable[..., RunningNo
     node = make_node()
     node.home(PREFIX)
     many = 400_000
-    first = start(node, rows("stop", many)).json["id"]
+    first = start(node, rows("stop", many, 6)).json["id"]
     until(lambda: stands(node, first)["rows"] > 2_000, 30)
     assert node.ask("DELETE", f"{IMPORTS}/{first}").status == 200
     job = over(node, first)
     assert job["state"] == "cancelled"
     assert 2_000 < job["written"] < many
-    assert resolves(node, f"stop{job['written'] - 1}")
-    assert not resolves(node, f"stop{job['written']}")
+    assert resolves(node, f"stop{job['written'] - 1:06}")
+    assert not resolves(node, f"stop{job['written']:06}")
     assert node.ask("DELETE", f"{IMPORTS}/{first}").status == 200
     assert node.ask("GET", f"{IMPORTS}/{first}").status == 404
     key = node.issue("registrar")
-    second = start(node, rows("key", many), key=key).json["id"]
+    second = start(node, rows("key", many, 6), key=key).json["id"]
     until(lambda: stands(node, second)["rows"] > 2_000, 30)
     assert node.ask("DELETE", f"/api/v1/keys/{key.split('_')[1]}").status == 200
     job = over(node, second)
