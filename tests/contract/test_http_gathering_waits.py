@@ -11,6 +11,7 @@ import pytest
 
 from biaojie.errors import OverCapacity, PrefixSuspended
 from resolver.front.http import gathering
+from resolver.front.http.replies import octets_of
 from resolver.overload import Gate
 from tests.contract.gathered import (
     ONE,
@@ -222,6 +223,36 @@ def test_an_error_for_all_is_one_for_each(
             patched.setattr(service, "resolve_public", fails)
             patched.setattr(service, "resolve", fails)
             world.run(work())
+
+
+def test_a_mistake_of_ours_is_nobody_elses(
+    world: LaneWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(reply: Any, request_id: str) -> bytes:
+        if request_id == "bad":
+            raise ZeroDivisionError
+        return octets_of(reply, request_id)
+
+    async def work() -> None:
+        said: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, what: said.append(what))
+        cold(world)
+        pipes = [Pipe(world.server) for _ in range(3)]
+        for n, pipe in enumerate(pipes):
+            pipe.feed(request(API + "SN1", *(["X-Request-Id: bad"] if n == 1 else [])))
+        await turns()
+        asyncio.get_running_loop().set_exception_handler(None)
+        assert [pipe.out.count(b" 200 OK\r\n") for pipe in pipes] == [1, 0, 1]
+        assert [pipe.closed for pipe in pipes] == [False, True, False]
+        assert [type(what["exception"]) for what in said] == [ZeroDivisionError]
+        assert world.front.gate.running == 0
+        for pipe in pipes:
+            pipe.close()
+        await turns()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gathering, "octets_of", mistaken)
+        world.run(work())
 
 
 # While it is on its way -----------------------------------------------------------------------

@@ -172,19 +172,19 @@ class Connection(asyncio.Protocol):
         return True
 
     def answer(self, told: bytes, now: float) -> None:
-        """What was awaited, at the monotonic time `now`."""
-        self._settled()
+        """What was awaited and is settled, at the monotonic time `now`."""
         self.used = now
         self._write(told)
         self._read_on()
 
     def fall_through(self) -> None:
         """What was awaited is for aiohttp after all."""
-        awaited = self._settled()
+        awaited = self.settle()
         self._hand_over(awaited.data, awaited.key, awaited.start, awaited.came, placed=True)
         self._read_on()
 
-    def _settled(self) -> Awaited:
+    def settle(self) -> Awaited:
+        """What was awaited is so no more."""
         awaited, self._awaited = self._awaited, None
         assert awaited is not None
         awaited.connection = None
@@ -338,8 +338,8 @@ class Connection(asyncio.Protocol):
         self._server.open.discard(self)
         self._lane = None
         if self._awaited is not None:
-            assert self._server.gathering is not None
-            self._server.gathering.drop(self._settled())
+            self.settle()
+            self.gate.leave()
         if self._handler is not None:
             self._handler.connection_lost(exc)
             self._handler = None

@@ -165,6 +165,8 @@ class Gathering:
             asks = batch.ask_of(batch.read(asked))
         except (InvalidIdentifier, InvalidRequest) as error:
             asks = error
+        except Exception:
+            return None  # where all else is refused and logged
         if asks is None:
             return None
         awaited = Awaited(connection, batch, asked, asks, (data, key, start, now))
@@ -254,16 +256,29 @@ class Gathering:
         finally:
             now = monotonic()
             for n, awaited in enumerate(asked):
-                if awaited.connection is None:
+                connection = awaited.connection
+                if connection is None:
                     continue
-                reply = replies[n] if replies else None
-                if reply is not None:
-                    self._gate.leave(now - awaited.came if reply.status < 500 else None)
-                    awaited.connection.answer(self._told(awaited, reply), now)
-                elif replies:
-                    awaited.connection.fall_through()
-                else:  # we are being stopped
-                    awaited.connection.transport.abort()
+                if not replies:  # we are being stopped
+                    connection.transport.abort()
+                    continue
+                try:
+                    self._settle(connection, awaited, replies[n], now)
+                except Exception as error:  # our mistake: the others are still to be answered
+                    connection.transport.abort()
+                    said = {"message": "a reply could not be sent", "exception": error}
+                    asyncio.get_running_loop().call_exception_handler(said)
+
+    def _settle(
+        self, connection: Connection, awaited: Awaited, reply: Reply | None, now: float
+    ) -> None:
+        if reply is None:
+            connection.fall_through()
+            return
+        told = self._told(awaited, reply)
+        connection.settle()
+        self._gate.leave(now - awaited.came if reply.status < 500 else None)
+        connection.answer(told, now)
 
     def _told(self, awaited: Awaited, reply: Reply) -> bytes:
         """The octets of a reply that is sent now, and kept if it is such a one."""
@@ -275,11 +290,6 @@ class Gathering:
                 response = sent(reply, asked.request_id)
                 self._lane.learn(awaited.key, "GET", response, reply.entry, tally)
         return octets_of(reply, asked.request_id)
-
-    def drop(self, awaited: Awaited) -> None:
-        """Nobody is there any more to be answered."""
-        awaited.connection = None
-        self._gate.leave()
 
     async def stop(self) -> None:
         """By now there is nobody to answer."""
