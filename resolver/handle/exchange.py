@@ -81,7 +81,7 @@ class Exchange:
             envelope = decode_envelope(data)
             session = self._sessions.find(self._peer.scope, envelope.session_id)
             if not envelope.encrypted:
-                request = decode_message(data)
+                request = decode_message(data, envelope=envelope)
             elif session is None or session.key is None:
                 raise session_lost()
             else:
@@ -110,8 +110,9 @@ class Exchange:
     # Answers ------------------------------------------------------------------------------
 
     def encode(self, data: bytes, answer: Answered) -> Message:
-        flags = answer.flags | (OpFlag.CONTINUOUS if answer.more is not None else 0)
-        return self._message(replace(answer, flags=flags))
+        if answer.more is not None:
+            answer = replace(answer, flags=answer.flags | OpFlag.CONTINUOUS)
+        return self._message(answer)
 
     def encode_error(self, data: bytes, error: BiaojieError) -> Message | bytes | None:
         """Total. A challenge where nobody in particular asked for what needs somebody."""
@@ -134,17 +135,16 @@ class Exchange:
         if digest is None and proving is not None and proving.has(OpFlag.REQUEST_DIGEST):
             algorithm = digest_algorithm(answer_version(proving.suggested))
             digest = Digest.of(proving.header_and_body(), algorithm)
-        message = answer_to(
+        return answer_to(
             request,
             answer.body,
             answer.code,
             flags=answer.flags | (OpFlag.AUTHORITATIVE if answer.fresh else 0),
             session_id=answer.session_id,
             site_serial=self._site_serial(),
+            expiration=expiration_of(answer.ttl_s, request.expiration, int(time.time())),
             digest=digest,
         )
-        expires = expiration_of(answer.ttl_s, request.expiration, int(time.time()))
-        return replace(message, expiration=expires)
 
     async def finished(self, message: Message, node_key: NodeKey) -> bytes:
         """The frame of an answer: signed or under the session's MAC where that was asked for,

@@ -75,7 +75,7 @@ class Proving:
             caller = await self._proved(session)
         if session.scope is not None and caller.is_public and request.opcode in ADMINISTRATION:
             raise _log_in_first()
-        return replace(asked, caller=caller, authentic=authentic)
+        return Asked(request, asked.peer, caller, session, asked.sealed, authentic)
 
     def _check_outside(self, asked: Asked) -> None:
         request = asked.request

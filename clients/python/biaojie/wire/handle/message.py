@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
+from ...making import maker
 from . import bodies
 from .bodies import Body, Challenge, Failure
 from .codes import (
@@ -194,13 +195,21 @@ class Message:
         return self.received or encode_header_and_body(self)
 
 
-def decode_message(frame: bytes, unseal: Callable[[bytes], bytes] | None = None) -> Message:
-    """A whole frame. Raises Malformed.
+_make_message = maker(Message)
+
+
+def decode_message(
+    frame: bytes,
+    unseal: Callable[[bytes], bytes] | None = None,
+    *,
+    envelope: Envelope | None = None,
+) -> Message:
+    """A whole frame. Raises Malformed. `envelope` is its own, where that has been decoded.
 
     `unseal` decrypts the payload of an encrypted message (session key and all are the
     caller's); without it an encrypted message is Malformed. Compressed ones always are.
     """
-    envelope = decode_envelope(frame)
+    envelope = decode_envelope(frame) if envelope is None else envelope
     if envelope.length != len(frame) - ENVELOPE_OCTETS:
         got = len(frame) - ENVELOPE_OCTETS
         raise Malformed(16, f"a message length of {got}, not {envelope.length}")
@@ -255,7 +264,7 @@ def _read(envelope: Envelope, reader: Reader) -> Message:
         if size != reader.left:
             raise Malformed(reader.offset - 4, f"a credential of {reader.left} octets, not {size}")
         credential = Credential.read(reader) if size else None
-    return Message(
+    return _make_message(
         opcode,
         body,
         code,
@@ -346,11 +355,12 @@ def answer_to(
     flags: int = 0,
     session_id: int | None = None,
     site_serial: int | None = None,
+    expiration: int | None = None,
     digest: Digest | None = None,
 ) -> Message:
     """A response that echoes what a response must: request and session id, operation, flags,
-    recursion count, site serial, expiration; in the version that the request suggests, as far
-    as we speak it. `flags` are added to the request's.
+    recursion count; site serial and expiration where none are given; in the version that the
+    request suggests, as far as we speak it. `flags` are added to the request's.
 
     With REQUEST_DIGEST set in the request, and in every challenge, the request's digest goes
     along: SHA-256 from version 2.7 as reference servers do, else SHA-1 (before 2.1 MD5).
@@ -358,7 +368,7 @@ def answer_to(
     version = answer_version(request.suggested)
     if digest is None and (request.has(OpFlag.REQUEST_DIGEST) or isinstance(body, Challenge)):
         digest = Digest.of(request.header_and_body(), digest_algorithm(version))
-    return Message(
+    return _make_message(
         request.opcode,
         body,
         response_code,
@@ -369,8 +379,10 @@ def answer_to(
         VERSION_OURS,
         request.site_serial if site_serial is None else site_serial,
         request.recursion_count,
-        request.expiration,
+        request.expiration if expiration is None else expiration,
         digest,
+        None,
+        b"",
     )
 
 

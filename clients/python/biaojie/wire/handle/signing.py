@@ -70,10 +70,9 @@ def mac_matches(message: Message, key: bytes) -> bool:
 
 def _mac(message: Message, key: bytes, counter: int, algorithm: str) -> bytes | None:
     version = message.version
-    keyed = "".join(filter(str.isalnum, algorithm)).upper()
     if version.reaches((2, 7)):
         # a plain hash of key and message could be stretched, so it is not taken here
-        if keyed != "HMACSHA256":
+        if algorithm != "HMAC-SHA256" and _plain(algorithm) != "HMACSHA256":
             return None
         return hmac.digest(key, covered(message, counter), "sha256")
     name = hash_name(algorithm)
@@ -85,6 +84,10 @@ def _mac(message: Message, key: bytes, counter: int, algorithm: str) -> bytes | 
     else:
         octets = key + octets + key
     return hashlib.new(name, octets, usedforsecurity=False).digest()
+
+
+def _plain(algorithm: str) -> str:
+    return "".join(filter(str.isalnum, algorithm)).upper()
 
 
 def _broken(message: Message, key: bytes, counter: int, octets: bytes) -> bytes:

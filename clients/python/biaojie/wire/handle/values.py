@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from ...record import Permissions, Reference, Value, fold_type
+from ...record import Permissions, Reference, Value, fold_type, make_value
 from .codes import HANDLE_OCTETS_MAX, VALUES_PER_MESSAGE_MAX
 from .cursor import Malformed, Reader, block, text, u32
 
@@ -34,7 +34,7 @@ def read_value(reader: Reader) -> Value:
     type_ = reader.text("a value's type")
     data = reader.block("a value's data")
     references = read_references(reader)
-    return Value(
+    return make_value(
         index,
         type_,
         data,
