@@ -42,22 +42,21 @@ async def list_plain(
     """See registry.store."""
     driver: Any = direct(connection)
     page = (home.id, after or b"", limit)
-    rows: list[Row] = []
     if connection.dialect.name == "postgresql":
         layered = await driver.fetchval(_LAYERED.format("$1"), home.id)
-        if not layered:
-            rows = await driver.fetch(_POSTGRESQL, *page)
+        rows = [] if layered else await driver.fetch(_POSTGRESQL, *page)
     else:
-        [[layered]] = await driver.run(
-            lambda raw: raw.execute(_LAYERED.format("?1"), (home.id,)).fetchall()
-        )
-        rows = (
-            [] if layered else await driver.run(lambda raw: raw.execute(_SQLITE, page).fetchall())
-        )
+        layered, rows = await driver.run(lambda raw: _read(raw, page))
     if not layered and all(row[1] != PURGED for row in rows):
         return _plain(home.prefix, rows)
     records = await list_layers(connection, home, after, limit)
     return [_columns(suffix, record) for suffix, record in records]
+
+
+def _read(raw: Any, page: tuple[int, bytes, int]) -> tuple[bool, list[Row]]:
+    """Of SQLite: whether there are other layers than rows, else the rows."""
+    [[layered]] = raw.execute(_LAYERED.format("?1"), page[:1]).fetchall()
+    return layered, [] if layered else raw.execute(_SQLITE, page).fetchall()
 
 
 def _columns(suffix: bytes, record: Record) -> Plain:

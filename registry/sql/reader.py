@@ -307,8 +307,11 @@ async def prefix_ids(connection: AsyncConnection, names: Sequence[str]) -> dict[
     return {row[0]: row[1] for row in rows}
 
 
+_HOME = select(prefixes.c.id).where(prefixes.c.name == bindparam("prefix"))
+
+
 async def home_of(connection: AsyncConnection, prefix: str) -> Home:
-    return Home(prefix, (await prefix_ids(connection, [prefix])).get(prefix, 0))
+    return Home(prefix, await connection.scalar(_HOME, {"prefix": prefix}) or 0)
 
 
 async def find_prefixes(connection: AsyncConnection, names: Sequence[str]) -> dict[str, Prefix]:

@@ -38,6 +38,7 @@ READS: dict[str, Callable[[AsyncConnection], Awaitable[Any]]] = {
     "block_at": lambda c: reader.block_at(c, HOME, b"SN00100"),
     "scan_sequences": lambda c: reader.scan_sequences(c, (1, b"SN00100")),
     "find_prefixes": lambda c: reader.find_prefixes(c, [PREFIX]),
+    "home_of": lambda c: reader.home_of(c, PREFIX),
     "prefix_ids": lambda c: reader.prefix_ids(c, [PREFIX]),
     "list_prefixes": lambda c: reader.list_prefixes(c, "1", 10, None),
     "find_key": lambda c: reader.find_key(c, b"d" * 32),
