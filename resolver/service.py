@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from biaojie.account import ApiKey, Prefix, Role
 from biaojie.change import Action, Entry
@@ -55,6 +55,7 @@ from .tail import Tail
 if TYPE_CHECKING:
     from .imports import Imports
 
+T = TypeVar("T")
 ROWS_CHARGED = 100
 """A batch costs its tenant one request more for so many rows."""
 KEY_TRUSTED_S = 2.0
@@ -65,6 +66,8 @@ REPLY_BYTES_MAX = 4 * 2**20
 PAGE_CHANGES_MAX = 5_000
 NAMES_MAX = 1_000
 """Names asked for in one query."""
+GATHERED_MAX = 512
+"""Names asked for in one go: as many as one look-up takes."""
 RESOLVING_MAX = 256
 """Identifiers of one multi-answer that are looked up at a time: each takes a task."""
 
@@ -229,6 +232,16 @@ class Service:
         """What brings the public's answer, if it is on its way already: who waits for one name of
         it waits for all of them. None of these may be authoritative."""
         return self._resolver.flight(query.identifier.key(case_sensitive=self._case_sensitive))
+
+    def parts(self, asked: Sequence[T], query: Callable[[T], Query]) -> Iterator[Sequence[T]]:
+        """What came together, in parts to ask for with `resolve_public`: none so large that it
+        takes two look-ups, nor waiting for what another asked for earlier, be that slow or not."""
+        flights: dict[object | None, list[T]] = {}
+        for one in asked:
+            flights.setdefault(self.flight(query(one)), []).append(one)
+        for part in flights.values():
+            for at in range(0, len(part), GATHERED_MAX):
+                yield part[at : at + GATHERED_MAX]
 
     async def _holds(self, caller: Caller, prefix: str, record: Record | None = None) -> int:
         """AdminRight bits of a Handle identity on a record and its prefix; 0 for others."""

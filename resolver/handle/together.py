@@ -42,8 +42,6 @@ from .exchange import expiration_of, failure_of, too_long
 from .lane import HandleLane, is_plain
 from .resolution import nothing_to_read
 
-GATHERED_MAX: Final = 512
-"""Resolutions asked for in one go: as many as one look-up takes."""
 _BODY: Final = ENVELOPE_OCTETS + HEADER_OCTETS
 _NO_LISTS: Final = bytes(8)
 T = TypeVar("T")
@@ -148,15 +146,10 @@ class Gathering(Generic[T]):
 
     def _ask(self) -> None:
         gathered, self._gathered = self._gathered, []
-        # What is on its way already comes when it comes, sooner or later than all the rest.
-        parts: dict[object | None, list[tuple[Plain, T]]] = {}
-        for one in gathered:
-            parts.setdefault(self._service.flight(one[0].query), []).append(one)
-        for part in parts.values():
-            for at in range(0, len(part), GATHERED_MAX):
-                task = asyncio.create_task(self._answer(part[at : at + GATHERED_MAX], self._since))
-                self.tasks.add(task)
-                task.add_done_callback(self.tasks.discard)
+        for part in self._service.parts(gathered, _query):
+            task = asyncio.create_task(self._answer(part, self._since))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
 
     async def _answer(self, gathered: Sequence[tuple[Plain, T]], since: float) -> None:
         replies: Sequence[bytes | None] = [b""] * len(gathered)
@@ -235,6 +228,10 @@ class Gathering(Generic[T]):
             self._with.site_serial(),
             expiration_of(None, wanted, int(time.time())),
         )
+
+
+def _query(gathered: tuple[Plain, object]) -> Query:
+    return gathered[0].query
 
 
 def _hides(asked: Plain, found: Resolution | BiaojieError) -> bool:

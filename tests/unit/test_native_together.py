@@ -48,6 +48,22 @@ async def test_misses_of_many_connections_are_one_look_up() -> None:
         assert made.front.gate.running == 0
 
 
+async def test_nobody_waits_for_what_he_did_not_ask_for() -> None:
+    store = GatedStore()
+    async with world(store=store) as made, made.peer() as peer:
+        await made.write(create("OTHER"))
+        store.close_gate("look_up")
+        peer.send(resolve(1, "SN1"))
+        await store.reached("look_up")
+        held = store.gates.pop("look_up")  # from now on others get through
+        peer.send(resolve(2, "SN1"), resolve(3, "OTHER"), resolve(4, "NO"))
+        assert {(await peer.frame()).id for _ in range(2)} == {3, 4}
+        assert made.front.gate.running == 2
+        held.set()
+        assert {(await peer.frame()).id for _ in range(2)} == {1, 2}
+        assert made.front.gate.running == 0
+
+
 async def test_a_connection_lost_meanwhile_harms_no_other() -> None:
     store = GatedStore()
     async with world(store=store) as made:

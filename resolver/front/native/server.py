@@ -6,7 +6,6 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from time import monotonic
-from typing import Final
 
 from biaojie.errors import OverCapacity
 from biaojie.limits import BATCH_ROWS_MAX, FRAME_OCTETS_MAX, PAGE_ROWS_MAX, RESOLVE_MANY_MAX
@@ -18,15 +17,13 @@ from ...exchange import Later, serve_many
 from ...lane import Lane
 from ...observe import Observer
 from ...overload import Gate
+from ...query import Query
 from ...service import Service
 from ..connections import Connections
 from .connection import Connection
 from .operations import PublicResolve
 from .session import Session
 from .work import Asked, NativeLimits, ReadyResolution
-
-GATHERED_MAX: Final = 512
-"""Resolutions asked for in one go: as many as one look-up takes."""
 
 
 class NativeFront(Connections[Connection]):
@@ -98,10 +95,8 @@ class NativeFront(Connections[Connection]):
     def _ask_gathered(self) -> None:
         gathered, self._gathered = self._gathered, []
         self.gathering.clear()
-        for at in range(0, len(gathered), GATHERED_MAX):
-            task = self.loop.create_task(
-                self._answer_gathered(gathered[at : at + GATHERED_MAX], self._gathering_since)
-            )
+        for part in self.service.parts(gathered, _query):
+            task = self.loop.create_task(self._answer_gathered(part, self._gathering_since))
             self._gatherings.add(task)
             task.add_done_callback(self._gatherings.discard)
 
@@ -154,3 +149,8 @@ class NativeFront(Connections[Connection]):
             "native_too_busy": self.gate.refused,
             "native_lane_hits": self.lane.hits,
         }
+
+
+def _query(gathered: tuple[Session, Asked]) -> Query:
+    query: Query = gathered[1].question  # it was decoded when the cache was asked
+    return query
