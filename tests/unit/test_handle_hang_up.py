@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from resolver.front.handle.tcp import Connection, TcpFront
+from resolver.front.handle.connection import Connection
+from resolver.front.handle.tcp import TcpFront
 from resolver.front.handle.work import HandleLimits, Work
 from resolver.overload import Gate
 
