@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from biaojie.errors import OverCapacity, PrefixSuspended
+from registry.memory import MemoryStore
+from resolver import service
 from resolver.front.http import gathering
 from resolver.front.http.replies import octets_of
 from resolver.overload import Gate
@@ -86,7 +88,7 @@ def test_more_than_one_look_up_takes(world: LaneWorld, monkeypatch: pytest.Monke
         await turns()
         return len(pipes)
 
-    monkeypatch.setattr(gathering, "GATHERED_MAX", 16)
+    monkeypatch.setattr(service, "GATHERED_MAX", 16)
     assert world.run(work()) == 100
 
 
@@ -285,6 +287,40 @@ def test_who_hangs_up_gives_back_the_place(
             stays.close()
 
     world.run(work())
+
+
+def test_a_slow_name_holds_up_nobody_else(
+    world: LaneWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for again, together with others: they do not wait for what it waits for."""
+    plain = MemoryStore.look_up
+    go = asyncio.Event()
+
+    async def looked_up(store: MemoryStore, keys: Any) -> Any:
+        if any(key.suffix == b"SN1" for key in keys):
+            await go.wait()
+        return await plain(store, keys)
+
+    async def work() -> None:
+        cold(world)
+        slow, again, other = (Pipe(world.server) for _ in range(3))
+        slow.feed(ONE)
+        await turns()
+        again.feed(ONE)
+        other.feed(OTHER)
+        await turns()
+        assert (slow.out, again.out) == (b"", b"")
+        assert other.out.startswith(b"HTTP/1.1 404 ")
+        go.set()
+        await turns()
+        for pipe in (slow, again):
+            assert pipe.out.startswith(b"HTTP/1.1 200 ")
+        for pipe in (slow, again, other):
+            pipe.close()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryStore, "look_up", looked_up)
+        world.run(work())
 
 
 def test_what_comes_meanwhile_waits(world: LaneWorld, monkeypatch: pytest.MonkeyPatch) -> None:

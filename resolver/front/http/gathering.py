@@ -31,8 +31,6 @@ from .replies import octets_of, sent
 if TYPE_CHECKING:
     from .connection import Connection
 
-GATHERED_MAX: Final = 512
-"""Asked for in one go: as many as one look-up takes."""
 BLOCKS_MAX: Final = 512
 """Header blocks that are remembered as read."""
 SHORT_OCTETS_MAX: Final = 16_384
@@ -228,12 +226,11 @@ class Gathering:
 
     def _ask_together(self, batch: Batch) -> None:
         waiting, batch.waiting = batch.waiting, []
-        for at in range(0, len(waiting), GATHERED_MAX):
-            some = [each for each in waiting[at : at + GATHERED_MAX] if each.connection is not None]
-            if some:
-                task = asyncio.get_running_loop().create_task(self._answer(batch, some))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+        ours = [each for each in waiting if each.connection is not None]
+        for part in self._service.parts(ours, _query):
+            task = asyncio.get_running_loop().create_task(self._answer(batch, part))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _resolve(self, batch: Sequence[Awaited]) -> list[Resolution | BiaojieError | None]:
         queries = [awaited.asks for awaited in batch if isinstance(awaited.asks, Query)]
@@ -316,6 +313,11 @@ class _Head:
                 told.append(text)
         self.forwarded = () if secure else tuple(told)
         self.origin = origin(secure, self.headers["host"])
+
+
+def _query(awaited: Awaited) -> Query:
+    assert isinstance(awaited.asks, Query)  # what is wrong was said at once
+    return awaited.asks
 
 
 def _long(found: Resolution) -> bool:
