@@ -6,6 +6,7 @@ A peer that is not installed raises Missing; the run then goes on without it and
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -77,6 +78,10 @@ def found(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
 
 
+PORTS: Final = range(20_000, 30_000)
+PORTS_TRIED: Final = 100
+
+
 def _path(name: str) -> str:
     path = found(name)
     if path is None:
@@ -84,10 +89,18 @@ def _path(name: str) -> str:
     return path
 
 
-def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """Free for TCP and UDP, and none that the system gives to those who connect: it would be
+    taken again before the server that is told of it comes to bind it."""
+    for port in random.sample(PORTS, PORTS_TRIED):
+        try:
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                with socket.socket(socket.AF_INET, kind) as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return port
+    raise Missing("no port was found free")
 
 
 def _listening(port: int) -> Callable[[], bool]:
@@ -239,7 +252,7 @@ def nsd(folder: Path, names: int, octets: int, cores: frozenset[int]) -> Server:
     """Its response rate limit is off: all questions come from one address."""
     path = _path("nsd")
     (folder / "zone").write_text(dns_zone(names, dns_text_octets(octets)))
-    port = free_port(socket.SOCK_DGRAM)
+    port = free_port()
     configuration = folder / "nsd.conf"
     configuration.write_text(_NSD.format(folder=folder, port=port))
     process = Process([path, "-d", "-c", configuration], cores=cores, log=folder / "nsd.log")
