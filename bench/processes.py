@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +31,8 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG: Final = 1
 _STOP_S: Final = 15.0
+_PORTS: Final = range(20_000, 30_000)
+_PORTS_TRIED: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +189,20 @@ def descriptors(pids: Sequence[int]) -> int:
         except OSError:
             continue
     return count
+
+
+def free_port() -> int:
+    """Free for TCP and UDP, and none that the system gives to those who connect: it would be
+    taken again before the server that is told of it comes to bind it. Raises BenchFault."""
+    for port in random.sample(_PORTS, _PORTS_TRIED):
+        try:
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                with socket.socket(socket.AF_INET, kind) as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return port
+    raise BenchFault("No port was found free.", "没有空闲端口。")
 
 
 def wait_until(true: Callable[[], bool], seconds: float, process: Process | None = None) -> None:

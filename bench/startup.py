@@ -11,7 +11,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ import typer
 from . import results
 from .facts import machine
 from .peers.table import head
-from .processes import ROOT, Process, cpu_s, describe, family
+from .processes import ROOT, Process, cpu_s, describe, family, free_port
 from .words import BenchFault
 
 START_S: Final = 60.0
@@ -46,7 +45,7 @@ class Start:
 
 def start(folder: Path, workers: int) -> Start:
     """Start a node in `folder`, and end it when it is ready. Raises BenchFault."""
-    port, load = _free_port(), machine()["load_before"]
+    port, load = free_port(), machine()["load_before"]
     began = time.monotonic()
     serve = ("serve", "--workers", str(workers))
     with _node(folder, port, serve) as process:
@@ -66,12 +65,6 @@ def _node(folder: Path, port: int, arguments: Sequence[str]) -> Process:
     given = {f"BIAOJIE_{name}": str(value) for name, value in settings.items()}
     command = [sys.executable, "-m", "resolver", *arguments]
     return Process(command, environment=kept | given, log=folder / "log", directory=ROOT)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def _answers(port: int, target: str) -> bytes:

@@ -6,7 +6,6 @@ A peer that is not installed raises Missing; the run then goes on without it and
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..processes import ROOT, Process, family, wait_until
+from ..processes import ROOT, Process, family, free_port, wait_until
 from ..programs import PIPELINED, Asked, compiler, drive, program, write_messages
 from .work import body_of, dns_text_octets, dns_zone, plain_name, redis_set
 
@@ -78,29 +77,11 @@ def found(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
 
 
-PORTS: Final = range(20_000, 30_000)
-PORTS_TRIED: Final = 100
-
-
 def _path(name: str) -> str:
     path = found(name)
     if path is None:
         raise Missing(f"{name} is not installed (Debian: apt-get install {PACKAGES[name]})")
     return path
-
-
-def free_port() -> int:
-    """Free for TCP and UDP, and none that the system gives to those who connect: it would be
-    taken again before the server that is told of it comes to bind it."""
-    for port in random.sample(PORTS, PORTS_TRIED):
-        try:
-            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                with socket.socket(socket.AF_INET, kind) as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return port
-    raise Missing("no port was found free")
 
 
 def _listening(port: int) -> Callable[[], bool]:
