@@ -8,6 +8,8 @@ for each test:
 - `postgres_url`  URL of an empty, migrated database on it, dropped after the test.
 - `sqlite_url`    URL of an empty, migrated SQLite file in the test's tmp_path.
 - `database_url`  either of the two: the test runs once on each.
+- `primary`, `standby`  the file's own server and one that streams from it: these may be frozen
+                  and killed. The primary's first database is migrated.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from registry.sql import migrate
-from tests.postgres import Postgres, run_apart
+from tests.postgres import Postgres, Standby, run_apart
 
 settings.register_profile(
     "biaojie",
@@ -77,6 +79,25 @@ def database_url(request: pytest.FixtureRequest) -> str:
         {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
     )
     return url
+
+
+@pytest.fixture(scope="module")
+def primary() -> Iterator[Postgres]:
+    server = Postgres()
+    try:
+        run_apart(migrate(server.url()))
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def standby(primary: Postgres) -> Iterator[Standby]:
+    server = Standby(primary)
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 # A shell starts what runs in its background with SIGINT ignored, and children inherit that: the

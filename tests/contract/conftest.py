@@ -1,4 +1,5 @@
-"""`store` runs a test on each kind of store; `peer` opens the same data once more.
+"""`store` runs a test on each kind of store; `peer` opens the same data once more. `registry` has
+a history, in either database; `bare_url` is of either with nothing in it, not even tables.
 
 BIAOJIE_TEST_CITUS_URL names an empty database on the coordinator of a Citus cluster, where the
 extension and the workers are; the suite runs there too then, and what is in it is lost.
@@ -7,13 +8,16 @@ extension and the workers are; the suite runs there too then, and what is in it 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from registry.memory import MemoryStore
 from registry.sql import SqlStore, migrate, open_store
 from registry.store import Store
+from tests.audited import Registry
 from tests.citus import CITUS_URL, emptied, prepared
+from tests.contract.transferred import history
 from tests.postgres import Postgres, run_apart
 
 PARTITIONS = 7
@@ -83,3 +87,21 @@ async def peer(store_url: str | None, store: Store) -> AsyncIterator[Store]:
         opened = await open_patiently(store_url)
         yield opened
         await opened.close()
+
+
+@pytest.fixture
+async def registry(database_url: str) -> AsyncIterator[Registry]:
+    async with history(database_url) as made:
+        yield made
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def bare_url(request: pytest.FixtureRequest, tmp_path: Path, postgres: Postgres) -> Iterator[str]:
+    """URL of a database nobody has made tables in; of SQLite not even the file."""
+    if request.param == "sqlite":
+        (tmp_path / "bare").mkdir()
+        yield f"sqlite:///{tmp_path / 'bare' / 'registry.db'}"
+        return
+    name = postgres.create_database()
+    yield postgres.url(name)
+    postgres.drop_database(name)

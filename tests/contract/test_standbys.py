@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
@@ -15,30 +15,15 @@ from registry.admission import SYSTEM
 from registry.blocks import Chunk, cut
 from registry.operations import Purge, RegisterRange
 from registry.patterns import parse_pattern
-from registry.sql import SqlStore, migrate, open_store
+from registry.sql import SqlStore, open_store
 from registry.sql.standbys import StandbyStore, open_standbys
 from tests.contract.sample import PREFIX, append, home, put, record
 from tests.core_parts import registering
-from tests.postgres import Postgres, Standby, run_apart
+from tests.postgres import Postgres, Standby
 
 KEY = Key(PREFIX, b"SN1")
 READ_S = 1.5
 SLACK_S = 3.0
-
-
-@pytest.fixture(scope="module")
-def primary() -> Iterator[Postgres]:
-    server = Postgres()
-    run_apart(migrate(server.url()))
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def standby(primary: Postgres) -> Iterator[Standby]:
-    server = Standby(primary)
-    yield server
-    server.close()
 
 
 @pytest.fixture

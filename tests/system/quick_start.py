@@ -1,24 +1,17 @@
-"""Nodes forked from a process that has everything imported: for tests that start very many.
-
-A node made so is a process like any other: it has its own id, dies by SIGKILL and has an exit
-code; only the second that Python takes to import a program is spent once.
-"""
+"""Nodes that start in a moment (tests/forked.py), for tests that start very many."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import sys
 import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from tests.forked import context
+
 START_S = 20.0
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["resolver.__main__", "resolver.node", "resolver.commands", "registry.sql", "uvloop"]
-)
 
 
 def _serve(environment: dict[str, str], log: str) -> None:
@@ -74,7 +67,7 @@ class QuickNode:
     def start(self) -> None:
         """Start and wait until it serves."""
         before = len(self.log)
-        self._process = _context.Process(
+        self._process = context.Process(
             target=_serve, args=(self.settings(), str(self.data_dir / "node.log"))
         )
         self._process.start()

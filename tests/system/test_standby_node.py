@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from registry.sql import migrate
-from tests.postgres import Postgres, Standby, run_apart
+from tests.postgres import Postgres, Standby
 from tests.system.wire import Wire, until
 from tests.system.workers import Make, series
 
@@ -17,21 +16,6 @@ if TYPE_CHECKING:
     from tests.system.conftest import RunningNode
 
 FRESH_S = 1.0
-
-
-@pytest.fixture(scope="module")
-def primary() -> Iterator[Postgres]:
-    server = Postgres()
-    run_apart(migrate(server.url()))
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def standby(primary: Postgres) -> Iterator[Standby]:
-    server = Standby(primary)
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
