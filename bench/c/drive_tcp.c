@@ -136,9 +136,8 @@ static void take(struct connection *c, const uint8_t *reply, size_t size, uint64
         if (run.errors++ == 0) show("failed", reply, size);
     } else if (needles.count && !holds(reply, size, needles.each[was.which], &c->needle_at)) {
         if (run.wrong++ == 0) show("wrong", reply, size);
-    } else if (run.counting) {
-        run.replies++;
-        note_latency(&run.latencies, now - was.sent_ns);
+    } else {
+        note_reply(&run, was.sent_ns, now);
     }
     if (pace.mean_ns > 0)
         rooms[rooms_free++] = (struct room){c, slot};
@@ -293,7 +292,7 @@ int main(int argc, char **argv) {
     }
     struct epoll_event events[256];
     int over = 0;
-    while (!over || (outstanding && now < last + DRAIN_NS)) {
+    while (!over || ((outstanding || is_due(&pace, now)) && now < last + DRAIN_NS)) {
         int paced = pace.mean_ns > 0 && !over && rooms_free;
         if (paced) wait_until_due(&pace, &run, poll_fd, now);
         int ready = epoll_wait(poll_fd, events, 256, paced ? 0 : 10);
@@ -302,7 +301,7 @@ int main(int argc, char **argv) {
         if (!over && run.counting &&
             (now >= run.counted_to || (order.once && order.next == order.count && outstanding == 0))) {
             end_counting(&run, now);
-            end_pace(&pace, now);
+            pace.until_ns = now;
             over = 1;
             last = now;
         }
@@ -311,9 +310,9 @@ int main(int argc, char **argv) {
             if (events[i].events & EPOLLOUT) flush(c);
             if (events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) hear(c, now, !over);
         }
-        if (pace.mean_ns > 0 && !over) ask_due(now);
+        if (pace.mean_ns > 0) ask_due(now);
     }
-    run.lost = (uint64_t)outstanding + pace.unsent;
+    run.lost = (uint64_t)outstanding + count_unsent(&pace);
     print_run(&run);
     return run.errors || run.wrong || run.lost ? 1 : 0;
 }

@@ -73,9 +73,8 @@ static size_t take(const uint8_t *reply, size_t size, uint64_t now) {
         if (run.errors++ == 0) show("failed", reply, size);
     } else if (needles.count && !holds(reply, size, needles.each[which], &needle_at)) {
         if (run.wrong++ == 0) show("wrong", reply, size);
-    } else if (run.counting) {
-        run.replies++;
-        note_latency(&run.latencies, now - slots[slot].sent_ns);
+    } else {
+        note_reply(&run, slots[slot].sent_ns, now);
     }
     return slot;
 }
@@ -128,7 +127,7 @@ int main(int argc, char **argv) {
             count += ask((size_t)slot, count, now);
     }
     send_all(udp, count);
-    while (!over || (outstanding && now < last + timeout)) {
+    while (!over || ((outstanding || is_due(&pace, now)) && now < last + timeout)) {
         int ready = recvmmsg(udp, heard, (unsigned)depth, 0, NULL);
         if (ready < 0 && errno == ECONNREFUSED) die("nobody listens");
         if (ready <= 0 && pace.mean_ns > 0 && !over && rooms_free)
@@ -140,14 +139,14 @@ int main(int argc, char **argv) {
         if (!over && run.counting &&
             (now >= run.counted_to || (order.once && order.next == order.count && outstanding == 0))) {
             end_counting(&run, now);
-            end_pace(&pace, now);
+            pace.until_ns = now;
             over = 1;
             last = now;
         }
         count = 0;
         for (int i = 0; i < ready; i++) {
             size_t slot = take(in[i], heard[i].msg_len, now);
-            if (slot == NO_MORE || over) continue;
+            if (slot == NO_MORE || (over && pace.mean_ns == 0)) continue;
             if (pace.mean_ns > 0)
                 rooms[rooms_free++] = slot;
             else
@@ -167,11 +166,11 @@ int main(int argc, char **argv) {
                     }
                 }
         }
-        while (pace.mean_ns > 0 && !over && rooms_free && count < depth && is_due(&pace, now))
+        while (rooms_free && count < depth && is_due(&pace, now))
             count += ask(rooms[--rooms_free], count, take_due(&pace));
         send_all(udp, count);
     }
-    run.lost += (uint64_t)outstanding + pace.unsent;
+    run.lost += (uint64_t)outstanding + count_unsent(&pace);
     print_run(&run);
     return run.errors || run.wrong ? 1 : 0;
 }

@@ -169,7 +169,7 @@ struct run {
     double server_s, driver_s;
     uint64_t stalled_ns; /* time in which the driver itself did not get to run */
     uint64_t cut;        /* outstanding on a connection that the server ended */
-    int counting;
+    int counting, ended;
     struct latencies latencies;
 };
 
@@ -192,6 +192,7 @@ static inline void begin_counting(struct run *run, uint64_t now) {
 
 static inline void end_counting(struct run *run, uint64_t now) {
     run->counting = 0;
+    run->ended = 1;
     run->counted_to = now;
     run->server_s = processor_s(run->server_pids) - run->server_s;
     run->driver_s = own_processor_s() - run->driver_s;
@@ -209,6 +210,14 @@ static inline void print_run(const struct run *run) {
            (unsigned long long)run->lost, (unsigned long long)run->cut, run->server_s, run->driver_s, (double)run->stalled_ns / 1e9,
            percentile_us(noted, 0.50), percentile_us(noted, 0.90), percentile_us(noted, 0.99),
            percentile_us(noted, 0.999), (double)noted->most / 1e3);
+}
+
+/* A right reply to what was asked, or in an open loop was due, at `since`. Those that come after the
+ * end are no part of the rate, but their latencies count: else the slowest would be missing. */
+static inline void note_reply(struct run *run, uint64_t since, uint64_t now) {
+    if (run->counting) run->replies++;
+    if (run->counting || (run->ended && since >= run->counted_from && since <= run->counted_to))
+        note_latency(&run->latencies, now - since);
 }
 
 /* Say on standard error what a reply was that should not have been; the first one is enough. */

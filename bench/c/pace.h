@@ -13,7 +13,7 @@
 
 struct pace {
     double mean_ns, due_ns; /* mean 0: a closed loop */
-    uint64_t state, unsent; /* unsent: due when the time was up, and still waiting */
+    uint64_t state, until_ns; /* nothing is due that would be after this; 0: no end yet */
 };
 
 static inline struct pace start_pace(int argc, char **argv, uint64_t now) {
@@ -23,7 +23,8 @@ static inline struct pace start_pace(int argc, char **argv, uint64_t now) {
 }
 
 static inline int is_due(const struct pace *pace, uint64_t now) {
-    return pace->due_ns <= (double)now;
+    uint64_t until = pace->until_ns && pace->until_ns < now ? pace->until_ns : now;
+    return pace->mean_ns > 0 && pace->due_ns <= (double)until;
 }
 
 /* When the request that is due was due; the next one is set. */
@@ -50,12 +51,14 @@ static inline void wait_until_due(struct pace *pace, struct run *run, int fd, ui
     if (run->counting && late > wait + NS / 1000) run->stalled_ns += late - wait;
 }
 
-/* What was due before `now` and had no room. */
-static inline void end_pace(struct pace *pace, uint64_t now) {
-    while (pace->mean_ns > 0 && is_due(pace, now)) {
+/* How much was due before the end and has not been asked. */
+static inline uint64_t count_unsent(struct pace *pace) {
+    uint64_t unsent = 0;
+    while (is_due(pace, pace->until_ns)) {
         take_due(pace);
-        pace->unsent++;
+        unsent++;
     }
+    return unsent;
 }
 
 #endif
