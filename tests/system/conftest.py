@@ -21,6 +21,7 @@ from tests.postgres import Postgres
 from tests.system.described import Described, end_of_log, metrics, total
 
 START_S = 20.0
+REQUESTS = "biaojie_requests_total"
 
 
 @dataclass
@@ -247,4 +248,4 @@ def unharmed(api: Described, node: RunningNode) -> Iterator[Described]:
     assert node.process is not None
     assert node.process.poll() is None
     assert end_of_log(api) == before
-    assert total(metrics(api), "biaojie_requests_total", outcome="internal") == 0
+    assert total(metrics(api, REQUESTS), REQUESTS, outcome="internal") == 0

@@ -28,6 +28,7 @@ class Described:
         self.port = port
         self.key = key
         self.source = source
+        self.read_to = 0
         with Wire(port) as wire:
             self.document = wire.ask("GET", "/openapi.json").json
         resource: Resource[Any] = Resource.from_contents(
@@ -160,23 +161,28 @@ def pages(api: Described, target: str, limit: int, key: str | None = "") -> list
 
 
 def end_of_log(api: Described) -> int:
-    after = 0
+    """Read from where this client last was at the end."""
     while True:
-        page = api.ask("GET", f"/api/v1/changes?after={after}&limit=1000").json
+        page = api.ask("GET", f"/api/v1/changes?after={api.read_to}&limit=1000").json
         if not page["items"]:
-            return after
-        after = page["next"]
+            return api.read_to
+        api.read_to = page["next"]
 
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
-def metrics(api: Described) -> Series:
+def metrics(api: Described, name: str = "") -> Series:
+    """The series whose names begin so; to read all of them takes a tenth of a second."""
     with Wire(api.port) as wire:
-        text = wire.ask("GET", "/metrics").body.decode()
+        return read_metrics(wire.ask("GET", "/metrics").body.decode(), name)
+
+
+def read_metrics(text: str, name: str = "") -> Series:
+    wanted = "".join(line for line in text.splitlines(True) if line.startswith(name))
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
+        for family in text_string_to_metric_families(wanted)
         for sample in family.samples
     }
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Make = Callable[..., "RunningNode"]
 BODY = b'{"values":[]}'
+HELD, RUNNING = "biaojie_http_connections", "biaojie_http_requests_running"
 
 
 def headers(node: RunningNode) -> dict[str, str]:
@@ -54,7 +55,7 @@ def close(opened: list[Wire]) -> None:
 
 
 def open_connections(node: RunningNode) -> float:
-    return metrics(Described(node.port))[("biaojie_http_connections", ())]
+    return metrics(Described(node.port), HELD)[(HELD, ())]
 
 
 def check_over_capacity(answer: Answer) -> None:
@@ -73,7 +74,7 @@ def test_requests_beyond_the_limit_are_refused_early(make_node: Make) -> None:
     with writes_stopped(node):
         for number, wire in enumerate(writers):
             wire.send(request("PUT", path(f"held-{number}"), headers(node), BODY))
-        until(lambda: metrics(api)[("biaojie_http_requests_running", ())] >= 4)
+        until(lambda: metrics(api, RUNNING)[(RUNNING, ())] >= 4)
         for method, target in (("GET", path("x")), ("PUT", path("y")), ("GET", "/")):
             began = time.monotonic()
             with Wire(node.port) as wire:

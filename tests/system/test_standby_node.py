@@ -34,7 +34,7 @@ def nodes(
 
 def metric(node: RunningNode, name: str) -> float:
     with Wire(node.port) as wire:
-        return series(wire)[name, ()]
+        return series(wire, name)[name, ()]
 
 
 def put(node: RunningNode, name: str, data: str) -> None:

@@ -10,10 +10,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from tests.handle_talk import TcpLine
-from tests.system.described import Series, total
+from tests.system.described import Series, read_metrics, total
 from tests.system.wire import Wire, until
 
 if TYPE_CHECKING:
@@ -30,24 +28,15 @@ def several(make_node: Make, workers: int, **settings: object) -> RunningNode:
     return node
 
 
-def series(wire: Wire) -> Series:
-    text = wire.ask("GET", "/metrics").body.decode()
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+def series(wire: Wire, name: str = "") -> Series:
+    return read_metrics(wire.ask("GET", "/metrics").body.decode(), name)
 
 
 def up(node: RunningNode) -> dict[int, bool]:
     """Which workers tell of themselves, asked of any."""
     with Wire(node.port) as wire:
-        seen = series(wire)
-    return {
-        int(dict(labels)["worker"]): bool(value)
-        for (name, labels), value in seen.items()
-        if name == "biaojie_worker_up"
-    }
+        seen = series(wire, "biaojie_worker_up")
+    return {int(dict(labels)["worker"]): bool(value) for (_, labels), value in seen.items()}
 
 
 def pids(node: RunningNode) -> dict[int, int]:
@@ -63,10 +52,12 @@ def pids(node: RunningNode) -> dict[int, int]:
 def reached(wire: Wire, workers: int) -> int:
     """The worker at the other end; nobody else may ask for metrics meanwhile."""
 
-    def asked(seen: Series, slot: int) -> float:
-        return total(seen, "biaojie_requests_total", operation="metrics", worker=str(slot))
+    name = "biaojie_requests_total"
 
-    before, after = series(wire), series(wire)
+    def asked(seen: Series, slot: int) -> float:
+        return total(seen, name, operation="metrics", worker=str(slot))
+
+    before, after = series(wire, name), series(wire, name)
     (grown,) = [slot for slot in range(workers) if asked(after, slot) > asked(before, slot)]
     return grown
 
@@ -90,8 +81,8 @@ def lines(node: RunningNode, workers: int) -> dict[int, TcpLine]:
     with Wire(node.port) as wire:
 
         def connected() -> dict[int, float]:
-            seen = series(wire)
             name = "biaojie_handle_tcp_connections"
+            seen = series(wire, name)
             return {slot: total(seen, name, worker=str(slot)) for slot in range(workers)}
 
         while len(found) < workers:
