@@ -144,6 +144,11 @@ def _json_batch(file: DocumentFile) -> Batch:
             batch.others += islice(file, 1)
             continue
         file.seek(min(start + sum(map(len, raw)) + len(raw), file.size), line + len(raw))
+        if all(raw) and len(max(raw, key=len)) <= PLAIN_BYTES_MAX:
+            documents = _parsed(raw)
+            if None not in documents:
+                batch.lines, batch.rows = list(range(line + 1, line + len(raw) + 1)), documents
+                continue
         numbered = [(n, text) for n, text in enumerate(raw, line + 1) if text.strip()]
         documents = _parsed([text for _, text in numbered])
         for (number, text), fields in zip(numbered, documents, strict=True):
@@ -203,6 +208,8 @@ def _packed_batch(file: DocumentFile) -> Batch:
         file.seek(start, line)
         return Batch(others=list(islice(file, _SLICE_ROWS)))
     file.offset, file.line = start + read, line + len(rows)
+    if set(map(type, rows)) <= {list, dict}:
+        return Batch(list(range(line + 1, line + len(rows) + 1)), rows)
     batch = Batch()
     for number, row in enumerate(rows, line + 1):
         if type(row) is list or type(row) is dict:

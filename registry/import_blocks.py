@@ -30,7 +30,7 @@ from biaojie.record import Status
 from .blocks import Bulk, Chunk, cut
 from .import_columns import Columns, Shapes, Source
 from .import_rows import BadRow, Row
-from .import_state import SeenIdentifiers
+from .import_state import Run, SeenIdentifiers, runs_of
 
 WINDOW_ROWS = 24_576
 WINDOW_BYTES = 8 * 2**20
@@ -55,9 +55,11 @@ Send = Callable[..., Awaitable[Sequence[RowResult]]]
 
 @dataclass(slots=True)
 class Window:
-    """Rows of a file up to where it stands now."""
+    """Rows of a file from `start` to `end`, each an offset and a line."""
 
     shapes: Shapes
+    start: tuple[int, int]
+    end: tuple[int, int] = (0, 0)
     columns: dict[str, Columns] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
@@ -73,6 +75,29 @@ class Group:
     columns: Columns
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows of one prefix, as spelled, cut into blocks; `runs` are their names and lines."""
+
+    prefix: str
+    bulk: Bulk
+    runs: list[Run]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A window that only need be handed over: pieces, and the good `rows` that are in none.
+    `groups` are what the pieces were made of, where that is at hand."""
+
+    start: tuple[int, int]
+    end: tuple[int, int]
+    count: int
+    pieces: list[Piece]
+    rows: list[Row]
+    bad: list[BadRow]
+    groups: list[Group] | None
+
+
 @dataclass(slots=True)
 class Registered:
     """What came of a window: how many rows its chunks registered, and of each other good row."""
@@ -84,10 +109,10 @@ class Registered:
 def windows(source: Source) -> Iterator[Window]:
     """Until the file has ended; where they are cut depends on the file and on where it stands."""
     while True:
-        start = source.place.offset
+        place = source.place
         source.shapes = Shapes()
-        window = Window(source.shapes)
-        while window.count < WINDOW_ROWS and source.place.offset - start < WINDOW_BYTES:
+        window = Window(source.shapes, (place.offset, place.line))
+        while window.count < WINDOW_ROWS and place.offset - window.start[0] < WINDOW_BYTES:
             taken = source.take()
             if not taken:
                 break
@@ -97,7 +122,47 @@ def windows(source: Source) -> Iterator[Window]:
             _add(window.columns, taken.columns)
         if not window.count:
             return
+        window.end = place.offset, place.line
         yield window
+
+
+class Cutter:
+    """Makes windows ready: pure, but for the file, and in whatever process it is done."""
+
+    def __init__(self, source: Source, *, case_sensitive: bool) -> None:
+        self.source = source
+        self.case_sensitive = case_sensitive
+        self._status = source.reader.mapping.status
+        self._template: str | None = None
+        self._chunks = True
+        try:
+            if source.reader.mapping.template:
+                self._template = str(Identifier.parse(source.reader.mapping.template))
+        except InvalidIdentifier:
+            self._chunks = False  # each row will be refused for it
+
+    def all(self, start: tuple[int, int]) -> Iterator[Ready]:
+        """Those from `start` to the end of the file."""
+        self.source.place.seek(*start)
+        for window in windows(self.source):
+            yield self._ready(window, ())
+
+    def again(self, ready: Ready, by_rows: Sequence[str]) -> Ready:
+        """Of the same window: without pieces of the prefixes `by_rows`, and with its groups."""
+        self.source.place.seek(*ready.start)
+        return self._ready(next(windows(self.source)), by_rows)
+
+    def _ready(self, window: Window, by_rows: Sequence[str]) -> Ready:
+        if not self._chunks:
+            by_rows = [fold_prefix(prefix) for prefix in window.columns]
+        groups, rows = arranged(window, self.source, by_rows, case_sensitive=self.case_sensitive)
+        pieces = [self._piece(group, window) for group in groups]
+        return Ready(window.start, window.end, window.count, pieces, rows, window.bad, groups)
+
+    def _piece(self, group: Group, window: Window) -> Piece:
+        chunk = chunk_of(group, window, self._status, self._template)
+        bulk = cut(chunk, int(time.time()), case_sensitive=self.case_sensitive)
+        return Piece(group.prefix, bulk, runs_of(bulk.prefix, group.folded, group.columns.lines))
 
 
 def _add(groups: dict[str, Columns], new: Columns) -> None:
@@ -222,24 +287,14 @@ def _transposed(rows: Sequence[tuple[bytes, ...]]) -> list[list[bytes]]:
 class Blocks:
     """Registers the windows of one import."""
 
-    def __init__(self, source: Source, load: Load, send: Send, *, case_sensitive: bool) -> None:
-        self._source = source
+    def __init__(self, cutter: Cutter, load: Load, send: Send) -> None:
+        self._cutter = cutter
         self._load = load
         self._send = send
-        self._case_sensitive = case_sensitive
-        mapping = source.reader.mapping
-        self._status = mapping.status
-        self._template: str | None = None
-        self._chunks = True
-        try:
-            if mapping.template:
-                self._template = str(Identifier.parse(mapping.template))
-        except InvalidIdentifier:
-            self._chunks = False  # each row will be refused for it
 
     async def register(
         self,
-        window: Window,
+        ready: Ready,
         key: str,
         by_rows: list[str],
         note: Callable[[], None],
@@ -247,27 +302,32 @@ class Blocks:
     ) -> Registered:
         """`by_rows` says of which prefixes no chunks are made; `note` keeps it."""
         done = Registered()
-        if not self._chunks:
-            by_rows[:] = sorted({fold_prefix(prefix) for prefix in window.columns})
+        if by_rows:
+            ready = self._cutter.again(ready, by_rows)
         refused: dict[str, list[tuple[int, object]]] = {}
         while True:
-            groups, rows = arranged(
-                window, self._source, by_rows, case_sensitive=self._case_sensitive
-            )
-            for group in groups:
-                if group.prefix in refused:
+            for piece in ready.pieces:
+                if piece.prefix in refused:
                     continue
-                chunk = chunk_of(group, window, self._status, self._template)
-                bulk = cut(chunk, int(time.time()), case_sensitive=self._case_sensitive)
                 try:
-                    names = await self._load(bulk, f"{key}-{bulk.prefix}")
+                    names = await self._load(piece.bulk, f"{key}-{piece.bulk.prefix}")
                 except ABOUT_ALL:
-                    by_rows.append(bulk.prefix)
+                    by_rows.append(piece.bulk.prefix)
                     note()
+                    ready = self._cutter.again(ready, by_rows)
                     break
-                refused[group.prefix] = self._loaded(group, names, done, seen)
+                runs = piece.runs
+                refused[piece.prefix] = []
+                if names:
+                    if ready.groups is None:
+                        ready = self._cutter.again(ready, by_rows)
+                    refused[piece.prefix], runs = _parted(ready, piece, names)
+                done.loaded += piece.bulk.count - len(refused[piece.prefix])
+                if seen is not None:
+                    seen.add_runs(runs)
             else:
                 break
+        rows = ready.rows
         for at in range(0, len(rows), BATCH_ROWS):
             some = rows[at : at + BATCH_ROWS]
             results = await self._send(some, f"{key}-r{at}", dry_run=False)
@@ -275,31 +335,14 @@ class Blocks:
         await self._say_why(refused, done)
         return done
 
-    def _loaded(
-        self, group: Group, names: Sequence[str], done: Registered, seen: SeenIdentifiers | None
-    ) -> list[tuple[int, object]]:
-        """Note what a chunk registered; its rows that were refused."""
-        columns = group.columns
-        out: list[tuple[int, object]] = []
-        folded, lines = group.folded, columns.lines
-        if names:
-            skip = len(group.prefix) + 1
-            taken = {name[skip:] for name in names}
-            places = [n for n, suffix in enumerate(columns.suffixes) if suffix in taken]
-            out = [(lines[n], columns.sources[n]) for n in places]
-            left = [n for n, suffix in enumerate(columns.suffixes) if suffix not in taken]
-            folded, lines = [folded[n] for n in left], [lines[n] for n in left]
-        done.loaded += len(lines)
-        if seen is not None:
-            seen.add_run(fold_prefix(group.prefix), folded, lines)
-        return out
-
     async def _say_why(
         self, refused: dict[str, list[tuple[int, object]]], done: Registered
     ) -> None:
         """A chunk names what it refuses, and no reasons: these are asked for, and nothing is
         written, so that a window that comes again finds what it found."""
-        rows = list(_rows(self._source, [each for some in refused.values() for each in some]))
+        rows = list(
+            _rows(self._cutter.source, [each for some in refused.values() for each in some])
+        )
         rows.sort(key=lambda row: row.line)
         for at in range(0, len(rows), BATCH_ROWS):
             some = rows[at : at + BATCH_ROWS]
@@ -309,3 +352,23 @@ class Blocks:
                     name = str(row.identifier)
                     said = RowResult(0, name, None, IdentifierTaken.code, *IdentifierTaken().detail)
                 done.results.append((row, said))
+
+
+def _parted(
+    ready: Ready, piece: Piece, names: Sequence[str]
+) -> tuple[list[tuple[int, object]], list[Run]]:
+    """The rows of a piece that were refused, by their names; and the runs of the others."""
+    assert ready.groups is not None
+    group = next(group for group in ready.groups if group.prefix == piece.prefix)
+    skip = len(piece.prefix) + 1
+    taken = {name[skip:] for name in names}
+    out: list[tuple[int, object]] = []
+    left = []
+    columns = group.columns
+    for n, suffix in enumerate(columns.suffixes):
+        if suffix in taken:
+            out.append((columns.lines[n], columns.sources[n]))
+        else:
+            left.append(n)
+    kept = _picked(group, left)
+    return out, runs_of(piece.bulk.prefix, kept.folded, kept.columns.lines)

@@ -18,15 +18,15 @@ from biaojie.identifier import Identifier
 from biaojie.limits import IDENTIFIER_CHARS_MAX
 from biaojie.record import Value, usual_permissions
 
+from .import_alike import VALUES_MAX, alike
 from .import_batches import PLAIN_BYTES_MAX, Batch, next_batch
 from .import_csv import Cells, CsvFile
 from .import_documents import RECORD_FIELDS, DocumentFile, RecordReader, text_of
-from .import_rows import BadRow, Row, RowReader
+from .import_rows import BadRow, Row, RowMapping, RowReader
 
 SHAPES_MAX = 48
 """Different shapes of values in one chunk; rows of others are registered one by one."""
 _SAID_MAX = 1_024
-_RECORD_VALUES_MAX = 16
 _RECORD_BYTES_MAX = 65_536
 """Characters of a row whose data certainly is not too much for a record."""
 _PRINTED = re.compile(r"[ -~\n]*")
@@ -35,6 +35,11 @@ _SPACED = re.compile(r"\n[\n ]| \n|^[\n ]|[\n ]\Z")
 
 Rows = CsvFile | DocumentFile
 Reader = RowReader | RecordReader
+
+
+def reader_of(file: Rows, mapping: RowMapping) -> Reader:
+    """Raises InvalidFile or InvalidIdentifier where file and mapping do not fit."""
+    return RowReader(file.header, mapping) if file.header else RecordReader(mapping)
 
 
 @dataclass(slots=True)
@@ -97,7 +102,7 @@ class Shapes:
                 value.check()
         except InvalidRecord:
             return None
-        return self.of(values) if len(values) <= _RECORD_VALUES_MAX else None
+        return self.of(values) if len(values) <= VALUES_MAX else None
 
 
 class Place(Protocol):
@@ -109,6 +114,7 @@ class Place(Protocol):
 
     def seek(self, offset: int, line: int) -> None: ...
     def batch(self) -> Batch: ...
+    def close(self) -> None: ...
 
 
 class Source:
@@ -119,7 +125,13 @@ class Source:
         self.reader = reader
         self.shapes = Shapes()
         self.place: Place | Rows = place or file
+        self._sorted = place
         self._batch = place.batch if place is not None else partial(next_batch, file)
+
+    def close(self) -> None:
+        """The file itself stays open."""
+        if self._sorted is not None:
+            self._sorted.close()
 
     def take(self) -> Taken:
         """The next batch; an empty one at the end. Raises InvalidFile."""
@@ -279,8 +291,15 @@ class Source:
         templates = (None, "", mapping.template)
         columns = taken.columns
         names: list[str] = []
-        doubtful = []
-        for number, row in enumerate(batch.rows):
+        doubtful: list[int] = []
+        some = alike(batch.rows, statuses, templates) if batch.rows else None
+        kind = self.shapes.plain(some.said) if some is not None else None
+        rows: Iterable[Any] = batch.rows
+        if some is not None and kind is not None:
+            names, rows = list(some.names), ()
+            columns.lines, columns.sources = list(batch.lines), list(batch.rows)
+            columns.kinds, columns.data = [kind] * len(names), some.data
+        for number, row in enumerate(rows):
             if type(row) is list:
                 if not 2 <= len(row) <= 4:
                     doubtful.append(number)
@@ -323,7 +342,7 @@ class Source:
 
     def _values(self, values: Any) -> tuple[int, tuple[bytes, ...]] | None:
         """Shape and data; None of what is said otherwise than with index, type and data."""
-        if type(values) is not list or len(values) > _RECORD_VALUES_MAX:
+        if type(values) is not list or len(values) > VALUES_MAX:
             return None
         said: list[Any] = []
         data = []

@@ -9,7 +9,8 @@ from __future__ import annotations
 import heapq
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from operator import le
 from pathlib import Path
@@ -33,6 +34,16 @@ Item = tuple[bytes, int, bytes]
 """Folded name, line, and what the row is made of, packed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """How far sorting has come: bad rows since the last step, rows read, where the file stands."""
+
+    bad: list[BadRow]
+    read: int
+    offset: int
+    whole: bool = False
+
+
 def in_order(source: Source, rows: int, *, case_sensitive: bool) -> bool:
     """Whether the first rows, so many, are in the order of their folded names under each prefix,
     or the file has no more than these. Leaves the file at its first row."""
@@ -54,16 +65,10 @@ def in_order(source: Source, rows: int, *, case_sensitive: bool) -> bool:
 
 
 def sort_rows(
-    source: Source,
-    path: Path,
-    memory_bytes: int,
-    failed: Callable[[list[BadRow]], None],
-    step: Callable[[int], None],
-    *,
-    case_sensitive: bool,
-) -> None:
-    """Write the good rows to `path`, durably; the bad ones are `failed`, in the order of the
-    file. `step` is told how many rows were read, and may raise to stop."""
+    source: Source, path: Path, memory_bytes: int, *, case_sensitive: bool
+) -> Generator[Sorted, None, None]:
+    """Write the good rows to `path`, durably, telling of the bad ones in the order of the file.
+    It is done with the step that is `whole`."""
     runs: list[IO[bytes]] = []
     items: list[Item] = []
     weight = read = 0
@@ -71,14 +76,13 @@ def sort_rows(
         while taken := source.take():
             source.shapes = Shapes()
             read += len(taken)
-            failed(sorted(taken.bad, key=lambda row: row.line))
             for item in _items(taken, case_sensitive=case_sensitive, packed=True):
                 items.append(item)
                 weight += len(item[0]) + len(item[2]) + _ROW_BYTES
             if weight >= memory_bytes:
                 runs.append(_spilled(items, path.parent))
                 items, weight = [], 0
-            step(read)
+            yield Sorted(sorted(taken.bad, key=lambda row: row.line), read, source.file.offset)
         items.sort()
         draft = path.with_name(path.name + ".part")
         with draft.open("wb") as out:
@@ -86,13 +90,14 @@ def sort_rows(
             merged = heapq.merge(items, *map(_read, runs))
             while some := list(islice(merged, BATCH_ROWS)):
                 out.write(b"".join([pack(line) + packed for _, line, packed in some]))
-                step(read)
+                yield Sorted([], read, source.file.offset)
             out.flush()
             os.fsync(out.fileno())
         draft.replace(path)
     finally:
         for run in runs:
             run.close()
+    yield Sorted([], read, source.file.offset, whole=True)
 
 
 def _items(taken: Taken, *, case_sensitive: bool, packed: bool) -> Iterator[Item]:

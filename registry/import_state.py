@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import orjson
 
@@ -294,6 +294,30 @@ def _told(row: BadRow) -> dict[str, Any]:
     }
 
 
+class Run(NamedTuple):
+    """Some names of a chunk, by their folded suffixes: the first of them and the last of the
+    chunk with prefix, all of them, and the line of each."""
+
+    first: bytes
+    last: bytes
+    names: bytes
+    lines: bytes
+
+
+def runs_of(prefix: str, suffixes: Sequence[bytes], lines: Sequence[int]) -> list[Run]:
+    """Of folded suffixes in order, under a folded prefix."""
+    start = f"{prefix}/".encode()
+    return [
+        Run(
+            start + suffixes[at],
+            start + suffixes[-1],
+            b"\n".join(suffixes[at : at + _RUN_NAMES]),
+            array("q", lines[at : at + _RUN_NAMES]).tobytes(),
+        )
+        for at in range(0, len(suffixes), _RUN_NAMES)
+    ]
+
+
 class SeenIdentifiers:
     """On which line an identifier came first. Lives in a file, not in memory, so that what any
     number of rows say twice is found; in a temporary one, or at `path`, where an import that was
@@ -348,26 +372,16 @@ class SeenIdentifiers:
         ).fetchone()
         return int(found[0]) if found else self._in_runs(self._key(identifier))
 
-    def add_run(self, prefix: str, suffixes: Sequence[bytes], lines: Sequence[int]) -> None:
-        """As `add`, of folded suffixes in order, of a folded prefix, without saying which were
-        there: many to a row, which costs a tenth."""
-        if not suffixes:
+    def add_runs(self, runs: Sequence[Run]) -> None:
+        """As `add`, of what `runs_of` made of a chunk, without saying which were there: many to a
+        row, which costs a tenth."""
+        if not runs:
             return
-        start = f"{prefix}/".encode()
         number = len(self._runs)
-        for at in range(0, len(suffixes), _RUN_NAMES):
-            some = suffixes[at : at + _RUN_NAMES]
-            self._scratch.execute(
-                "INSERT INTO runs VALUES (?, ?, ?, ?, ?)",
-                (
-                    number,
-                    start + some[0],
-                    start + suffixes[-1],
-                    b"\n".join(some),
-                    array("q", lines[at : at + _RUN_NAMES]).tobytes(),
-                ),
-            )
-        self._runs.append((start + suffixes[0], start + suffixes[-1]))
+        self._scratch.executemany(
+            "INSERT INTO runs VALUES (?, ?, ?, ?, ?)", [(number, *run) for run in runs]
+        )
+        self._runs.append((runs[0].first, runs[0].last))
 
     def _in_runs(self, key: bytes) -> int:
         """The first line that has it, or 0."""

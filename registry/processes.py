@@ -17,7 +17,8 @@ _PR_SET_PDEATHSIG: Final = 1
 _START_S: Final = 60.0
 
 
-def _begin() -> None:
+def obey() -> None:
+    """Make this process one that computes for the thread that started it, and ends with it."""
     if sys.platform == "linux":
         # They would wait for work for ever if this process were killed.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -29,7 +30,7 @@ def _begin() -> None:
 def processes(count: int) -> Iterator[ProcessPoolExecutor]:
     """So many of them, started. To be called in the main thread, which they end with."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=obey)
     try:
         for waiting in [pool.submit(os.getpid) for _ in range(count)]:
             waiting.result(timeout=_START_S)

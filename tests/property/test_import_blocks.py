@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from biaojie.change import RowResult
 from biaojie.errors import BiaojieError, InvalidFile
 from biaojie.record import Record, Status
-from registry import import_batches, import_blocks, imports
+from registry import import_batches, import_blocks, import_passes, imports
 from registry.admission import SYSTEM
 from registry.blocks import Bulk
 from registry.import_prepare import Form
@@ -147,6 +147,7 @@ def told(
     """Row by row; as blocks; as blocks, and where the file is in no order put into order."""
     with (
         mock.patch.object(import_blocks, "WINDOW_ROWS", 6),
+        mock.patch.object(import_passes, "WINDOW_ROWS", 6),
         mock.patch.object(imports, "WINDOW_ROWS", 6),
         mock.patch.object(import_blocks, "CHUNK_ROWS_MIN", 2),
         mock.patch.object(import_blocks, "BATCH_ROWS", 2),
