@@ -34,7 +34,8 @@ def honest(name: str, data: bytes) -> bytes | None:
 @dataclass
 class Script:
     """`silent`: of so many questions every last one gets no answer; 0: all do. `pause_s`: once,
-    `pause_after_s` from the first question, everything stands still so long."""
+    `pause_after_s` from the first question, everything stands still so long. `rate_max`: beyond so
+    many a second, a tenth of a second's at once, HTTP answers 503; 0: any number."""
 
     names: OwnNames
     data: Data = honest
@@ -42,15 +43,27 @@ class Script:
     status: int = 0
     pause_after_s: float = 0.0
     pause_s: float = 0.0
+    rate_max: float = 0.0
     asked: int = 0
     open: asyncio.Event = field(default_factory=asyncio.Event)
     _begun: float = 0.0
+    _full: float = 0.0
 
     def told(self, name: str) -> bytes | None:
         number = self.names.number_of(name)
         if number is None:
             return None
         return self.data(name, self.names.data(number, 0))
+
+    def refuses(self) -> bool:
+        """Whether one more is too many now."""
+        if not self.rate_max:
+            return False
+        now = asyncio.get_running_loop().time()
+        if self._full - now > 0.1:
+            return True
+        self._full = max(self._full, now) + 1 / self.rate_max
+        return False
 
     async def wait(self) -> bool:
         """Count a question; whether it is to be answered."""
@@ -72,6 +85,8 @@ def _reply(status: str, body: dict[str, Any]) -> bytes:
 
 
 def http_reply(script: Script, name: str) -> bytes:
+    if script.refuses():
+        return _reply("503 Not Now", {"code": "over-capacity"})
     if script.status:
         code = "over-capacity" if script.status == 503 else "internal"
         return _reply(f"{script.status} Not Now", {"code": code})

@@ -1,7 +1,9 @@
 """Schemathesis against real nodes: thousands of requests made from the node's own description.
 
-Which checks are off, and why, is said in schemathesis.toml; what stands in for them is in
-schemathesis_hooks.py.
+How many is given, not for how long: a machine that is busy takes longer, and sends as much. The
+cases at the limits of each operation ("coverage") are always the same, some two thousand; made-up
+ones and rows of calls come on top. Which checks are off, and why, is said in schemathesis.toml;
+what stands in for them is in schemathesis_hooks.py.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.system.described import Described, end_of_log, metrics, total
 
 if TYPE_CHECKING:
@@ -21,16 +25,19 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 RUN = "import schemathesis.cli as cli; cli.schemathesis()"
+LIMIT_S = 240
+EVERYTHING = ("--max-examples", "4")
+MADE_UP = ("--phases", "fuzzing,stateful", "--max-examples", "6")
 
 
-def run(node: RunningNode, seconds: int, directory: Path, *more: str) -> int:
-    """Send what Schemathesis thinks of for so long; returns how many. Fails on findings."""
+def run(node: RunningNode, directory: Path, *more: str) -> int:
+    """Send what Schemathesis thinks of; returns how many. Fails on findings."""
     command = [
         sys.executable,
         *("-c", RUN, "--config-file", "tests/system/schemathesis.toml"),
         *("run", f"{node.url}/openapi.json"),
-        *("--max-time", str(seconds), "--seed", "1", "--no-color", "--continue-on-failure"),
-        *("--request-timeout", "5", "--max-response-time", "3", "--warnings", "off"),
+        *("--seed", "1", "--no-color", "--continue-on-failure", "--warnings", "off"),
+        *("--request-timeout", "20", "--max-response-time", "10"),
         *("--generation-database", "none", "--report-dir", str(directory)),
         *more,
     ]
@@ -40,7 +47,7 @@ def run(node: RunningNode, seconds: int, directory: Path, *more: str) -> int:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=seconds + 90,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
     assert "errors" not in done.stdout.lower().rpartition("summary")[2]
@@ -49,15 +56,24 @@ def run(node: RunningNode, seconds: int, directory: Path, *more: str) -> int:
     return int(generated.group(1).replace(",", ""))
 
 
+@pytest.mark.parametrize(
+    ("database", "phases", "at_least"),
+    [("sqlite_url", EVERYTHING, 2_000), ("postgres_url", MADE_UP, 150)],
+)
 def test_with_an_admin_key(
-    make_node: Callable[..., RunningNode], database_url: str, tmp_path: Path
+    make_node: Callable[..., RunningNode],
+    database: str,
+    phases: tuple[str, ...],
+    at_least: int,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
-    node = make_node(database_url=database_url)
+    node = make_node(database_url=request.getfixturevalue(database))
     node.home("88.118.8", "acme")
-    sent = run(node, 12, tmp_path, "-H", f"Authorization: Bearer {node.key}")
-    check(node, sent, at_least=60)
-    series = metrics(Described(node.port))
-    assert total(series, "biaojie_requests_total", operation="put", outcome="ok") > 0
+    before = end_of_log(Described(node.port, node.key))
+    sent = run(node, tmp_path, *phases, "-H", f"Authorization: Bearer {node.key}")
+    check(node, sent, at_least)
+    assert end_of_log(Described(node.port, node.key)) > before
     assert node.stop() == 0
     verified = subprocess.run(node.command("verify"), env=node.settings(), timeout=60)
     assert verified.returncode == 0
@@ -67,12 +83,11 @@ def test_without_a_key(make_node: Callable[..., RunningNode], tmp_path: Path) ->
     node = make_node()
     node.home("88.118.8", "acme")
     before = end_of_log(Described(node.port, node.key))
-    sent = run(node, 6, tmp_path)
-    check(node, sent, at_least=60)
+    check(node, run(node, tmp_path, *MADE_UP), 60)
     assert end_of_log(Described(node.port, node.key)) == before
 
 
-def check(node: RunningNode, sent: int, *, at_least: int) -> None:
+def check(node: RunningNode, sent: int, at_least: int) -> None:
     """It lives, met nothing that it did not foresee, and counted all that was sent."""
     assert sent >= at_least
     series = metrics(Described(node.port))
