@@ -9,7 +9,7 @@ HOST ?= 127.0.0.1
 JOBS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help run test peers balanced check fuzz layers rolling crash restore-drill browser bench-peers soak overload import-million bench-500m clean
+.PHONY: help run test peers balanced check fuzz layers rolling crash restore-drill browser bench-peers soak overload import-million bench-imports bench-500m clean
 
 help:
 	@echo 'make run    a node on an embedded registry with sample data   (PORT=8080 HOST=127.0.0.1 DATA=data)'
@@ -27,6 +27,7 @@ help:
 	@echo 'make overload  five times the peak, a loud tenant, a flood of unknown names   (BENCH="--rounds 3")'
 	@echo 'make soak   half an hour of load with writes and restarts   (SOAK_S=1800)'
 	@echo 'make import-million   a file of a million rows, one in a hundred bad, the node killed twice   (IMPORT_ROWS=1000000)'
+	@echo 'make bench-imports   files of every form into a node, sorted and shuffled   (COUNT=1000000 DATABASE=sqlite)'
 	@echo 'make bench-500m   half a billion records: loaded, read, changed, verified   (COUNT=500000000 DATABASE=sqlite VOLUME=data/volume)'
 	@echo 'make clean  remove the virtualenv and caches, keep the data'
 
@@ -118,6 +119,11 @@ DATABASE ?= sqlite
 VOLUME ?= data/volume
 bench-500m: $(VENV)/.test
 	@$(BIN)/biaojie bench volume --count $(COUNT) --database '$(DATABASE)' --folder $(VOLUME) --json $(VOLUME)/result.json --write $(BENCH)
+
+# A minute or two for each database.
+bench-imports: COUNT = 1000000
+bench-imports: $(VENV)/.test
+	@$(BIN)/biaojie bench import --count $(COUNT) --database '$(DATABASE)' --write $(BENCH)
 
 # The browser tests need a Chromium; Debian and Ubuntu package one.
 browser:

@@ -175,6 +175,11 @@ def cpu_s(pids: Sequence[int]) -> float:
     return sum(int(f[11]) + int(f[12]) for pid in pids if (f := _stat(pid))) / _TICKS
 
 
+def reaped_s(pids: Sequence[int]) -> float:
+    """User and system time of children of theirs that have ended, in seconds."""
+    return sum(int(f[13]) + int(f[14]) for pid in pids if (f := _stat(pid))) / _TICKS
+
+
 def resident_octets(pids: Sequence[int]) -> int:
     """Resident memory; what several of them share counts for each."""
     return sum(int(f[21]) for pid in pids if (f := _stat(pid))) * _PAGE

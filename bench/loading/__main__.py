@@ -1,4 +1,4 @@
-"""`biaojie bench load` and `bench volume`: thin, and the root that chooses the store for them.
+"""`biaojie bench load`, `import` and `volume`: thin, and the root that chooses the store for them.
 
 Exit codes: 0 carried out and nothing wrong; 1 an answer or the registry was not as it must be;
 2 it could not be carried out.
@@ -126,6 +126,61 @@ def load(
         typer.echo(text)
         if write:
             results.write(f"load-{result['kind'].lower()}", text)
+
+    _run(work())
+
+
+@app.command("import")
+def import_(
+    count: Annotated[
+        int, typer.Option(min=1, max=5_000_000, help="Rows of each file. 每个文件的行数。")
+    ] = 1_000_000,
+    database: Database = "sqlite",
+    form: Annotated[
+        list[str] | None, typer.Option(help="csv, ndjson or msgpack; all of them. 文件格式。")
+    ] = None,
+    order: Annotated[
+        list[str] | None, typer.Option(help="sorted or shuffled; both. 行的次序。")
+    ] = None,
+    driver_rows: Annotated[
+        int, typer.Option(min=1_000, max=2_000_000, help="Rows for the bare driver. 对照行数。")
+    ] = 200_000,
+    seed: Seed = "biaojie",
+    json_file: Json = None,
+    write: Write = False,
+) -> None:
+    """Upload files to a node of its own and time their import. 文件导入测速。
+
+    Into a new SQLite file, removed again, or an empty PostgreSQL database, which keeps the names.
+    The bare driver then loads rows of like records.
+    """
+    from .importing import FORMS, ORDERS
+
+    for given, known in ((form, FORMS), (order, ORDERS)):
+        if wrong := set(given or ()) - set(known):
+            raise typer.BadParameter(f"{', '.join(sorted(wrong))}: {', '.join(known)}")
+
+    async def work() -> None:
+        from .. import results
+        from . import telling
+        from .importing import measure
+
+        with tempfile.TemporaryDirectory(prefix="biaojie-bench-", dir=Path.cwd()) as name:
+            result = await measure(
+                database,
+                Path(name),
+                seed,
+                count,
+                form or FORMS,
+                order or ORDERS,
+                driver_rows,
+                lambda text: typer.echo(text, err=True),
+            )
+        _keep(result, json_file)
+        text = telling.imported(result)
+        typer.echo(text)
+        if write:
+            results.write(f"import-{result['kind'].lower()}", text)
 
     _run(work())
 

@@ -129,6 +129,57 @@ def loaded(result: Result) -> str:
     )
 
 
+def imported(result: Result) -> str:
+    """The section of one database."""
+
+    def per(rows: int, seconds: float) -> str:
+        return f"{rows / seconds:,.0f}" if seconds else "–"
+
+    bare = result["bare"]
+    bare_wall, bare_cpu = bare["rows"] / bare["wall_s"], bare["rows"] / bare["cpu_s"]
+    rows = []
+    for run in result["runs"]:
+        count = run["rows"]
+        cpu = run["reading_cpu_s"] + run["storing_cpu_s"] + run["server_cpu_s"]
+        whole = cpu + run["upload_cpu_s"]
+        rows.append(
+            [
+                f"{run['form']}, {run['order']}",
+                f"{count:,}",
+                per(count, run["job_s"]),
+                per(count, run["upload_s"] + run["job_s"]),
+                per(count, run["upload_cpu_s"]),
+                per(count, run["reading_cpu_s"]),
+                per(count, run["storing_cpu_s"]),
+                per(count, run["server_cpu_s"]),
+                per(count, whole),
+                f"{count / run['job_s'] / bare_wall:.2f}",
+                f"{count / cpu / bare_cpu:.2f}",
+                f"{run['resident_octets'] / 2**20:,.0f}",
+            ]
+        )
+    titles = [
+        "file",
+        "identifiers",
+        "imported a second",
+        "with upload",
+        "upload, a processor second",
+        "reading",
+        "storing",
+        "server",
+        "all",
+        "to the driver, wall",
+        "processor",
+        "resident, MiB",
+    ]
+    return (
+        f"{head(result['machine'])}\n\n{_table(titles, rows)}\n\n"
+        f"The bare driver ({result['driver']}): {bare_wall:,.0f} rows a second, {bare_cpu:,.0f} a"
+        f" processor second, of {bare['rows']:,} that were made beforehand. Reading is the process"
+        " beside the node, storing the node, all of it the database server too."
+    )
+
+
 def draw(result: Result, file: Path) -> None:
     """The curve. Raises ImportError without matplotlib."""
     import matplotlib as mpl

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -91,13 +92,15 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("form", ["csv", "ndjson", "msgpack"])
-def test_the_same_comes_of_it(tmp_path: Path, form: Form, ordered: bool, heard: list[Any]) -> None:
+def test_the_same_comes_of_it(
+    tmp_path: Path, form: Form, ordered: bool, heard: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = encoded(form, rows(ordered=ordered))
     ahead = come_of(tmp_path / "ahead", form, data, ordered=ordered)
     ways = {type(message) for message in heard}
     assert ways == ({Ready} if ordered else {Ready, Sorted})
     assert sum(m.count for m in heard if isinstance(m, Ready)) == ROWS - (0 if ordered else 1)
-    import_ahead.AHEAD_BYTES = 2**40
+    monkeypatch.setattr(import_ahead, "AHEAD_BYTES", 2**40)
     assert come_of(tmp_path / "here", form, data, ordered=ordered) == ahead
     assert ahead[1][:4] == (ROWS, ROWS - 5, 5, ROWS - 5)
 
@@ -115,12 +118,14 @@ def test_whatever_becomes_of_the_process(
     assert come_of(tmp_path / "ahead", "csv", data, ordered=ordered) == here
 
 
-def test_a_stream_that_is_cut_is_told_of_as_ever(tmp_path: Path, heard: list[Any]) -> None:
+def test_a_stream_that_is_cut_is_told_of_as_ever(
+    tmp_path: Path, heard: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = encoded("msgpack", rows(ordered=True))[:-3]
     with pytest.raises(Exception, match="Row 26000, at octet") as raised:
         come_of(tmp_path / "ahead", "msgpack", data, ordered=True)
     assert [message.count for message in heard] == [24_576]
-    import_ahead.AHEAD_BYTES = 2**40
+    monkeypatch.setattr(import_ahead, "AHEAD_BYTES", 2**40)
     with pytest.raises(type(raised.value)) as again:
         come_of(tmp_path / "here", "msgpack", data, ordered=True)
     assert str(again.value) == str(raised.value)
@@ -182,8 +187,6 @@ def test_it_ends_with_who_started_it(tmp_path: Path) -> None:
         "print('heard', flush=True)\n"
         "time.sleep(60)\n"
     )
-    import pickle
-
     parent = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
