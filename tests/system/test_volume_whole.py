@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 120
+ROWS = 30_000
 
 
 def command(name: str, *options: object) -> list[str]:
@@ -98,28 +100,37 @@ def test_a_killed_load_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "another folder" in larger.stderr
 
 
-def test_a_wrong_answer_ends_it(tmp_path: Path) -> None:
-    options = small(tmp_path, 30_000)
-    assert run("volume", *options).returncode == 0
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one that is done; copy it."""
+    folder = tmp_path_factory.mktemp("volume") / "whole"
+    folder.mkdir()
+    done = run("volume", *small(folder, ROWS))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_wrong_answer_ends_it(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     kept = json.loads((tmp_path / "volume.json").read_text())
     kept["points"], kept["readings"], kept["steps"] = [], [], {"loaded": kept["steps"]["loaded"]}
     (tmp_path / "volume.json").write_text(json.dumps(kept))
     with sqlite3.connect(tmp_path / "registry.db") as connection:
         connection.execute("DELETE FROM blocks WHERE rowid % 3 = 0")
-    done = run("volume", *options)
+    done = run("volume", *small(tmp_path, ROWS))
     assert done.returncode == 1
     assert "is not found" in done.stderr
 
 
-def test_a_registry_that_is_in_use_is_left_alone(tmp_path: Path) -> None:
+def test_a_registry_that_is_in_use_is_left_alone(whole: Path, tmp_path: Path) -> None:
     assert run("load", "--count", 1, "--driver-rows", 1_000, cwd=tmp_path).returncode == 0
     assert os.listdir(tmp_path) == []
-    assert run("volume", *small(tmp_path, 3_000)).returncode == 0
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     (tmp_path / "volume.json").unlink()
-    done = run("volume", *small(tmp_path, 3_000))
+    done = run("volume", *small(tmp_path, ROWS))
     assert done.returncode == 2
     assert "something else" in done.stderr
-    other = run("volume", *small(tmp_path, 3_000), "--seed", "other")
+    other = run("volume", *small(tmp_path, ROWS), "--seed", "other")
     assert other.returncode == 2
 
 
