@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import lt
-from typing import Protocol
+from typing import Any, Protocol
 
 from biaojie.change import RowResult
 from biaojie.errors import (
@@ -113,9 +113,13 @@ def windows(source: Source) -> Iterator[Window]:
         source.shapes = Shapes()
         window = Window(source.shapes, (place.offset, place.line))
         while window.count < WINDOW_ROWS and place.offset - window.start[0] < WINDOW_BYTES:
+            at = place.offset, place.line
             taken = source.take()
             if not taken:
                 break
+            # What rows were made of is dropped, and read again where it is asked for: hardly ever.
+            sources = taken.columns.sources
+            taken.columns.sources = [each if type(each) is Row else at for each in sources]
             window.count += len(taken)
             window.rows += taken.rows
             window.bad += taken.bad
@@ -223,11 +227,25 @@ def arranged(
     return made, rows
 
 
-def _rows(source: Source, some: Iterable[tuple[int, object]]) -> Iterator[Row]:
+def _rows(source: Source, some: Iterable[tuple[int, Any]]) -> list[Row]:
+    """Rows of the columns of a window, as objects, by line and where their batch begins."""
+    here = source.place.offset, source.place.line
+    batches: dict[tuple[int, int], dict[int, Any]] = {}
+    rows = []
     for line, made_of in some:
-        row = source.row(line, made_of)
+        if isinstance(made_of, Row):
+            rows.append(made_of)
+            continue
+        if made_of not in batches:
+            source.place.seek(*made_of)
+            batch = source.batch()
+            batches[made_of] = dict(zip(batch.lines, batch.rows, strict=True))
+        row = source.row(line, batches[made_of][line])
         assert isinstance(row, Row), "a row of the columns is good"
-        yield row
+        rows.append(row)
+    if batches:
+        source.place.seek(*here)
+    return rows
 
 
 def _group(prefix: str, columns: Columns, *, case_sensitive: bool) -> Group:

@@ -44,8 +44,9 @@ def reader_of(file: Rows, mapping: RowMapping) -> Reader:
 
 @dataclass(slots=True)
 class Columns:
-    """Good rows: their lines, what each was made of (for `Source.row`), prefix and suffix as
-    spelled, which shape its values have, and the data of these."""
+    """Good rows: their lines, what each was made of (for `Source.row`; in a window a Row, or where
+    the batch begins that it is in), prefix and suffix as spelled, which shape its values have, and
+    the data of these."""
 
     lines: list[int] = field(default_factory=list)
     sources: list[Any] = field(default_factory=list)
@@ -126,7 +127,7 @@ class Source:
         self.shapes = Shapes()
         self.place: Place | Rows = place or file
         self._sorted = place
-        self._batch = place.batch if place is not None else partial(next_batch, file)
+        self.batch = place.batch if place is not None else partial(next_batch, file)
 
     def close(self) -> None:
         """The file itself stays open."""
@@ -135,7 +136,7 @@ class Source:
 
     def take(self) -> Taken:
         """The next batch; an empty one at the end. Raises InvalidFile."""
-        batch = self._batch()
+        batch = self.batch()
         taken = Taken(Columns(), [], [])
         doubtful = self._cells(batch, taken) if self.file.header else self._records(batch, taken)
         for number in doubtful:
