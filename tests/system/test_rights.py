@@ -215,16 +215,16 @@ def test_every_operation_has_a_rule(callers: Callers) -> None:
 
 
 @pytest.mark.parametrize("operation", rules())
-def test_rule(callers: Callers, operation: str) -> None:
+def test_rule(callers: Callers, api: Described, operation: str) -> None:
     admin = callers.client("admin")
     for caller, expected in rules()[operation].items():
         method, target, body = REQUESTS[operation](admin, f"r-{operation}-{caller}")
-        before = end_of_log(admin)
+        before = end_of_log(api)
         answer = callers.client(caller).ask(method, target, body)
         assert answer.status == expected, f"{operation} by {caller}: {answer.body!r}"
         if expected >= 400:
             assert answer.code == CODES[expected]
-            assert end_of_log(admin) == before, f"{operation} by {caller} left something behind"
+            assert end_of_log(api) == before, f"{operation} by {caller} left something behind"
         if expected == 422:
             assert {row["code"] for row in answer.json["rows"]} == {"forbidden"}
 
