@@ -232,6 +232,7 @@ class Node:
                 lane if settings.lane_bytes_max else None,
                 gate=self._gate(settings.handle_requests_max, FRAME_REFUSAL_S),
                 together=self.operations.together,
+                direct=self.operations.direct,
             )
             self.observer.watch(lane.readings)
             self.observer.watch(self.operations.readings)

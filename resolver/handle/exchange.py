@@ -91,7 +91,7 @@ class Exchange:
             raise InvalidRequest(f"malformed: {error}", f"报文格式错误：{error}") from None
         if not request.is_request:
             raise InvalidRequest("This is a response.", "这是响应报文。")
-        self.operation = _name(request.opcode)
+        self.operation = operation_of(request.opcode)
         self.asked = Asked(request, self._peer, session=session, sealed=envelope.encrypted)
         return self.asked
 
@@ -213,7 +213,7 @@ def is_response(frame: bytes) -> bool:
     return frame[ENVELOPE_OCTETS + 4 : ENVELOPE_OCTETS + 8] != bytes(4)
 
 
-def _name(opcode: int) -> str:
+def operation_of(opcode: int) -> str:
     """For metrics and logs; numbers that nobody defined are not counted one by one."""
     try:
         return OpCode(opcode).name.lower().replace("_", "-")

@@ -55,6 +55,7 @@ from . import nodekey
 from . import site as sites
 from .asked import ADMINISTRATION, Answered, Asked, identifier_of, prefix_of
 from .challenges import PendingRequests
+from .direct import DirectWrites
 from .exchange import Exchange, is_response
 from .identity import Authenticator
 from .key_exchange import KeyExchanges
@@ -129,6 +130,16 @@ class Operations:
             service, local, referral, lambda: self.site, case_sensitive=case_sensitive
         )
         self._writing = Writing(service, store, rules.handle_delete)
+        self.direct = DirectWrites(
+            service,
+            self._writing,
+            self._resolution,
+            self.sessions,
+            self._proving,
+            self._serial,
+            observer,
+            rules.batch_deadline_s,
+        )
         self._listing = Listing(service, local, store, case_sensitive=case_sensitive)
         self._repeats = Repeats(clock=clock)
 

@@ -28,6 +28,7 @@ from biaojie.wire.handle import (
     mac_matches,
 )
 from biaojie.wire.handle.message import digest_algorithm
+from biaojie.wire.handle.signing import counter_of
 from registry.admission import PUBLIC, Caller
 
 from .asked import ADMINISTRATION, Answered, Asked, identity_of, refused
@@ -40,6 +41,7 @@ TRUSTED_S: Final = 2.0
 MACS_SINCE: Final = (2, 7)
 """Before it a MAC does not cover the counter, so a copy of a message could not be told from it:
 there each request is challenged."""
+_NO_CREDENTIAL: Final = (b"", bytes(4))
 
 
 class Proving:
@@ -76,6 +78,18 @@ class Proving:
         if session.scope is not None and caller.is_public and request.opcode in ADMINISTRATION:
             raise _log_in_first()
         return Asked(request, asked.peer, caller, session, asked.sealed, authentic)
+
+    def vouched(self, frame: bytes, end: int, session: Session) -> Caller | None:
+        """As whom a whole unsealed request, whose body ends at `end`, comes in `session`, where
+        nothing has to be asked for that. None, and nothing has changed, where `identified` would
+        have to ask or might refuse it."""
+        proof = session.proof
+        if proof is None or self._clock() - proof.checked > TRUSTED_S:
+            return None
+        if frame[end:] in _NO_CREDENTIAL:
+            return proof.caller if session.logged_in else None
+        counter = 0 if session.key is None else counter_of(frame, end, session.key.octets)
+        return proof.caller if session.counters.take(counter) else None
 
     def _check_outside(self, asked: Asked) -> None:
         request = asked.request

@@ -6,12 +6,15 @@ as over HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Literal
 
 from ulid import ULID
 
 from biaojie.account import PrefixStatus
+from biaojie.change import Action, Receipt
 from biaojie.errors import (
+    BiaojieError,
     IdentifierRetired,
     IdentifierTaken,
     InvalidRecord,
@@ -21,6 +24,7 @@ from biaojie.errors import (
 from biaojie.identifier import Identifier, fold_prefix
 from biaojie.record import Reference
 from biaojie.wire.handle import (
+    Body,
     CreateResponse,
     Done,
     HandleRequest,
@@ -29,6 +33,7 @@ from biaojie.wire.handle import (
     RemoveRequest,
     ValuesRequest,
 )
+from registry.admission import Caller
 from registry.handle_rights import ancestors
 from registry.operations import (
     ChangePrefix,
@@ -40,6 +45,7 @@ from registry.operations import (
     Put,
     Retire,
 )
+from registry.registrar import Outcome, Submission
 from registry.store import ReadStore
 
 from ..service import Service
@@ -73,60 +79,67 @@ class Writing:
     async def write(self, asked: Asked) -> Answered:
         """Raises what the registrar does."""
         request, body = asked.request, asked.request.body
-        match request.opcode, body:
-            case OpCode.CREATE_HANDLE, ValuesRequest():
-                return await self._create(asked, body)
+        if request.opcode == OpCode.HOME_PREFIX and isinstance(body, HandleRequest):
+            await self._home(asked, prefix_of(body.handle))
+            return Answered(Done())
+        operation = self._operation(request.opcode, request.flags, body)
+        try:
+            receipt = (await self._service.write(asked.caller, [operation])).single()
+        except BiaojieError as error:
+            raise _refusal(request.opcode, error) from None
+        return _answered(request.opcode, request.flags, body, operation, receipt)
+
+    def begin(
+        self,
+        caller: Caller,
+        opcode: int,
+        flags: int,
+        body: Body,
+        tell: Callable[[Answered | BiaojieError], None],
+    ) -> Submission:
+        """`write`, whose answer or error comes by a call, or is raised at once. Not for
+        HOME_PREFIX."""
+        operation = self._operation(opcode, flags, body)
+
+        def told(outcome: Outcome | BiaojieError) -> None:
+            result = outcome.results[0] if isinstance(outcome, Outcome) else outcome
+            if isinstance(result, BiaojieError):
+                tell(_refusal(opcode, result))
+            else:
+                tell(_answered(opcode, flags, body, operation, result))
+
+        return self._service.hand_in(caller, [operation], told)
+
+    def _operation(self, opcode: int, flags: int, body: Body) -> Operation:
+        match opcode, body:
+            case OpCode.CREATE_HANDLE, ValuesRequest(handle, values):
+                identifier = (
+                    _minted(handle) if flags & OpFlag.MINT_SUFFIX else identifier_of(handle)
+                )
+                return (Put if flags & OpFlag.OVERWRITE else Create)(identifier, values)
             case OpCode.DELETE_HANDLE, HandleRequest(handle):
                 name = identifier_of(handle)
-                remove = Purge(name) if self._delete == "purge" else Retire(name)
-                await self._submit(asked, remove)
+                return Purge(name) if self._delete == "purge" else Retire(name)
             case OpCode.ADD_VALUE, ValuesRequest(handle, values):
                 _need_some(values)
-                only: Literal["any", "new"] = "any" if request.has(OpFlag.OVERWRITE) else "new"
-                add = Modify(identifier_of(handle), values, only=only)
-                await self._submit(asked, add)
+                only: Literal["any", "new"] = "any" if flags & OpFlag.OVERWRITE else "new"
+                return Modify(identifier_of(handle), values, only=only)
             case OpCode.MODIFY_VALUE, ValuesRequest(handle, values):
                 _need_some(values)
-                change = Modify(identifier_of(handle), values, only="known")
-                await self._submit(asked, change)
+                return Modify(identifier_of(handle), values, only="known")
             case OpCode.REMOVE_VALUE, RemoveRequest(handle, indexes):
                 _need_some(indexes)
-                fewer = Modify(identifier_of(handle), remove=tuple(dict.fromkeys(indexes)))
-                await self._submit(asked, fewer)
-            case OpCode.HOME_PREFIX, HandleRequest(handle):
-                await self._home(asked, prefix_of(handle))
+                return Modify(identifier_of(handle), remove=tuple(dict.fromkeys(indexes)))
             case OpCode.UNHOME_PREFIX, HandleRequest(handle):
-                unhome = ChangePrefix(prefix_of(handle), status=PrefixStatus.UNHOMED)
-                await self._submit(asked, unhome)
-            case _:
-                raise InvalidRequest()
-        return Answered(Done())
-
-    async def _submit(self, asked: Asked, operation: Operation) -> str:
-        outcome = await self._service.write(asked.caller, [operation])
-        return outcome.single().action.value
-
-    async def _create(self, asked: Asked, body: ValuesRequest) -> Answered:
-        if asked.request.has(OpFlag.MINT_SUFFIX):
-            identifier = _minted(body.handle)
-        else:
-            identifier = identifier_of(body.handle)
-        overwrite = asked.request.has(OpFlag.OVERWRITE)
-        operation = (Put if overwrite else Create)(identifier, body.values)
-        try:
-            action = await self._submit(asked, operation)
-        except IdentifierRetired as error:
-            # A tombstone is never given out again: to who wants the name it is taken.
-            raise IdentifierTaken(*error.detail) from None
-        handle = str(identifier) if asked.request.has(OpFlag.MINT_SUFFIX) else body.handle
-        return Answered(CreateResponse(handle), flags=0 if action != "put" else OpFlag.OVERWRITE)
+                return ChangePrefix(prefix_of(handle), status=PrefixStatus.UNHOMED)
+        raise InvalidRequest()
 
     async def _home(self, asked: Asked, name: str) -> None:
         identity = asked.caller.handle
         admin = Reference(str(identity.identifier), identity.index) if identity else None
         operation = HomePrefix(name, await self._tenant(name), admin=admin)
         try:
-            await self._submit(asked, operation)
+            (await self._service.write(asked.caller, [operation])).single()
         except PrefixTaken:
             # Who may home it hears what it wants to hear; clients repeat this at will.
             known = await self._store.find_prefixes([fold_prefix(name)])
@@ -139,6 +152,25 @@ class Writing:
         names = [folded, *ancestors(folded)]
         known = await self._store.find_prefixes(names)
         return next((known[n].tenant for n in names if n in known), TENANT_UNKNOWN)
+
+
+def _answered(
+    opcode: int, flags: int, body: Body, operation: Operation, receipt: Receipt
+) -> Answered:
+    if opcode != OpCode.CREATE_HANDLE:
+        return Answered(Done())
+    assert isinstance(operation, Create | Put)
+    assert isinstance(body, ValuesRequest)
+    handle = str(operation.identifier) if flags & OpFlag.MINT_SUFFIX else body.handle
+    overwritten = receipt.action is Action.PUT
+    return Answered(CreateResponse(handle), flags=OpFlag.OVERWRITE if overwritten else 0)
+
+
+def _refusal(opcode: int, error: BiaojieError) -> BiaojieError:
+    """A tombstone is never given out again: to who wants the name it is taken."""
+    if isinstance(error, IdentifierRetired) and opcode == OpCode.CREATE_HANDLE:
+        return IdentifierTaken(*error.detail)
+    return error
 
 
 def _need_some(listed: tuple[object, ...]) -> None:

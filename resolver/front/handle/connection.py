@@ -20,6 +20,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
 from biaojie.wire.handle import ENVELOPE_OCTETS, Malformed, ResponseCode, StreamFraming, refusal
+from biaojie.wire.handle.framing import whole_until
 
 from ...handle.lane import REQUEST_OCTETS_MIN, HandleLane
 from ...handle.peer import Peer
@@ -28,6 +29,8 @@ from ...overload import ASIDE_OCTETS, REFUSED_AT_ONCE
 from ..connections import FAREWELL_S
 
 if TYPE_CHECKING:
+    from ...exchange import Waiting
+    from ...handle.direct import DirectWrite
     from .tcp import TcpFront
 
 CROWD_SHARE: Final = 1.25
@@ -46,7 +49,8 @@ class Connection(asyncio.Protocol):
     soon as all that came has been answered. `_penalized`: something was refused, `_refused`
     requests by now, and it waits among others for the gate: nothing more is begun. `_aside`: a
     request that came too soon after a refusal, before `_again`, or when too many were refused.
-    `_gathered`: how many are asked for together with others, without a task of their own."""
+    `_gathered`: how many are asked for together with others, without a task of their own;
+    `_writing`: writes that are answered by a call."""
 
     __slots__ = (
         "_again",
@@ -75,6 +79,7 @@ class Connection(asyncio.Protocol):
         "_unsent",
         "_unsent_octets",
         "_writable",
+        "_writing",
     )
 
     def __init__(self, front: TcpFront) -> None:
@@ -83,6 +88,7 @@ class Connection(asyncio.Protocol):
         self._peer = Peer("", "tcp", verified=True, scope=object())
         self._framing = StreamFraming()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writing: dict[DirectWrite, Waiting] = {}
         self._unsent: list[bytes] = []
         self._unsent_octets = 0
         self._held = 0
@@ -134,6 +140,8 @@ class Connection(asyncio.Protocol):
         self._hold_octets(0)
         for task in self._tasks:
             task.cancel()
+        for waiting in tuple(self._writing.values()):
+            waiting.cancel()
         if self._writable is not None:
             self._writable.set()
         front.work.forget(self._peer)
@@ -212,8 +220,12 @@ class Connection(asyncio.Protocol):
             self._partial_since = None
             lane.tallies["tcp"].add(monotonic() - now, count)
         if at < len(data):
+            began = at
+            while not (self._full or self._deaf) and (end := whole_until(data, at)):
+                self._begin(data[at:end], looked=at == began)
+                at = end
             self._framing.feed(data[at:])
-            self._read_on()
+            self._read_on(at > began)
 
     def _write(self, answers: bytes) -> None:
         """Where nothing else waits to be sent before it, or has to stay with it."""
@@ -226,7 +238,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def _running(self) -> int:
-        return len(self._tasks) + self._gathered
+        return len(self._tasks) + self._gathered + len(self._writing)
 
     @property
     def _full(self) -> bool:
@@ -238,17 +250,17 @@ class Connection(asyncio.Protocol):
             or self._refused >= REFUSED_AT_ONCE
         )
 
-    def _read_on(self) -> None:
-        """Begin the requests that have come whole, as far as the limits allow."""
+    def _read_on(self, began: bool = False) -> None:
+        """Begin the requests that have come whole, as far as the limits allow. `began`: of what
+        came some have been already."""
         if self._deaf:
             return
-        if self._penalized:
+        if self._penalized and not began:
             self._hold(True)
             self._account()
             return
-        began = False
         try:
-            if not self._full:
+            if self._framing.buffered and not self._full:
                 for frame in self._framing.feed(b""):
                     began = True
                     self._begin(frame)
@@ -270,18 +282,19 @@ class Connection(asyncio.Protocol):
         if self._last and not self._running:
             self._hang_up()
 
-    def _begin(self, frame: bytes) -> None:
+    def _begin(self, frame: bytes, looked: bool = False) -> None:
+        """`looked`: the lane has been asked for it."""
         front = self._front
         if self._crowded:
             self._dismiss(front.work.refuse(frame))
-        elif self._ready(frame):
+        elif not looked and self._ready(frame):
             pass
         elif front.work.gate.full:
             busy = front.work.refuse(frame)
             if busy is not None:
                 self._send(busy)
             self._penalize()
-        elif not self._gather(frame):
+        elif not self._gather(frame) and not self._hand_in(frame):
             self._run(frame, front.work.enter())
 
     def _gather(self, frame: bytes) -> bool:
@@ -300,6 +313,29 @@ class Connection(asyncio.Protocol):
             self._gathered += 1
             gathering.take(asked, (self, frame))
         return True
+
+    def _hand_in(self, frame: bytes) -> bool:
+        """Whether it is a write in a proved session: it is answered then, or will be by a call."""
+        direct = self._front.direct
+        if direct is None:
+            return False
+        write = direct.read(frame, self._peer)
+        if write is None:
+            return False
+        self._front.work.enter()
+        waiting = direct.begin(write, partial(self._handed, write))
+        if waiting is not None:
+            self._writing[write] = waiting
+        return True
+
+    def _handed(self, write: DirectWrite, answer: bytes | None) -> None:
+        """What came of one of those, maybe before it was among them."""
+        waited = self._writing.pop(write, None) is not None
+        self._front.work.gate.leave(None)
+        if answer is not None and self._transport is not None:
+            self._send(answer)
+        if waited:
+            self.answered()
 
     def _run(self, frame: bytes, began: float) -> None:
         task = self._front.loop.create_task(self._answer(frame))

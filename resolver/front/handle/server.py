@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
+from ...handle.direct import DirectWrites
 from ...handle.lane import HandleLane
 from ...handle.peer import Answerer
 from ...handle.together import Together
@@ -19,7 +20,7 @@ from .work import HandleLimits, Work
 class HandleFront:
     """TCP and UDP on one port; `tunnel` is what the HTTP front hands bodies to, and works without
     the others. `lane` has the answers that need no answerer, `together` answers plain resolutions
-    beside it; none without them."""
+    beside it, `direct` writes in proved sessions over TCP; none without them."""
 
     def __init__(
         self,
@@ -29,10 +30,11 @@ class HandleFront:
         *,
         gate: Gate | None = None,
         together: Together | None = None,
+        direct: DirectWrites | None = None,
     ) -> None:
         self.gate = gate or Gate(limits.handle_requests_max)
         self._work = Work(answerer, self.gate)
-        self.tcp = TcpFront(self._work, limits, lane, together)
+        self.tcp = TcpFront(self._work, limits, lane, together, direct)
         self.udp = UdpFront(self._work, limits, lane, together)
         self.tunnel = Tunnel(self._work)
 

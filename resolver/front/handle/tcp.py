@@ -8,6 +8,7 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
+from ...handle.direct import DirectWrites
 from ...handle.lane import HandleLane
 from ...handle.together import Gathering, Together
 from ..connections import Connections
@@ -27,11 +28,13 @@ class TcpFront(Connections[Connection]):
         limits: HandleLimits,
         lane: HandleLane | None = None,
         together: Together | None = None,
+        direct: DirectWrites | None = None,
     ) -> None:
         super().__init__()
         self.work = work
         self.limits = limits
         self.lane = lane
+        self.direct = direct
         self.gathering: Gathering[tuple[Connection, bytes]] | None = None
         if together is not None:
             self.gathering = Gathering("tcp", together, _deliver)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from .codes import ENVELOPE_OCTETS, HEADER_OCTETS, MESSAGE_OCTETS_MAX
 from .cursor import Malformed
 from .message import decode_envelope
+from .version import MAJORS
 
 
 class StreamFraming:
@@ -56,6 +57,17 @@ class StreamFraming:
             frame = bytes(buffer[:size])
             del buffer[:size]
             yield frame
+
+
+def whole_until(data: bytes, at: int) -> int:
+    """Where the message that begins at `at` ends, if it is whole and StreamFraming would give it;
+    else 0."""
+    body = at + ENVELOPE_OCTETS
+    if len(data) < body or data[at] not in MAJORS:
+        return 0
+    length = int.from_bytes(data[at + 16 : body], "big")
+    good = HEADER_OCTETS <= length <= MESSAGE_OCTETS_MAX and body + length <= len(data)
+    return body + length if good else 0
 
 
 def whole_frames(data: bytes, octets_max: int = MESSAGE_OCTETS_MAX) -> tuple[bytes, ...]:

@@ -389,13 +389,13 @@ def answer_to(
 def encode_plain_answer(
     request: bytes, body: bytes, response_code: int, flags: int, site_serial: int, expiration: int
 ) -> bytes:
-    """`encode_message` of `answer_to`, made of the octets of a whole request that is in no
-    session and asks for no digest, and of those of the answer's body: what most answers are, in
+    """`encode_message` of `answer_to`, made of the octets of a whole request that came in the
+    clear and asks for no digest, and of those of the answer's body: what most answers are, in
     a tenth of the time. Raises Oversized."""
     octets = len(body) + HEADER_OCTETS + len(_NO_CREDENTIAL)
     if octets > MESSAGE_OCTETS_MAX:
         raise Oversized(f"a message of {octets} octets; {MESSAGE_OCTETS_MAX} is the most")
-    major, minor, marks, suggested, _, number, _, _, opcode, _, asked, _, recursion, _, _, _ = (
+    major, minor, marks, suggested, session, id_, _, _, opcode, _, asked, _, recursion, _, _, _ = (
         _FRONT.unpack_from(request)
     )
     spoken = marks & _MAJOR_MASK
@@ -405,8 +405,8 @@ def encode_plain_answer(
     front = _FRONT.pack(
         *version,
         *VERSION_OURS,
-        0,
-        number,
+        session,
+        id_,
         0,
         octets,
         opcode,

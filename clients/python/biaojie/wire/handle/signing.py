@@ -18,7 +18,9 @@ import hmac
 import struct
 from dataclasses import replace
 
+from .codes import ENVELOPE_OCTETS
 from .credential import MAC, Credential, hash_name
+from .cursor import text, u32
 from .message import Message
 
 _IDS = struct.Struct("!III")
@@ -66,6 +68,36 @@ def mac_matches(message: Message, key: bytes) -> bool:
         return False
     octets = _mac(message, key, credential.counter, credential.algorithm)
     return octets is not None and hmac.compare_digest(octets, credential.signature)
+
+
+_MAC_HEAD = u32(77) + bytes(8)
+"""Of a section as clients write it with HMAC-SHA256: length, version and flags, no signer;"""
+_MAC_TYPES = text(MAC) + u32(51) + text("HMAC-SHA256") + u32(32)
+"""behind the counter all but the MAC itself."""
+_MAC_OCTETS = len(_MAC_HEAD) + 4 + len(_MAC_TYPES) + 32
+
+
+def counter_of(frame: bytes, end: int, key: bytes) -> int:
+    """The counter of the MAC behind a whole unsealed message, whose body ends at `end`, if the MAC
+    is right (see `mac_matches`) and made and written as is usual since version 2.8; else 0, and
+    it may be right all the same."""
+    counter = end + len(_MAC_HEAD)
+    types = counter + 4
+    if (
+        not _SINCE <= frame[:2] < _BEFORE
+        or len(frame) != end + _MAC_OCTETS
+        or frame[end:counter] != _MAC_HEAD
+        or frame[types:-32] != _MAC_TYPES
+    ):
+        return 0
+    versions = frame[:4] if frame[2] else frame[:2] * 2
+    octets = versions + frame[4:12] + frame[counter:types] + frame[ENVELOPE_OCTETS:end]
+    if not hmac.compare_digest(hmac.digest(key, octets, "sha256"), frame[-32:]):
+        return 0
+    return int.from_bytes(frame[counter:types], "big")
+
+
+_SINCE, _BEFORE = bytes((2, 8)), bytes((4, 0))
 
 
 def _mac(message: Message, key: bytes, counter: int, algorithm: str) -> bytes | None:
