@@ -163,11 +163,24 @@ def stats(
         str, typer.Argument(help="Only of this prefix. 前缀。", show_default=False)
     ] = "",
     days: Annotated[int, typer.Option(min=1, max=366, help="How many days. 天数。")] = 30,
+    templates: Annotated[
+        int,
+        typer.Option(min=0, max=100, help="How many templates, at most. 最多列出的数据模板数。"),
+    ] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="As GET /api/v1/stats gives it.")] = False,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--recount",
+            help="Count by template, layer and state from the records themselves, as is needed"
+            " once where the log began before it told of them. 按数据模板、存储层与状态重新清点。",
+        ),
+    ] = False,
     database_url: DatabaseUrl = "",
     data_dir: DataDir = Path("data"),
 ) -> None:
-    """Identifiers, registrations and resolutions by day and prefix. 统计标识、注册与解析。
+    """Identifiers by prefix, template, layer and state; registrations and resolutions by day.
+    按前缀、数据模板、存储层、状态统计标识，按日统计注册与解析。
 
     Counted from the change log, which the numbers agree with up to the entry that is named;
     resolutions are those that nodes have added so far.
@@ -177,12 +190,16 @@ def stats(
         import json
 
         from .sql import open_store
+        from .sql.recount import recount
         from .statistics import as_document
         from .statistics_command import numbers, show
 
-        store = await open_store(_url(database_url, data_dir), allow_unsafe_durability=True)
+        url = _url(database_url, data_dir)
+        store = await open_store(url, allow_unsafe_durability=True)
         try:
-            made = await numbers(store, prefix, days)
+            if again:
+                await recount(url, store)
+            made = await numbers(store, prefix, days, templates)
         finally:
             await store.close()
         if as_json:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import lt
@@ -101,12 +102,14 @@ class Chunk:
 @dataclass(frozen=True, slots=True)
 class Bulk:
     """A chunk cut into blocks, for `Registrar.load`. `prefix` is folded; `slashes` says whether
-    any suffix has one."""
+    any suffix has one; `status` and `template` are those of all."""
 
     prefix: str
     count: int
     slashes: bool
     sealed: tuple[Sealed, ...]
+    status: Status = Status.ACTIVE
+    template: str | None = None
 
 
 # Encoding -------------------------------------------------------------------------------
@@ -227,7 +230,9 @@ def cut(chunk: Chunk, now: int, *, case_sensitive: bool = False) -> Bulk:
             [_FORMAT, chunk.prefix, _column(names, first, last), spelling, *shared, kinds, data]
         )
         sealed.append(press.seal(first, last, end - at, content))
-    return Bulk(fold_prefix(chunk.prefix), total, b"/" in joined, tuple(sealed))
+    slashes = b"/" in joined
+    prefix = fold_prefix(chunk.prefix)
+    return Bulk(prefix, total, slashes, tuple(sealed), chunk.status, chunk.template)
 
 
 def _places(chunk: Chunk, total: int) -> list[list[int] | None]:
@@ -387,6 +392,14 @@ class Members:
     def alike_in_age(self) -> bool:
         """Whether one entry wrote all of them, the one that wrote the block."""
         return bool(self._parts[7] == 0)
+
+    def sorts(self) -> Counter[tuple[str | None, Status]]:
+        """How many members have which template and status."""
+        status, template = self._parts[4], self._parts[5]
+        statuses = status if isinstance(status, list) else [status] * self.count
+        templates = template if isinstance(template, list) else [template] * self.count
+        pairs = Counter(zip(templates, statuses, strict=True))
+        return Counter({(text, _STATUS_OF[number]): n for (text, number), n in pairs.items()})
 
     def suffixes(self) -> list[bytes]:
         if self._suffixes is None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from biaojie.account import Prefix
 from biaojie.change import Action, Change
@@ -21,6 +22,7 @@ from biaojie.identifier import Key
 
 from .admission import Caller, decide_bulk
 from .blocks import Block, Bulk, Member, Members, Sealed, content_of, seal
+from .census import Kind, Layer, Shift, kind_of
 from .changelog import ZERO, record_digest
 from .matching import Match, rows_of
 from .store import BLOCKS_MAX, LOOK_UP_MAX, Transaction
@@ -58,6 +60,14 @@ class Compacted:
     made: int = 0
 
 
+class Done(NamedTuple):
+    """What the entry of a commit tells, by how much it changes the census, and the answer."""
+
+    changes: list[Change]
+    shift: Shift
+    answer: BulkOutcome | Compacted
+
+
 @dataclass(slots=True)
 class Rewriting:
     """What one commit takes out and puts in, and the changes that tell of it."""
@@ -70,6 +80,7 @@ class Rewriting:
     made: list[Sealed] = field(default_factory=list)
     bared: list[bytes] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
+    shift: Shift = field(default_factory=Counter)
 
     def dissolve(self, block: Block) -> None:
         self.gone[block.first] = block
@@ -93,6 +104,9 @@ class Rewriting:
         the mark `stays` only that from beneath it."""
         if not stays:
             self.bared.append(suffix)
+        if above is not None:
+            self.shift[kind_of(self.prefix, above.record, Layer.ROWS)] -= 1
+            self.shift[kind_of(self.prefix, above.record, Layer.BLOCKS)] += 1
         names = {str(m.record.identifier): None for m in (above, beneath) if m is not None}
         for name in names:
             row = above if above is not None and str(above.record.identifier) == name else None
@@ -162,7 +176,7 @@ async def register(
     *,
     whole: bool,
     strict_slash: bool,
-) -> tuple[list[Change], BulkOutcome]:
+) -> Done:
     """Register a chunk as entry `sequence`; `whole`: all of it or none.
 
     Raises what the caller may not do, and TooLarge where the names lie so scattered among
@@ -187,12 +201,13 @@ async def register(
         if len(left) < len(run) and member not in left
     ]
     if whole and refused:
-        return [], BulkOutcome(0, 0, tuple(refused))
+        return Done([], Counter(), BulkOutcome(0, 0, tuple(refused)))
     if merged:
         await _merge(work, merged, marked)
     count = sum(s.size for s in fresh) + sum(map(len, merged))
     if not count:
-        return [], BulkOutcome(0, 0, tuple(refused))
+        return Done([], Counter(), BulkOutcome(0, 0, tuple(refused)))
+    work.shift[Kind(name, bulk.template or "", Layer.BLOCKS, bulk.status)] += count
     if prefix.searchable or prefix.indexing:
         blocks = [s.at(sequence) for s in fresh]
         listed = await _each(members_of, blocks)
@@ -200,7 +215,7 @@ async def register(
             await asyncio.to_thread(_indexed, prefix, name, [*listed, *merged]), []
         )
     changes = await work.write(Action.BULK)
-    return changes, BulkOutcome(sequence, count, tuple(refused))
+    return Done(changes, work.shift, BulkOutcome(sequence, count, tuple(refused)))
 
 
 def _indexed(prefix: Prefix, name: str, runs: Iterable[Sequence[Member]]) -> set[Match]:
@@ -284,14 +299,14 @@ MEMBERS_MIN = 8
 
 async def compact(
     tx: Transaction, prefix: str, after: bytes | None, before: int, sequence: int, actor: str
-) -> tuple[list[Change], Compacted]:
+) -> Done:
     """Fold rows of a prefix > `after` that entries < `before` wrote, as entry `sequence`.
 
     Nothing that can be looked up or listed changes. A mark of a purge goes with what it hides.
     """
     rows = await tx.list_rows(prefix, after, FOLDED_MAX)
     if not rows:
-        return [], Compacted(None)
+        return Done([], Counter(), Compacted(None))
     blocks = await tx.blocks_in(prefix, rows[0].suffix, rows[-1].suffix)
     on = rows[-1].suffix if len(rows) == FOLDED_MAX else None
     if len(blocks) == BLOCKS_MAX and blocks[-1].last < rows[-1].suffix:
@@ -342,9 +357,10 @@ async def compact(
 
     folded = await asyncio.to_thread(fold)
     if not work.made and not work.gone:
-        return [], Compacted(on)
+        return Done([], Counter(), Compacted(on))
     changes = await work.write(Action.COMPACT)
-    return changes, Compacted(on, folded, markers, len(work.gone), len(work.made))
+    compacted = Compacted(on, folded, markers, len(work.gone), len(work.made))
+    return Done(changes, work.shift, compacted)
 
 
 def _parted(members: Sequence[Member], standing: Sequence[bytes]) -> Iterable[list[Member]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from bisect import bisect_left, bisect_right, insort
-from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -22,16 +21,18 @@ from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 
 from .blocks import Block, Members
-from .changelog import ZERO, pack_changes
+from .census import Shift, pack_shift
+from .changelog import ZERO
 from .layers import Page, merged, page_of
 from .matching import Match
+from .memory_statistics import MemoryStatistics
 from .patterns import sought
 from .ranges import HeldRange, RangeKey, first_members, member_of
-from .statistics import ENTRIES_MAX, Cell, Logged, Octets, Statistics, count, resolutions
 from .store import (
     BLOCKS_MAX,
     INDEXING_MAX,
     Found,
+    FoundInBlock,
     FoundInRange,
     Loaded,
     ReceiptKey,
@@ -66,6 +67,7 @@ class _State:
     key_ids: dict[bytes, str] = field(default_factory=dict)
     receipts: dict[ReceiptKey, StoredReceipt | None] = field(default_factory=dict)
     log: list[Entry] = field(default_factory=list)
+    shifts: list[bytes | None] = field(default_factory=list)
     rows: dict[Match, bool] = field(default_factory=dict)
     indexed: dict[str, bytes | None] = field(default_factory=dict)
     suffixes: dict[str, list[bytes]] = field(default_factory=dict)
@@ -160,9 +162,9 @@ class MemoryTransaction:
         found = []
         for key in keys:
             kept: Record | _Marker | None = self._kept(key)
+            kind: type[Found] = Found
             if kept is None:
-                kept = _in_block(self._blocks(key.prefix), key.suffix)
-            kind = Found
+                kept, kind = _in_block(self._blocks(key.prefix), key.suffix), FoundInBlock
             if kept is None:
                 kept, kind = _in_range(self.ranges(key.prefix), key), FoundInRange
             record = None if isinstance(kept, _Marker) else kept
@@ -318,22 +320,22 @@ class MemoryTransaction:
         expired = [key for key, kept in seen.items() if kept is not None and kept.expires < now]
         self.overlay.receipts.update(dict.fromkeys(expired[:limit]))
 
-    async def append(self, entry: Entry) -> None:
+    async def append(self, entry: Entry, shift: Shift | None = None) -> None:
         at = (await self.head())[0]
         assert entry.sequence == at + 1, f"entry {entry.sequence} after {at}"
         self.overlay.log.append(entry)
+        self.overlay.shifts.append(None if shift is None else pack_shift(shift))
 
 
-class MemoryStore:
+class MemoryStore(MemoryStatistics):
     """`wait_s` bounds the wait for other transactions."""
 
     def __init__(self, wait_s: float = 5.0) -> None:
         self._state = _State()
+        super().__init__(self._state)
         self._found: dict[tuple[bytes, bool], list[Key]] = {}
         self._lock = asyncio.Lock()
         self._wait_s = wait_s
-        self._counted = 0
-        self._statistics: Counter[Cell] = Counter()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[MemoryTransaction]:
@@ -391,6 +393,7 @@ class MemoryStore:
         state.keys.update(overlay.keys)
         state.key_ids.update(overlay.key_ids)
         state.log.extend(overlay.log)
+        state.shifts.extend(overlay.shifts)
 
     async def look_up(self, keys: Sequence[Key]) -> list[Found]:
         return await MemoryTransaction(self._state).look_up(keys)
@@ -462,26 +465,6 @@ class MemoryStore:
         carried += [block.sequence for blocks in state.blocks.values() for block in blocks]
         carried += [held.written for ranges in state.ranges.values() for _, held in ranges]
         return max([*carried, *(p.sequence for p in state.prefixes.values())], default=0)
-
-    async def fold_statistics(self) -> bool:
-        entries = self._state.log[self._counted :][:ENTRIES_MAX]
-        self._counted += len(entries)
-        for entry in entries:
-            packed = pack_changes(entry.changes)
-            logged = Logged(entry.sequence, entry.time_ms, "", "", entry.count, packed)
-            self._statistics.update(count([logged]))
-        return len(entries) == ENTRIES_MAX
-
-    async def add_resolutions(self, day: int, count: int) -> None:
-        self._statistics.update(resolutions(day, count))
-
-    async def read_statistics(self, prefixes: Sequence[str], days: Sequence[int]) -> Statistics:
-        wanted = {(day, prefix) for day in days for prefix in prefixes}
-        cells = {cell: n for cell, n in self._statistics.items() if cell[:2] in wanted}
-        return Statistics(self._counted, cells)
-
-    async def octets(self) -> Octets:
-        return Octets()
 
     async def settle_rules(self, case_sensitive: bool) -> None:
         """Nothing outlives the process, so nothing can differ."""

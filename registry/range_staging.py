@@ -6,6 +6,7 @@ caller may is decided by `decide_record`, asked about one member as if it stood 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from biaojie.record import Status, check_values
 
 from .admission import Caller, Right, authorize, decide_record
 from .blocks import Members
+from .census import Layer, Shift, kind_of
 from .operations import Create, CutRange, Purge, RangeOperation, RegisterRange, Retire
 from .patterns import Pattern, check_members, sought
 from .ranges import CUT_RANGES_MAX, SHAPES_MAX, HeldRange, RangeKey, hold_range
@@ -30,12 +32,15 @@ NAMES_SEEN_MAX = 1_000_000
 @dataclass(frozen=True, slots=True)
 class Ground:
     """`ranges`: those with a run between the first and the last. For a registration also:
-    `taken`, the first member there is a record of; `shapes`, how many others the prefix has."""
+    `taken`, the first member there is a record of; `shapes`, how many others the prefix has. For
+    a cut, `hidden`: of each of the ranges, how many of the members to be cut out have something
+    of their own, a record or the mark of a purge, and stay as they are."""
 
     prefix: Prefix | None
     ranges: Sequence[HeldRange]
     taken: str | None = None
     shapes: int = 0
+    hidden: Sequence[int] = ()
 
 
 async def survey(tx: Transaction, operation: RangeOperation, case_sensitive: bool) -> Ground:
@@ -50,7 +55,8 @@ async def survey(tx: Transaction, operation: RangeOperation, case_sensitive: boo
     first, last = pattern.runs
     ranges = await tx.find_ranges(RangeKey(name, shape, first), last, CUT_RANGES_MAX + 1)
     if isinstance(operation, CutRange):
-        return Ground(prefix, ranges)
+        hidden = await _hidden(tx, name, pattern, ranges, case_sensitive)
+        return Ground(prefix, ranges, hidden=hidden)
     others = set(await tx.range_shapes(name)) - {shape}
     taken = None if ranges else await _taken(tx, name, pattern, shape, case_sensitive)
     return Ground(prefix, ranges, taken, len(others))
@@ -110,19 +116,74 @@ def _counted(seen: int) -> int:
     if seen > NAMES_SEEN_MAX:
         raise TooLarge(
             f"More than {NAMES_SEEN_MAX} other identifiers lie between the first and the last"
-            " member; register the range in parts.",
-            f"首末成员之间已有超过 {NAMES_SEEN_MAX} 个其他标识；请分段注册。",
+            " member; do it in parts.",
+            f"首末成员之间已有超过 {NAMES_SEEN_MAX} 个其他标识；请分段处理。",
         )
     return seen
 
 
+async def _hidden(
+    tx: Transaction,
+    prefix: str,
+    wanted: Pattern,
+    ranges: Sequence[HeldRange],
+    case_sensitive: bool,
+) -> list[int]:
+    """See `Ground`. Raises TooLarge where one commit may not look at all there is."""
+    cuts = [_cut_of(held, wanted) for held in ranges]
+    hidden = [0] * len(cuts)
+    if not any(cuts) or len(cuts) > CUT_RANGES_MAX:  # too many are refused
+        return hidden
+    shape = wanted.shape(case_sensitive=case_sensitive)
+    low, high = (
+        wanted.key(number, case_sensitive=case_sensitive) for number in (wanted.first, wanted.last)
+    )
+
+    def count(suffix: bytes) -> bool:
+        """Whether it is a member."""
+        for run in [each.run for each in sought(suffix) if each.shape == shape][:1]:
+            for n, cut in enumerate(cuts):
+                if cut is not None and cut.number_of(run) is not None:
+                    hidden[n] += 1
+                    return True
+        return False
+
+    having: set[bytes] = set()
+    seen = 0
+    at: bytes | None = low
+    while at is not None:
+        rows = await tx.list_row_names(prefix, at, high, len(shape), NAMES_PAGE)
+        having |= {suffix for suffix, _ in rows if count(suffix)}
+        at = rows[-1][0] + b"\0" if len(rows) == NAMES_PAGE else None
+        seen = _counted(seen + len(rows))
+    at = low
+    while at is not None:
+        blocks = await tx.blocks_in(prefix, at, high)
+        for block in blocks:
+            for suffix in Members(block.blob, block.size, block.sequence).suffixes():
+                if low <= suffix <= high and suffix not in having:
+                    count(suffix)
+            seen = _counted(seen + block.size)
+        at = blocks[-1].last + b"\0" if len(blocks) == BLOCKS_MAX else None
+    return hidden
+
+
+def _cut_of(held: HeldRange, wanted: Pattern) -> Pattern | None:
+    """The members that are cut out, if there are some."""
+    if held.pattern.check is not wanted.check:
+        return None
+    return held.pattern.cut(wanted.first, wanted.last)[1]
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Ranges that are gone, ranges that are there instead, and what the receipt says."""
+    """Ranges that are gone, ranges that are there instead, by how much that changes the census,
+    and what the receipt says."""
 
     action: Action
     gone: Sequence[HeldRange]
     made: Sequence[HeldRange]
+    shift: Shift
     status: str
     version: int
 
@@ -175,7 +236,9 @@ def _register(
             f"pattern：同一前缀下的号段最多 {SHAPES_MAX} 种形式，已达上限。",
             path="pattern",
         )
-    return Outcome(Action.REGISTER_RANGE, (), (held,), held.rule.status, held.rule.version)
+    kind = kind_of(fold_prefix(prefix), held.rule, Layer.RANGES)
+    shift = Counter({kind: pattern.count})
+    return Outcome(Action.REGISTER_RANGE, (), (held,), shift, held.rule.status, held.rule.version)
 
 
 def _first(prefix: str, pattern: Pattern) -> Identifier:
@@ -217,7 +280,8 @@ def _cut(
     made: list[HeldRange] = []
     retired = 0
     version = 0
-    for held in ground.ranges:
+    shift: Shift = Counter()
+    for held, hidden in zip(ground.ranges, ground.hidden, strict=True):
         if held.pattern.check is not wanted.check:
             continue
         below, cut, above = held.pattern.cut(wanted.first, wanted.last)
@@ -234,8 +298,11 @@ def _cut(
         gone.append(held)
         if below is not None:
             made.append(held.having(below, sequence))
+        sort = kind_of(fold_prefix(prefix), held.rule, Layer.RANGES)
+        shift[sort] -= cut.count - hidden
         if not operation.purge:
             made.append(held.retired(cut, now, sequence))
+            shift[sort._replace(state=Status.RETIRED)] += cut.count - hidden
         if above is not None:
             made.append(held.having(above, sequence))
         version = max(version, held.rule.version + 1)
@@ -249,7 +316,7 @@ def _cut(
             decide_record(as_named, caller, found, now, strict_slash=strict_slash)
         raise NotFound(f"No range has a member in {name}.", f"没有号段包含 {name} 中的成员。")
     status = "purged" if operation.purge else Status.RETIRED.value
-    return Outcome(Action.CUT_RANGE, gone, made, status, version)
+    return Outcome(Action.CUT_RANGE, gone, made, shift, status, version)
 
 
 def _check_steps(held: HeldRange, wanted: Pattern, cut: Pattern) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from biaojie.change import Change, Entry, Receipt
+from biaojie.change import Entry, Receipt
 from biaojie.errors import (
     BatchRejected,
     BiaojieError,
@@ -30,7 +30,7 @@ from biaojie.errors import (
 from . import bulk as bulks
 from .admission import Caller, Right, authorize
 from .blocks import Bulk
-from .bulk import BulkOutcome, Compacted
+from .bulk import BulkOutcome, Compacted, Done
 from .changelog import next_entry
 from .operations import CutRange, Operation, RegisterRange
 from .outcomes import Outcome, make_outcome, pack, pack_bulk, unpack, unpack_bulk
@@ -58,11 +58,11 @@ class Idempotency:
 class Alone:
     """Work on whole blocks, which has a commit to itself; it counts as `count` operations.
 
-    `do` is given the transaction and the sequence of the entry; gives the changes and the answer.
+    `do` is given the transaction and the sequence of the entry.
     """
 
     count: int
-    do: Callable[[Transaction, int], Awaitable[tuple[list[Change], BulkOutcome | Compacted]]]
+    do: Callable[[Transaction, int], Awaitable[Done]]
 
 
 @dataclass(eq=False, slots=True)
@@ -179,7 +179,7 @@ class Registrar:
         Raises what the caller may not do, TooLarge (send it in parts), and what `submit` does.
         """
 
-        def do(tx: Transaction, sequence: int) -> Awaitable[tuple[list[Change], BulkOutcome]]:
+        def do(tx: Transaction, sequence: int) -> Awaitable[Done]:
             strict = self._rules.strict_slash
             return bulks.register(
                 tx, bulk, caller, sequence, whole=mode == "all", strict_slash=strict
@@ -195,7 +195,7 @@ class Registrar:
         far as entries < `before` wrote them. For administrators."""
         authorize(caller, Right.MANAGE, None)
 
-        def do(tx: Transaction, sequence: int) -> Awaitable[tuple[list[Change], Compacted]]:
+        def do(tx: Transaction, sequence: int) -> Awaitable[Done]:
             return bulks.compact(tx, prefix, after, before, sequence, caller.key_id)
 
         done: Compacted = await self._alone(caller, Alone(bulks.FOLDED_MAX, do), None)
@@ -357,7 +357,7 @@ class Registrar:
             assert asked is not None
             same = kept.fingerprint == asked.fingerprint
             return None, [unpack_bulk(kept.reply) if same else IdempotencyMismatch()]
-        changes, answer = await work.do(tx, loaded.head[0] + 1)
+        changes, shift, answer = await work.do(tx, loaded.head[0] + 1)
         if not changes:
             return None, [answer]
         if key and isinstance(answer, BulkOutcome):
@@ -366,7 +366,7 @@ class Registrar:
             await tx.put_receipts({key: kept})
         time_ms = int(self._clock() * 1000)
         entry = await asyncio.to_thread(next_entry, loaded.head, time_ms, changes)
-        await tx.append(entry)
+        await tx.append(entry, shift)
         return entry, [answer]
 
     async def _transact(
@@ -401,7 +401,7 @@ class Registrar:
         if fresh:
             await tx.put_receipts(fresh)
         entry = next_entry(loaded.head, int(self._clock() * 1000), staging.changes)
-        await tx.append(entry)
+        await tx.append(entry, staging.shift)
         # More are removed than were added, so that the expired ones cannot pile up.
         self._receipts_since += len(fresh)
         if self._receipts_since >= RECEIPTS_SWEPT:

@@ -7,6 +7,7 @@ all is taken back with `back_to` a `mark`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +23,7 @@ from .admission import (
     decide_record,
 )
 from .admission_accounts import decide_change_prefix, decide_home, decide_issue, decide_revoke
+from .census import Layer, Shift, kind_of
 from .changelog import ZERO, key_digest, prefix_digest, record_digest
 from .handle_rights import (
     PREFIXES,
@@ -48,7 +50,7 @@ from .operations import (
 )
 from .range_staging import Ground, decide_range, survey
 from .ranges import HeldRange, RangeKey, range_digest
-from .store import LOOK_UP_MAX, Found, FoundInRange, Loaded, ReceiptKey, Transaction
+from .store import LOOK_UP_MAX, Found, FoundInBlock, FoundInRange, Loaded, ReceiptKey, Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Staging:
 
     `blank`: nothing has ever been written before what is staged here. `found`, `prefixes` and
     `keys` are the state as it would be; `done` is what was set in them, with what was there.
+    `shift` is by how much the sum changes the census, complete once it is written.
     """
 
     rules: Rules
@@ -96,6 +99,7 @@ class Staging:
     new_keys: dict[bytes, ApiKey] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
     done: list[tuple[dict[Any, Any], Any, Any]] = field(default_factory=list)
+    shift: Shift = field(default_factory=Counter)
 
     @classmethod
     async def load(
@@ -295,6 +299,7 @@ class Staging:
         outcome = decide_range(
             operation, caller, self.ground, self.now, self.sequence, strict_slash=strict
         )
+        self.shift.update(outcome.shift)
         action = outcome.action
         for gone in outcome.gone:
             self._set(self.ranges, gone.key(case_sensitive=sensitive), None)
@@ -330,6 +335,7 @@ class Staging:
         purged: list[Key] = []
         added: set[Match] = set()
         removed: set[Match] = set()
+        shift = self.shift
         for key, before in self._set_since(self.found).items():
             found = self.found[key]
             prefix = self.prefixes.get(key.prefix) or found.prefix
@@ -337,10 +343,13 @@ class Staging:
                 rows = row_changes(prefix, key, before.record, found.record)
                 added |= rows[0]
                 removed |= rows[1]
+            if before.record is not None:
+                shift[kind_of(key.prefix, before.record, _layer(before))] -= 1
             if found.record is None:
                 purged.append(key)
             else:
                 records[key] = found.record
+                shift[kind_of(key.prefix, found.record, Layer.ROWS)] += 1
         if records:
             await tx.put_records(records)
         if purged:
@@ -360,3 +369,10 @@ class Staging:
         }
         if revoked:
             await tx.revoke_keys(revoked)
+
+
+def _layer(found: Found) -> Layer:
+    """What answered."""
+    if isinstance(found, FoundInRange):
+        return Layer.RANGES
+    return Layer.BLOCKS if isinstance(found, FoundInBlock) else Layer.ROWS

@@ -1,4 +1,5 @@
-"""Numbers for operators, counted from the change log: by day, prefix and action.
+"""Numbers for operators, counted from the change log: by day, prefix and action, and what there
+is by prefix, template, layer and state.
 
 What is counted is what the entries up to `Statistics.sequence` say, no more and no less, so the
 numbers agree with the log at any time. Resolutions are not in the log: nodes add theirs.
@@ -16,15 +17,18 @@ from biaojie.account import Prefix
 from biaojie.change import Action, Change
 from biaojie.errors import TemporarilyUnavailable
 from biaojie.identifier import fold_prefix
+from biaojie.record import Status
 
+from .census import ALL_PREFIXES, Kind, Layer, unpack_shift
 from .changelog import ZERO, unpack_changes
 from .patterns import parse_stored
 from .ranges import cut_out
 
 ALL_DAYS = 0
-ALL_PREFIXES = ""
 RESOLVED = "resolve"
 DAYS_MAX = 366
+TEMPLATES = 20
+TEMPLATES_MAX = 100
 PREFIXES_MAX = 1_000
 """Most prefixes that one `read_statistics` takes, and that `list_statistics` gives."""
 ENTRIES_MAX = 64
@@ -46,7 +50,8 @@ class Cell(NamedTuple):
 
 class Logged(NamedTuple):
     """What is read of an entry. `changes`, as stored, only where not all have action and prefix
-    in common, or where they are OF_MANY."""
+    in common, where they are OF_MANY, or where members leave ranges. `shift`, as stored: see
+    registry.census."""
 
     sequence: int
     time_ms: int
@@ -54,6 +59,7 @@ class Logged(NamedTuple):
     prefix: str
     number: int
     changes: bytes | None
+    shift: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,15 @@ class StatisticsStore(Protocol):
         (at most 367; ALL_DAYS is one)."""
         ...
 
+    async def read_census(self, prefixes: Sequence[str]) -> Census:
+        """Of these folded prefixes (at most 1,000; ALL_PREFIXES is one), all templates together."""
+        ...
+
+    async def read_templates(self, prefix: str, tenant: str | None, limit: int) -> Templates:
+        """The templates that most identifiers of the folded prefix have (ALL_PREFIXES is one), or
+        those of a tenant's prefixes."""
+        ...
+
     async def octets(self) -> Octets:
         """From the database's own catalogue: no table is read for it."""
         ...
@@ -132,6 +147,55 @@ class Statistics(NamedTuple):
         )
 
 
+class Census(NamedTuple):
+    """`sequence` as in `Statistics`; `counts` is None if what there was before the log told of
+    it has not been counted yet."""
+
+    sequence: int
+    counts: Mapping[Kind, int] | None
+
+
+class Templates(NamedTuple):
+    """The same. Empty stands for no template."""
+
+    sequence: int
+    counts: Sequence[tuple[str, int]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """Identifiers there are, by the layer that keeps them and by state."""
+
+    layers: Mapping[Layer, int]
+    states: Mapping[Status, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.layers.values())
+
+
+def population(counts: Mapping[Kind, int], prefixes: Iterable[str]) -> Population:
+    """Of some prefixes together."""
+    names = set(prefixes)
+    layers = dict.fromkeys(Layer, 0)
+    states = dict.fromkeys(Status, 0)
+    for kind, number in counts.items():
+        if kind.prefix in names:
+            layers[kind.layer] += number
+            states[kind.state] += number
+    return Population(layers, states)
+
+
+def may_leave_ranges(entry: Logged) -> bool:
+    """Whether there may be changes that only say that a member leaves its range, and `changes`
+    are not there to tell."""
+    if entry.changes is not None or entry.number < 2:
+        return False
+    if entry.shift is None:
+        return True
+    return any(k.layer is Layer.RANGES and n < 0 for k, n in unpack_shift(entry.shift).items())
+
+
 def day_of(time_ms: int) -> int:
     return max(1, time_ms // _DAY_MS)  # 0 stands for all days
 
@@ -143,7 +207,7 @@ def count(entries: Iterable[Logged]) -> Counter[Cell]:
         if entry.changes is None:
             some = Counter({(entry.action, entry.prefix): entry.number})
         else:
-            some = _counted(unpack_changes(entry.changes))
+            some = _counted(unpack_changes(entry.changes), entry.shift)
         for (action, spelled), number in some.items():
             if action not in _OF_RECORDS:
                 continue
@@ -153,7 +217,7 @@ def count(entries: Iterable[Logged]) -> Counter[Cell]:
     return counts
 
 
-def _counted(changes: Sequence[Change]) -> Counter[tuple[str, str]]:
+def _counted(changes: Sequence[Change], packed: bytes | None) -> Counter[tuple[str, str]]:
     """By action and spelled prefix. A run and a range stand for all identifiers they have."""
     counts: Counter[tuple[str, str]] = Counter()
     # What compaction alone takes out and puts in are the same identifiers.
@@ -175,6 +239,12 @@ def _counted(changes: Sequence[Change]) -> Counter[tuple[str, str]]:
                 cut[prefix] += number if change.digest == ZERO else -number
             case _:
                 counts[change.action, prefix] += 1
+    if cut and packed is not None:  # members that are records of their own stay what they are
+        [prefix] = cut
+        shift = unpack_shift(packed)
+        counts[Action.PURGE, prefix] -= sum(shift.values())
+        counts[Action.RETIRE, prefix] += sum(number for number in shift.values() if number > 0)
+        return Counter({sort: number for sort, number in counts.items() if number})
     for prefix, gone in cut.items():
         if gone:
             counts[Action.PURGE, prefix] += gone
@@ -190,18 +260,23 @@ def resolutions(day: int, number: int) -> Counter[Cell]:
 
 class Scope(NamedTuple):
     """Whose numbers: of one prefix, else of all prefixes of a tenant, else of all. `after` and
-    `limit` choose the prefixes that are listed one by one, by folded name."""
+    `limit` choose the prefixes that are listed one by one, by folded name; at most so many
+    `templates` are."""
 
     prefix: Prefix | None = None
     tenant: str | None = None
     after: str | None = None
     limit: int = PREFIXES_MAX
+    templates: int = TEMPLATES
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """What the log says up to entry `sequence`: in all, by day (the oldest first, each listed),
-    and by prefix. `whole`: of all prefixes, so that resolutions and octets are known."""
+    and by prefix. `whole`: of all prefixes, so that resolutions and octets are known.
+
+    `population`, that of each of `prefixes`, and `templates`, those that most identifiers have,
+    are None until what there was before the log told of it has been counted."""
 
     sequence: int
     whole: bool
@@ -209,11 +284,26 @@ class Report:
     days: tuple[tuple[int, Totals], ...]
     prefixes: tuple[tuple[Prefix, Totals], ...]
     octets: Octets | None = None
+    population: Population | None = None
+    populations: tuple[Population, ...] | None = None
+    templates: tuple[tuple[str, int], ...] | None = None
+
+    @property
+    def identifiers(self) -> int:
+        return self.total.identifiers if self.population is None else self.population.total
+
+    @property
+    def others(self) -> int | None:
+        """Identifiers of templates that are not listed."""
+        if self.population is None or self.templates is None:
+            return None
+        return self.population.total - sum(number for _, number in self.templates)
 
 
 async def report(store: StatisticsStore, scope: Scope, today: int, days: int) -> Report:
     """The numbers of the last `days` days (1 to 366), `today` included, and of all time."""
     assert 1 <= days <= DAYS_MAX
+    assert 0 <= scope.templates <= TEMPLATES_MAX
     at = [ALL_DAYS, *range(today - days + 1, today + 1)]
     for _ in range(_TRIES):
         made = await _report(store, scope, at)
@@ -232,6 +322,15 @@ async def _report(store: StatisticsStore, scope: Scope, days: Sequence[int]) -> 
     """None if some numbers were read before others were counted, and do not agree with them."""
     sequences: set[int] = set()
     sums: dict[int, Totals] = dict.fromkeys(days, Totals())
+    there: Counter[Kind] = Counter()
+    known = True
+
+    async def add_census(names: Sequence[str]) -> Mapping[Kind, int]:
+        nonlocal known
+        found = await store.read_census(names)
+        sequences.add(found.sequence)
+        known = known and found.counts is not None
+        return found.counts or {}
 
     async def add(names: Sequence[str], days: Sequence[int]) -> Statistics:
         found = await store.read_statistics(names, days)
@@ -245,15 +344,24 @@ async def _report(store: StatisticsStore, scope: Scope, days: Sequence[int]) -> 
     if scope.prefix is None and scope.tenant is None:
         found = await add([ALL_PREFIXES], days)
         sums = {day: found.totals(day, [ALL_PREFIXES]) for day in days}
+        there.update(await add_census([ALL_PREFIXES]))
     else:
         async for names in _chunks(store, scope):
             found = await add(names, days)
             sums = {day: _plus(total, found.totals(day, names)) for day, total in sums.items()}
+            there.update(await add_census(names))
     by_prefix: list[tuple[Prefix, Totals]] = []
+    populations: list[Population] = []
     for first in range(0, len(listed), _READ_PREFIXES):
         some = listed[first : first + _READ_PREFIXES]
-        found = await add([fold_prefix(prefix.name) for prefix in some], [ALL_DAYS])
+        names = [fold_prefix(prefix.name) for prefix in some]
+        found = await add(names, [ALL_DAYS])
+        counts = await add_census(names)
+        populations += [population(counts, [name]) for name in names]
         by_prefix += [(p, found.totals(ALL_DAYS, [fold_prefix(p.name)])) for p in some]
+    one = "" if scope.prefix is None else fold_prefix(scope.prefix.name)
+    templates = await store.read_templates(one, scope.tenant, scope.templates)
+    sequences.add(templates.sequence)
     if len(sequences) > 1:
         return None
     total, *daily = sums.items()
@@ -265,7 +373,17 @@ async def _report(store: StatisticsStore, scope: Scope, days: Sequence[int]) -> 
         tuple(daily),
         tuple(by_prefix),
         await store.octets() if whole else None,
+        *(_there(there, populations, templates) if known else ()),
     )
+
+
+def _there(
+    counts: Mapping[Kind, int], each: Sequence[Population], templates: Templates
+) -> tuple[Population, tuple[Population, ...], tuple[tuple[str, int], ...]] | tuple[()]:
+    if templates.counts is None:
+        return ()
+    whole = population(counts, {kind.prefix for kind in counts})
+    return whole, tuple(each), tuple(templates.counts)
 
 
 async def _chunks(store: StatisticsStore, scope: Scope) -> AsyncIterator[list[str]]:
@@ -302,17 +420,29 @@ def as_document(made: Report) -> dict[str, Any]:
     def resolved(totals: Totals) -> int | None:
         return totals.resolved if made.whole else None
 
+    def there(totals: Totals, counted: Population | None) -> dict[str, Any]:
+        return {
+            "identifiers": totals.identifiers if counted is None else counted.total,
+            "layers": counted and {layer.value: n for layer, n in counted.layers.items()},
+            "states": counted and {state.value: n for state, n in counted.states.items()},
+        }
+
+    populations = made.populations or [None] * len(made.prefixes)
     return {
         "sequence": made.sequence,
         "total": each(
-            made.total, identifiers=made.total.identifiers, resolved=resolved(made.total)
+            made.total, **there(made.total, made.population), resolved=resolved(made.total)
         ),
         "days": [
             each(totals, day=date_of(day), resolved=resolved(totals)) for day, totals in made.days
         ],
         "prefixes": [
-            each(totals, prefix=p.name, tenant=p.tenant, identifiers=totals.identifiers)
-            for p, totals in made.prefixes
+            each(totals, prefix=p.name, tenant=p.tenant, **there(totals, counted))
+            for (p, totals), counted in zip(made.prefixes, populations, strict=True)
         ],
+        "templates": None
+        if made.templates is None
+        else [{"template": name or None, "identifiers": n} for name, n in made.templates],
+        "other_templates": made.others,
         "bytes": made.octets and {"total": made.octets.total, "tables": {**made.octets.tables}},
     }

@@ -18,6 +18,7 @@ from biaojie.identifier import Key
 from biaojie.record import Record
 
 from .blocks import Block
+from .census import Shift
 from .matching import Match
 from .ranges import HeldRange, RangeKey
 from .statistics import StatisticsStore
@@ -52,6 +53,12 @@ Plain = tuple[
 version, sequence, template, created, modified (epoch seconds), values (index, type, data), and
 None. They say everything if the identifier is spelled as it is folded and each value has the usual
 ttl, permissions and timestamp and no references; else the last column is the record."""
+
+
+class FoundInBlock(Found):
+    """The same, of a name whose record is in a block, with no row over it."""
+
+    __slots__ = ()
 
 
 class FoundInRange(Found):
@@ -307,8 +314,9 @@ class Transaction(Protocol):
         """Remove up to `limit` expired receipts."""
         ...
 
-    async def append(self, entry: Entry) -> None:
-        """Append to the change log; `entry.sequence` must be the head's plus one."""
+    async def append(self, entry: Entry, shift: Shift | None = None) -> None:
+        """Append to the change log; `entry.sequence` must be the head's plus one. `shift` is by
+        how much it changes the census; None if that is not known."""
         ...
 
 

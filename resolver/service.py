@@ -38,7 +38,7 @@ from registry.changelog import part_of, subject_prefix
 from registry.handle_rights import admins, groups_of, held, prefix_identifier
 from registry.operations import Operation
 from registry.registrar import Idempotency, Mode, Outcome, Registrar, Submission
-from registry.statistics import Report
+from registry.statistics import Report, Scope
 from registry.store import Found, Store
 
 from . import statistics
@@ -360,10 +360,10 @@ class Service:
         return await self._search.find(caller, question, holds=holds)
 
     async def statistics(
-        self, caller: Caller, prefix: str | None, days: int, after: str | None, limit: int
+        self, caller: Caller, prefix: str | None, days: int, listed: Scope
     ) -> Report:
         """See `statistics.ask`."""
-        return await statistics.ask(self._store, caller, prefix, days, after, limit)
+        return await statistics.ask(self._store, caller, prefix, days, listed)
 
     def cursor(self, record: Record) -> bytes:
         """Where the page that ends with `record` goes on."""

@@ -95,23 +95,22 @@ class Statistician:
             pass
 
 
-async def ask(
-    store: Store, caller: Caller, prefix: str | None, days: int, after: str | None, limit: int
-) -> Report:
+async def ask(store: Store, caller: Caller, prefix: str | None, days: int, listed: Scope) -> Report:
     """The numbers of a prefix; else of all for an admin, of its tenant's prefixes for others.
+    `listed` says how many prefixes and templates are listed, but not whose.
 
     Raises Unauthenticated, Forbidden, PrefixNotHere (to those who may know).
     """
-    scope = Scope(None, None, after, limit)
+    scope = listed._replace(prefix=None, tenant=None)
     if prefix is not None:
         folded = fold_prefix(prefix)
         found = (await store.find_prefixes([folded])).get(folded)
         authorize(caller, Right.READ_PRIVATE, found.tenant if found else caller.tenant)
         if found is None:
             raise PrefixNotHere()
-        scope = Scope(found)
+        scope = scope._replace(prefix=found)
     else:
         authorize(caller, Right.READ_PRIVATE, caller.tenant)
         if caller.role is not Role.ADMIN:
-            scope = Scope(None, caller.tenant, after, limit)
+            scope = scope._replace(tenant=caller.tenant)
     return await report(store, scope, day_of(time.time_ns() // 1_000_000), days)

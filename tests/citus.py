@@ -57,5 +57,6 @@ def emptied(url: str) -> None:
     kept = ("chain_head", "statistics_head")
     rows = [f'DELETE FROM "{name}"' for name in metadata.tables if name not in kept]
     heads = [f'UPDATE "{name}" SET sequence = 0' for name in kept if name in metadata.tables]
+    heads.append("UPDATE statistics_head SET census = 0")
     hash_ = "UPDATE chain_head SET hash = decode(repeat('00', 32), 'hex')"
     execute(url, *rows, *heads, hash_)

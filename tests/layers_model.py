@@ -21,9 +21,11 @@ from registry.matching import Criterion
 from registry.operations import Create, HomePrefix, Modify, Operation, Purge, Put, Retire
 from registry.registrar import Registrar
 from registry.store import Store
+from tests.recount import check_census
 
 PREFIX = "88.118.8"
 NOW = 1_700_000_000
+TEMPLATES = [None, None, "88.118.8/T1", "88.118.8/T2"]
 SHAPES = [[Value(1, "URL", b""), Value(2, "LOT", b"")], [Value(1, "URL", b"")], []]
 
 
@@ -60,13 +62,14 @@ class Model:
             for value in SHAPES[shape]
         )
 
-    def record(self, name: str, values: tuple[Value, ...]) -> Record:
+    def record(self, name: str, values: tuple[Value, ...], template: str | None) -> Record:
         return Record(
             Identifier(PREFIX, name),
             values,
             created=NOW,
             modified=NOW,
             sequence=self.sequence + 1,
+            template=template,
         )
 
     async def submit(self, operation: Operation) -> type[BiaojieError] | None:
@@ -85,6 +88,7 @@ class Model:
         identifier = Identifier(PREFIX, name)
         old = self.kept.get(key)
         values = self.values(self.random.randrange(3))
+        template = self.random.choice(TEMPLATES)
         kind = self.random.choice(["create", "put", "modify", "retire"])
         new: Record | None = None
         expected: type[BiaojieError] | None = None
@@ -95,11 +99,11 @@ class Model:
         elif kind in ("modify", "retire") and old is None:
             expected = IdentifierNotFound
         elif old is None:
-            new = self.record(name, values)
+            new = self.record(name, values, template)
         else:
             new = replace(old, version=old.version + 1, modified=NOW, sequence=self.sequence + 1)
             if kind == "put":
-                new = replace(new, values=values)
+                new = replace(new, values=values, template=template or old.template)
             elif kind == "modify":
                 new = replace(new, status=Status.DRAFT)
             else:
@@ -107,9 +111,9 @@ class Model:
         operation: Operation
         match kind:
             case "create":
-                operation = Create(identifier, values)
+                operation = Create(identifier, values, template=template)
             case "put":
-                operation = Put(identifier, values)
+                operation = Put(identifier, values, template=template)
             case "modify":
                 operation = Modify(identifier, status=Status.DRAFT)
             case _:
@@ -142,9 +146,10 @@ class Model:
             for n, value in enumerate(given):
                 columns[n if kind == 0 else 2].append(value.data)
         whole = self.random.random() < 0.3
+        template = self.random.choice(TEMPLATES)
         outcome = await self.registrar.load(
             SYSTEM,
-            cut(Chunk(PREFIX, chosen, SHAPES, columns, kinds), NOW),
+            cut(Chunk(PREFIX, chosen, SHAPES, columns, kinds, template=template), NOW),
             mode="all" if whole else "valid-rows",
         )
         self.counts["bulk"] += len(chosen)
@@ -157,7 +162,7 @@ class Model:
         assert outcome.sequence == (self.sequence + 1 if outcome.count else 0)
         for name, given in zip(chosen, values, strict=True):
             if self.key(name) not in self.kept:
-                self.kept[self.key(name)] = self.record(name, given)
+                self.kept[self.key(name)] = self.record(name, given, template)
         self.sequence += outcome.count > 0
 
     async def compact(self) -> None:
@@ -216,6 +221,12 @@ class Model:
                 ]
                 assert private == expected
                 assert set(public) <= set(private)
+        counted = await check_census(self.store, [PREFIX])
+        there = Counter((kept.template or "", kept.status) for kept in self.kept.values())
+        sorts: Counter[tuple[str, Status]] = Counter()
+        for kind, number in counted.items():
+            sorts[kind.template, kind.state] += number if kind.prefix == PREFIX else 0
+        assert sorts == there
         if os.environ.get("NOAUDIT"):
             return
         found = await audit(self.store)

@@ -24,6 +24,7 @@ from ..store import (
     INDEXING_MAX,
     LOOK_UP_MAX,
     Found,
+    FoundInBlock,
     FoundInRange,
     ReceiptKey,
     StoredReceipt,
@@ -129,6 +130,7 @@ def found_in(rows: Rows, keys: Sequence[Key]) -> list[Found]:
         n, number, version, sequence, template, blob, _ = row
         key = keys[n]
         status = STATUS_OF.get(number)
+        kind: type[Found] = Found
         if status is not None:
             record = decode_blob(blob, key, status, version, sequence, template)
         else:
@@ -137,8 +139,8 @@ def found_in(rows: Rows, keys: Sequence[Key]) -> list[Found]:
             lower = beneath.record(key, row)
             if lower is None:
                 continue
-            record = lower
-        found[n] = _make_found(Found, (homed[key.prefix], record))
+            record, kind = lower, FoundInBlock
+        found[n] = _make_found(kind, (homed[key.prefix], record))
     if rows.ranges:
         hidden = {row[0] for row in rows.records if row[1] == PURGED}
         for n, member in members_in(rows.ranges, keys).items():

@@ -61,6 +61,7 @@ class Snapshot:
     """One state of a database. Made by `snapshot`; for one reader at a time."""
 
     def __init__(self, connection: AsyncConnection, moment: Moment) -> None:
+        self.connection = connection
         self._driver: Any = direct(connection)
         self._postgresql = moment.kind == "postgresql"
         self.moment = moment

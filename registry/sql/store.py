@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,13 +17,16 @@ from biaojie.identifier import Key
 from biaojie.record import Record
 
 from ..blocks import Block
+from ..census import Shift, added
 from ..ranges import HeldRange, RangeKey
 from ..statistics import (
     DAYS_MAX,
     ENTRIES_MAX,
     PREFIXES_MAX,
+    Census,
     Octets,
     Statistics,
+    Templates,
     count,
     resolutions,
 )
@@ -134,11 +138,18 @@ class SqlStore:
         before, entries = await self._pools.read(statistics.uncounted)
         if not entries:
             return False
-        counts = count(entries)
+        last = entries[-1].sequence
+        counts = count(entry for entry in entries if entry.sequence > before.sequence)
+        shift = None
+        if before.census is not None:
+            shift = added(e.shift for e in entries if e.sequence > before.census)
+        census = None if shift is None or before.census is None else max(last, before.census)
+        after = statistics.Heads(max(last, before.sequence), census)
         async with self._pools.write() as connection:
             with translated():
-                if await statistics.move(connection, before, entries[-1].sequence):
+                if await statistics.move(connection, before, after):
                     await statistics.add(connection, counts)
+                    await statistics.add_census(connection, shift or Counter())
         return len(entries) == ENTRIES_MAX
 
     async def add_resolutions(self, day: int, count: int) -> None:
@@ -150,6 +161,19 @@ class SqlStore:
         assert len(prefixes) <= PREFIXES_MAX
         assert len(days) <= DAYS_MAX + 1
         return await self._pools.read(lambda c: statistics.read(c, prefixes, days))
+
+    async def replace_census(self, counted: Shift, sequence: int) -> None:
+        """By what there was after this entry of the log."""
+        async with self._pools.write() as connection:
+            with translated():
+                await statistics.replace_census(connection, counted, sequence)
+
+    async def read_census(self, prefixes: Sequence[str]) -> Census:
+        assert len(prefixes) <= PREFIXES_MAX
+        return await self._pools.read(lambda c: statistics.read_census(c, prefixes))
+
+    async def read_templates(self, prefix: str, tenant: str | None, limit: int) -> Templates:
+        return await self._pools.read(lambda c: statistics.read_templates(c, prefix, tenant, limit))
 
     async def octets(self) -> Octets:
         return await self._pools.read(statistics.octets)

@@ -175,7 +175,9 @@ changelog = Table(
     Column("previous", LargeBinary, nullable=False),
     Column("hash", LargeBinary, nullable=False),
     Column("changes", LargeBinary, nullable=False),
+    Column("shift", LargeBinary),
 )
+"""`shift`: see registry.census; NULL where a program that knew nothing of it wrote the entry."""
 
 chain_head = Table(
     "chain_head",
@@ -204,8 +206,22 @@ statistics_head = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("sequence", _big(), nullable=False),
+    Column("census", _big()),
 )
-"""One row, id 1: the newest entry of the change log that `statistics` counts."""
+"""One row, id 1: the newest entries of the change log that `statistics` and `census` count; no
+`census` where entries lack their shift, until everything is counted anew."""
+
+census = Table(
+    "census",
+    metadata,
+    Column("prefix", _exact(), primary_key=True),
+    Column("template", _exact(), primary_key=True),
+    Column("layer", _exact(), primary_key=True),
+    Column("state", _exact(), primary_key=True),
+    Column("count", _big(), nullable=False),
+    sqlite_with_rowid=False,
+)
+"""See registry.census; `prefix` is empty for all together."""
 
 
 rules = Table(

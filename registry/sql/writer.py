@@ -18,6 +18,7 @@ from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 
 from ..blocks import Block
+from ..census import Shift, pack_shift
 from ..changelog import pack_changes
 from ..matching import Match
 from ..ranges import HeldRange, RangeKey
@@ -362,7 +363,7 @@ class SqlTransaction:
         with translated():
             await self._driver.forget_receipts(now, limit)
 
-    async def append(self, entry: Entry) -> None:
+    async def append(self, entry: Entry, shift: Shift | None = None) -> None:
         if self._log is not None:
             await self.flush()
         row = (
@@ -376,6 +377,7 @@ class SqlTransaction:
             entry.previous,
             entry.hash,
             pack_changes(entry.changes),
+            None if shift is None else pack_shift(shift),
         )
         self._log = LogRow(entry.sequence - 1, row)
 

@@ -26,9 +26,11 @@ from registry.statistics import (
     ALL_PREFIXES,
     RESOLVED,
     Cell,
+    Census,
     Octets,
     Scope,
     Statistics,
+    Templates,
     Totals,
     date_of,
     day_of,
@@ -226,6 +228,12 @@ async def test_a_report_is_of_one_moment_or_none(store: Store, registrar: Regist
                 await write(registrar, create(f"R{self.races}"))
                 await fold(store)
             return found
+
+        async def read_census(self, *arguments: Any) -> Census:
+            return await store.read_census(*arguments)
+
+        async def read_templates(self, *arguments: Any) -> Templates:
+            return await store.read_templates(*arguments)
 
         async def octets(self) -> Octets:
             return await store.octets()

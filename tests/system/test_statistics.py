@@ -105,3 +105,55 @@ def test_numbers_agree_with_what_was_asked_also_after_a_restart(
     ).stdout
     assert "8 identifiers 标识" in shown
     assert f"{octets:,} bytes on disk 磁盘字节" in shown
+
+
+def test_numbers_by_template_layer_and_state(make_node: Callable[..., RunningNode]) -> None:
+    node = make_node()
+    node.home("88.118.8", "acme")
+    node.home("88.118.9", "globex")
+    admin = Described(node.port, node.key)
+    template = "88.118.8/T1"
+    for n in range(10):
+        body = {"values": [], "template": template if n < 8 else None}
+        assert admin.ask("PUT", f"{IDS}/88.118.8/S{n}", body).status == 201
+    frozen = {"values": [], "status": "frozen"}
+    assert admin.ask("PUT", f"{IDS}/88.118.9/S0", frozen).status == 201
+    run = {"prefix": "88.118.8", "pattern": "R{000..199}", "values": []}
+    assert admin.ask("POST", "/api/v1/ranges", run).status == 201
+    assert admin.ask("DELETE", f"{IDS}/88.118.8/S1").status == 200
+    assert admin.ask("DELETE", f"{IDS}/88.118.8/R007").status == 200
+    assert until(lambda: stats(node)["total"]["registered"] == 211)
+    seen = admin.ask("GET", STATS).json
+    assert seen["total"]["layers"] == {"rows": 12, "blocks": 0, "ranges": 199}
+    assert seen["total"]["states"] == {"draft": 0, "active": 208, "frozen": 1, "retired": 2}
+    templates = [
+        {"template": None, "identifiers": 203},
+        {"template": template, "identifiers": 8},
+    ]
+    assert (seen["templates"], seen["other_templates"]) == (templates, 0)
+    few = admin.ask("GET", f"{STATS}?templates=1").json
+    assert (few["templates"], few["other_templates"]) == (templates[:1], 8)
+    own = Described(node.port, node.issue("reader", "globex")).ask("GET", STATS).json
+    assert own["total"]["states"]["frozen"] == own["total"]["identifiers"] == 1
+    assert own["templates"] == [{"template": None, "identifiers": 1}]
+    one = admin.ask("GET", f"{STATS}?prefix=88.118.9").json
+    assert one["prefixes"][0]["layers"] == {"rows": 1, "blocks": 0, "ranges": 0}
+    for query in ("?templates=-1", "?templates=101"):
+        assert admin.ask("GET", STATS + query).status == 400, query
+    compact = node.command("compact", "--days", "0", "--data-dir", str(node.data_dir))
+    subprocess.run(compact, env=node.settings(), timeout=60, check=True, capture_output=True)
+    after = stats(node)  # beside the node
+    assert after["total"]["layers"]["blocks"] > 0
+    assert sum(after["total"]["layers"].values()) == 211
+    assert after["total"]["states"] == seen["total"]["states"]
+    assert stats(node, "--recount", "--templates", "1")["total"] == after["total"]
+    shown = subprocess.run(
+        node.command("stats", "--data-dir", str(node.data_dir)),
+        env=node.settings(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    assert template in shown
+    assert "retired 已注销" in shown

@@ -10,7 +10,7 @@ import pytest
 from biaojie.errors import Forbidden, PrefixNotHere, TemporarilyUnavailable, Unauthenticated
 from registry.admission import PUBLIC
 from registry.memory import MemoryStore
-from registry.statistics import ALL_DAYS, ALL_PREFIXES
+from registry.statistics import ALL_DAYS, ALL_PREFIXES, Scope
 from resolver.observe import Observer
 from resolver.statistics import Statistician, ask
 from tests.core_parts import (
@@ -145,7 +145,7 @@ async def test_who_may_see_which_numbers() -> None:
         pass
 
     async def total(caller: Any, prefix: str | None = None) -> tuple[int, bool]:
-        made = await ask(store, caller, prefix, 1, None, 10)
+        made = await ask(store, caller, prefix, 1, Scope(limit=10))
         return made.total.identifiers, made.whole
 
     assert await total(ADMIN) == (3, True)

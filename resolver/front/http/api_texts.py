@@ -62,9 +62,9 @@ _TEXTS = (
         "列出前缀（管理员可见全部，其他角色仅见所属租户）",
     ),
     Text(
-        "Count identifiers and changes by day and prefix (all for an admin, its tenant's for"
-        " others)",
-        "按日期与前缀统计标识与变更（管理员可见全部，其他角色仅见所属租户）",
+        "Count identifiers by prefix, template, layer and status, and changes by day (all for an"
+        " admin, its tenant's for others)",
+        "按前缀、数据模板、存储层与状态统计标识，按日统计变更（管理员可见全部，其他角色仅见所属租户）",
     ),
     Text("Only of this prefix.", "仅统计该前缀。"),
     Text("How many days, today included.", "天数，含当日。"),
@@ -74,10 +74,26 @@ _TEXTS = (
         "Answered requests to resolve; only for an admin, of all prefixes together.",
         "已应答的解析请求数；仅管理员可见，为全部前缀之和。",
     ),
+    Text("How many templates, at most.", "最多列出多少个数据模板。"),
+    Text(
+        "By where they are kept: each in a row of its own, in a block with others, as members of a"
+        " range.",
+        "按存储方式：单独一行、与其他标识同在一个数据块、号段成员。",
+    ),
+    Text("By status.", "按状态。"),
+    Text(
+        "Those that most identifiers have; null for those without one.",
+        "标识数最多的数据模板；null 表示未指定模板。",
+    ),
+    Text("Identifiers of all other templates together.", "其余数据模板的标识数之和。"),
     Text("In UTC.", "UTC 日期。"),
     Text(
-        "What the change log says up to entry `sequence`, and what nodes have added.",
-        "截至变更日志第 `sequence` 条的统计，以及各节点累计的解析数。",
+        "What the change log says up to entry `sequence`, and what nodes have added. `layers`,"
+        " `states` and `templates` are null where the log began before it told of them, until"
+        " `biaojie stats --recount` has counted what there was.",
+        "截至变更日志第 `sequence` 条的统计，以及各节点累计的解析数。"
+        "若变更日志始于记录此类信息之前，则在运行 `biaojie stats --recount` 清点存量之前，"
+        "`layers`、`states` 与 `templates` 为 null。",
     ),
     Text("The newest entry of the change log that is counted.", "已计入的最新变更序号。"),
     Text("Each of the days, the oldest first.", "逐日列出，最早的在前。"),
