@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, repeat
 from operator import lt
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ from biaojie.record import (
     make_record,
     make_value,
 )
+
+from .runs import Group, Head, Plain, Run, plain_of
 
 MEMBERS_MAX = 48
 """Members of a block: more are smaller together, fewer are sooner read. Measured: see
@@ -365,13 +368,12 @@ def _at(column: list[Any], number: int) -> bytes:
 def _all(column: list[Any], count: int) -> list[bytes]:
     common, lengths, rests = column
     if isinstance(lengths, int):
-        lengths = [lengths] * count
-    items = []
-    at = 0
-    for length in lengths:
-        items.append(common + rests[at : at + length])
-        at += length
-    return items
+        if not lengths:
+            return [common] * count
+        ends: Sequence[int] = range(lengths, lengths * (count + 1), lengths)
+    else:
+        ends = list(accumulate(lengths))
+    return [common + rests[at:end] for at, end in zip((0, *ends), ends, strict=False)]
 
 
 class Members:
@@ -474,6 +476,44 @@ class Members:
 
     def all(self) -> list[Member]:
         return [Member(name, self.record(n)) for n, name in enumerate(self.suffixes())]
+
+    def columns(self, prefix: str) -> Run | list[Plain]:
+        """All of them; `prefix` is folded. A run unless more differs than names and data, as it
+        does after compaction."""
+        _, own, _, spelling, *shared, shapes, kinds, columns = self._parts
+        items = iter(columns)
+        data = []
+        for kind, shape in enumerate(shapes):
+            count = self.count if kinds is None else kinds.count(kind)
+            data.append([_all(next(items) or [b"", 0, b""], count) for _ in shape])
+        names = self.suffixes()
+        if not any(isinstance(each, list) for each in (own, *shared)):
+            status, template, version, age, begun, since = shared
+            modified = begun + since
+            head = Head(
+                own, _STATUS_OF[status], template, version, self.sequence - age, begun, modified
+            )
+            bare = [tuple([_value(about, b"", modified) for about in shape]) for shape in shapes]
+            spelled = names if spelling is None else _all(spelling, self.count)
+            return Run(head, names, spelled, list(map(Group, bare, data)), kinds)
+        extras = any(len(about) > 2 for shape in shapes for about in shape)
+        if own != prefix or spelling is not None or extras:
+            return [plain_of(suffix, record) for suffix, record in self.all()]
+        listed: list[Plain] = []
+        each = [zip(*some, strict=True) if some else repeat(()) for some in data]
+        wide = [item if isinstance(item, list) else repeat(item) for item in shared]
+        for name, kind, status, template, version, age, begun, since in zip(
+            names, kinds or bytes(self.count), *wide, strict=False
+        ):
+            values = [
+                (index, type_, item)
+                for (index, type_), item in zip(shapes[kind], next(each[kind]), strict=True)
+            ]
+            text, sequence = _STATUS_OF[status].value, self.sequence - age
+            listed.append(
+                (name, text, version, sequence, template, begun, begun + since, values, None)
+            )
+        return listed
 
 
 def _value(about: list[Any], data: bytes, modified: int) -> Value:

@@ -2,8 +2,8 @@
 format of Handle tools.
 
 Knows no transport and holds at most a few pages of records, whatever their number. Records come
-as such from a node, as columns (`Plain`) from the registry itself, which is many times quicker;
-both give the same octets. In order of folded prefix, then of suffix octets.
+as such from a node, as columns (`Plain`, `Run`) from the registry itself, which is many times
+quicker; all give the same octets. In order of folded prefix, then of suffix octets.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import asyncio
 import csv
 import io
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain, islice
 from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
 
 import orjson
@@ -31,15 +32,18 @@ from biaojie.record import (
     Value,
 )
 from biaojie.wire.document import encode_record, encode_time, encode_value
-from biaojie.wire.handle_batch import CREATE, encode_create, fits
+from biaojie.wire.handle_batch import CREATE, TYPED, encode_create, fits
 
+from .export_runs import creates, csv_lines, json_lines
 from .import_csv import COLUMNS_MAX
 from .import_rows import EXPORT_COLUMNS, MORE
-from .store import Plain, PlainStore
+from .runs import Plain, Run
+from .store import Ask, PieceStore
 
 COLUMN_SAMPLE = 1_000
 """How many of the first records decide which columns a CSV export has."""
 PAGE_ROWS = 1_000
+ASK = Ask()
 _PREFIXES_PAGE = 1_000
 
 Form = Literal["ndjson", "csv", "handle"]
@@ -52,7 +56,10 @@ class Page(NamedTuple):
     """Neighbouring records, and the folded prefix of those that are plain."""
 
     prefix: str
-    items: Sequence[Plain | Record]
+    pieces: Sequence[Sequence[Plain | Record] | Run]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pieces))
 
 
 @dataclass(slots=True)
@@ -99,7 +106,7 @@ async def export(
     done = Exported()
     sheet: _Sheet = _SHEETS[form](done)
     async for page in pages:
-        done.records += len(page.items)
+        done.records += len(page)
         out.write(sheet.add(page))
         progress(done.records)
     out.write(sheet.end())
@@ -132,25 +139,26 @@ async def paged(records: AsyncIterator[Record]) -> AsyncIterator[Page]:
     async for record in records:
         waiting.append(record)
         if len(waiting) == PAGE_ROWS:
-            yield Page("", waiting)
+            yield Page("", [waiting])
             waiting = []
-    yield Page("", waiting)
+    yield Page("", [waiting])
 
 
 async def registry_pages(
-    store: PlainStore, prefixes: Sequence[str] = (), page_rows: int = PAGE_ROWS
+    store: PieceStore, prefixes: Sequence[str] = (), ask: Ask = ASK
 ) -> AsyncGenerator[Page]:
     """Everything the registry holds under these prefixes, tombstones and private values
     included; of all prefixes if none is given. Raises PrefixNotHere, InvalidIdentifier."""
     for prefix in [name async for name in _names(store, prefixes)]:
-        after: bytes | None = None
-        coming = asyncio.ensure_future(store.list_plain(prefix, after, page_rows))
+        coming = asyncio.ensure_future(store.list_pieces(prefix, None, ask))
         try:
-            while items := await coming:
-                after = items[-1][0]
-                # The database is at work on the next page while this one is written.
-                coming = asyncio.ensure_future(store.list_plain(prefix, after, page_rows))
-                yield Page(prefix, items)
+            after: bytes | None = b""
+            while after is not None:
+                pieces, after, more = await coming
+                if after is not None:
+                    # The database is at work on the next page while this one is written.
+                    coming = asyncio.ensure_future(store.list_pieces(prefix, after, more))
+                yield Page(prefix, pieces)
         finally:
             coming.cancel()
             await asyncio.wait((coming,))
@@ -158,7 +166,7 @@ async def registry_pages(
                 coming.exception()  # nobody asks for it any more
 
 
-async def _names(store: PlainStore, prefixes: Sequence[str]) -> AsyncIterator[str]:
+async def _names(store: PieceStore, prefixes: Sequence[str]) -> AsyncIterator[str]:
     """Folded, each once, in order."""
     if prefixes:
         wanted = sorted({fold_prefix(check_prefix(prefix)) for prefix in prefixes})
@@ -194,6 +202,15 @@ def record_of(prefix: str, plain: Plain) -> Record:
     )
 
 
+def _records(page: Page) -> Iterator[Record]:
+    for piece in page.pieces:
+        if isinstance(piece, Run):
+            yield from piece.records()
+            continue
+        for item in piece:
+            yield item if isinstance(item, Record) else record_of(page.prefix, item)
+
+
 _TIMES_KEPT = 4_096
 _time = lru_cache(_TIMES_KEPT)(encode_time)
 """What is registered together has its times in common."""
@@ -209,6 +226,15 @@ class _Sheet(Protocol):
     def end(self) -> bytes: ...
 
 
+def _each(page: Page, write: Callable[[Run], None]) -> Iterator[Plain | Record]:
+    """The records that come one by one; runs are written where they come between."""
+    for piece in page.pieces:
+        if isinstance(piece, Run):
+            write(piece)
+        else:
+            yield from piece
+
+
 class _Lines:
     def __init__(self, done: Exported) -> None:
         pass
@@ -217,8 +243,8 @@ class _Lines:
         start = page.prefix + "/"
         prefix, dumps, newline = page.prefix, orjson.dumps, orjson.OPT_APPEND_NEWLINE
         usual = str(PERMISSIONS_DEFAULT)
-        lines = []
-        for item in page.items:
+        lines: list[bytes] = []
+        for item in _each(page, lambda run: lines.extend(json_lines(run))):
             if type(item) is tuple:
                 suffix, status, version, sequence, template, created, modified, values, _ = item
                 if item[8] is None and modified:
@@ -264,8 +290,8 @@ class _Creates:
     def add(self, page: Page) -> bytes:
         start = f"{CREATE}{page.prefix}/"
         plain = f" {TTL_DEFAULT_S} {PERMISSIONS_DEFAULT} UTF8 "
-        parts = []
-        for item in page.items:
+        parts: list[str] = []
+        for item in _each(page, lambda run: parts.append(self._run(run))):
             if type(item) is tuple:
                 suffix, status, _, _, _, _, _, values, record = item
                 if record is None and status in _RESOLVES and values:
@@ -277,12 +303,18 @@ class _Creates:
                         lines += (str(index), " ", type_, plain, text, "\n")
                     else:
                         lines.append("\n")
-                        parts += lines
+                        parts.extend(lines)
                         continue
                 item = record_of(page.prefix, item)  # noqa: PLW2901
             assert isinstance(item, Record)
             parts.append(self._create(item))
         return "".join(parts).encode()
+
+    def _run(self, run: Run) -> str:
+        made = creates(run)
+        self._done.records_left_out += made.records_left_out
+        self._done.values_left_out += made.values_left_out
+        return b"".join(made.texts).decode()
 
     def _create(self, record: Record) -> str:
         text, left_out = "", 0
@@ -297,7 +329,7 @@ class _Creates:
 
 
 _RESOLVES = frozenset({Status.ACTIVE.value, Status.FROZEN.value})
-_TYPED = frozenset({"HS_ADMIN", "HS_VLIST"}).__contains__
+_TYPED = TYPED.__contains__
 
 
 _QUOTED = re.compile('["\\r\\n]').search
@@ -309,6 +341,7 @@ class _Table:
 
     def __init__(self, done: Exported) -> None:
         self._text = io.StringIO()
+        self._octets: list[bytes] = []  # what was written before
         self._writer = csv.writer(self._text)
         self._place: dict[Column, int] | None = None
         self._sample: list[Page] = []
@@ -317,7 +350,7 @@ class _Table:
     def add(self, page: Page) -> bytes:
         if self._place is None:
             self._sample.append(page)
-            self._sampled += len(page.items)
+            self._sampled += len(page)
             return self._begin() if self._sampled >= COLUMN_SAMPLE else b""
         self._write(page, self._place)
         return self._take()
@@ -326,12 +359,8 @@ class _Table:
         return self._begin() if self._place is None else b""
 
     def _begin(self) -> bytes:
-        records = [
-            record_of(page.prefix, item) if isinstance(item, tuple) else item
-            for page in self._sample
-            for item in page.items
-        ]
-        columns = _columns(records[:COLUMN_SAMPLE])
+        records = chain.from_iterable(map(_records, self._sample))
+        columns = _columns(list(islice(records, COLUMN_SAMPLE)))
         place = self._place = {column: at for at, column in enumerate(columns)}
         self._writer.writerow([*EXPORT_COLUMNS, *_titles(columns), MORE])
         for page in self._sample:
@@ -340,17 +369,22 @@ class _Table:
         return self._take()
 
     def _take(self) -> bytes:
-        octets = self._text.getvalue().encode()
+        self._drain()
+        octets = b"".join(self._octets)
+        self._octets.clear()
+        return octets
+
+    def _drain(self) -> None:
+        self._octets.append(self._text.getvalue().encode())
         self._text.seek(0)
         self._text.truncate()
-        return octets
 
     def _write(self, page: Page, place: dict[Column, int]) -> None:
         start = page.prefix + "/"
         empty = [""] * (len(place) + 1)
         open_ = {column: at for column, at in place.items() if column[1] not in SECRET_TYPES}
         commas = len(EXPORT_COLUMNS) + len(place)
-        for item in page.items:
+        for item in _each(page, lambda run: self._write_run(run, place)):
             if type(item) is tuple:
                 suffix, status, version, _, template, created, modified, values, record = item
                 if record is None:
@@ -380,6 +414,14 @@ class _Table:
                 item = record_of(page.prefix, item)  # noqa: PLW2901
             assert isinstance(item, Record)
             self._writer.writerow(self._row(item, place))
+
+    def _write_run(self, run: Run, place: dict[Column, int]) -> None:
+        lines = csv_lines(run, place, _is_plain_but_for_data)
+        if lines is None:
+            self._writer.writerows(self._row(record, place) for record in run.records())
+            return
+        self._drain()
+        self._octets += lines
 
     def _row(self, record: Record, place: dict[Column, int]) -> Any:
         cells = [""] * len(place)
@@ -415,6 +457,11 @@ def _is_plain(value: Value) -> bool:
     text = value.text
     bare = Value(value.index, value.type, value.data, permissions=usual)
     return bool(text) and "\0" not in str(text) and replace(value, timestamp=0) == bare
+
+
+@lru_cache(_TIMES_KEPT)
+def _is_plain_but_for_data(value: Value) -> bool:
+    return _is_plain(replace(value, data=b"any"))
 
 
 def _columns(sample: list[Record]) -> list[Column]:

@@ -21,6 +21,7 @@ from .blocks import Block
 from .census import Shift
 from .matching import Match
 from .ranges import HeldRange, RangeKey
+from .runs import Piece
 from .statistics import StatisticsStore
 
 LOOK_UP_MAX = 4_096
@@ -38,21 +39,20 @@ class Found(NamedTuple):
     record: Record | None
 
 
-Plain = tuple[
-    bytes,
-    str,
-    int,
-    int,
-    str | None,
-    int,
-    int,
-    Sequence[tuple[int, str, bytes]],
-    Record | None,
-]
-"""A record as columns, which are many times quicker to make than a Record: folded suffix, status,
-version, sequence, template, created, modified (epoch seconds), values (index, type, data), and
-None. They say everything if the identifier is spelled as it is folded and each value has the usual
-ttl, permissions and timestamp and no references; else the last column is the record."""
+class Ask(NamedTuple):
+    """How much of each layer is read at once: rows, blocks."""
+
+    rows: int = 1_000
+    blocks: int = 64
+
+
+class Listed(NamedTuple):
+    """Neighbouring records, as they are kept; the folded suffix to go on after, None at the end;
+    and how much to read then."""
+
+    pieces: list[Piece]
+    after: bytes | None
+    ask: Ask
 
 
 class FoundInBlock(Found):
@@ -173,9 +173,10 @@ class ReadStore(Protocol):
         ...
 
 
-class PlainStore(ReadStore, Protocol):
-    async def list_plain(self, prefix: str, after: bytes | None, limit: int) -> list[Plain]:
-        """`list_records` as columns."""
+class PieceStore(ReadStore, Protocol):
+    async def list_pieces(self, prefix: str, after: bytes | None, ask: Ask) -> Listed:
+        """What `list_records` lists as columns, as much as is read at once: it may be nothing,
+        and yet not the end."""
         ...
 
 

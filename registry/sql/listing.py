@@ -1,7 +1,8 @@
-"""Listing what is stored as plain columns, for those who read a whole registry.
+"""Listing what is stored as columns, for those who read a whole registry.
 
-By keyset pages. Where a prefix has rows alone, which most have, past SQLAlchemy and without an
-object for each; else what `list_records` merges of its layers.
+By keyset pages, past SQLAlchemy and without an object for each record: of a page the layers are
+read as they are kept and laid over each other. Rows first: compaction, which may come between,
+makes blocks of them, never the reverse.
 """
 
 from __future__ import annotations
@@ -14,63 +15,141 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from biaojie.errors import TamperedLog
 from biaojie.identifier import Key
-from biaojie.record import Record
 
-from ..store import Plain
+from ..blocks import MEMBERS_MAX, Block, Members
+from ..runs import Piece, Plain, Rows, Run, overlaid, range_runs
+from ..store import Ask, Listed
 from .blob import decode_blob
 from .direct import Home, Row, direct
-from .reader import list_layers
+from .ranges import near_ranges, range_shapes
 from .tables import PURGED, STATUS_OF
 
-_LIST = """
+_ROWS = """
 SELECT suffix, status, version, sequence, template, blob FROM records
-WHERE prefix_id = {} AND suffix > {}
-ORDER BY suffix LIMIT {}
+WHERE prefix_id = {0} AND suffix > {1}
+ORDER BY suffix LIMIT {2}
 """
-_LAYERED = """
-SELECT EXISTS (SELECT 1 FROM blocks WHERE prefix_id = {0})
-    OR EXISTS (SELECT 1 FROM ranges WHERE prefix_id = {0})
+# One statement, since blocks that are read at different times may overlap.
+_BLOCKS = """
+SELECT first_suffix, last_suffix, count, sequence, blob FROM blocks
+WHERE prefix_id = {0} AND first_suffix <= {2} AND first_suffix >= coalesce((
+    SELECT first_suffix FROM blocks WHERE prefix_id = {0} AND first_suffix <= {1}
+    ORDER BY first_suffix DESC LIMIT 1
+), {1})
+ORDER BY first_suffix LIMIT {3}
 """
-_SQLITE = _LIST.format("?", "?", "?")
-_POSTGRESQL = _LIST.format("$1", "$2", "$3")
+_RANGED = "SELECT EXISTS (SELECT 1 FROM ranges WHERE prefix_id = {0})"
+_STATEMENTS = (_ROWS, _BLOCKS, _RANGED)
+SQLITE = [text.format("?1", "?2", "?3", "?4") for text in _STATEMENTS]
+POSTGRESQL = [text.format("$1", "$2", "$3", "$4") for text in _STATEMENTS]
+"""Of rows, of blocks, and whether there are ranges."""
+_AFTER_ALL = b"\xff"
+"""No name, which is UTF-8, comes after this."""
 _STATUS_TEXT = {number: status.value for number, status in STATUS_OF.items()}
+_FEW_ROWS, _FEW_BLOCKS = 64, 4
 
 
-async def list_plain(
-    connection: AsyncConnection, home: Home, after: bytes | None, limit: int
-) -> list[Plain]:
+class _Layers:
+    """Rows and blocks > `after` as they are kept, and the name up to which they are all there
+    are; None: all. `ranged`: whether the prefix has ranges."""
+
+    def __init__(self, after: bytes, ask: Ask) -> None:
+        self.after = after
+        self.ask = ask
+        self.rows: Sequence[Row] = []
+        self.blocks: Sequence[Row] = []
+        self.ranged = False
+        self.end: bytes | None = None
+
+    def row_question(self, home: Home) -> tuple[Any, ...]:
+        return home.id, self.after, self.ask.rows
+
+    def take_rows(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        if len(rows) == self.ask.rows:
+            self.end = rows[-1][0]
+
+    def block_question(self, home: Home) -> tuple[Any, ...]:
+        return home.id, self.after, self.end or _AFTER_ALL, self.ask.blocks + 1
+
+    def take_blocks(self, blocks: Sequence[Row]) -> None:
+        self.blocks = blocks
+        if len(blocks) == self.ask.blocks + 1:
+            last = blocks[-1][1]
+            self.end = last if self.end is None else min(self.end, last)
+
+    def used(self) -> Ask:
+        """What to ask for next: twice as much as came to use, that little is read in vain."""
+        ask, end = self.ask, self.end
+        if end is None:
+            return ask
+        rows = sum(row[0] <= end for row in self.rows)
+        blocks = sum(block[0] <= end for block in self.blocks)
+        most = Ask()
+        return Ask(
+            min(max(2 * rows, _FEW_ROWS), most.rows), min(max(2 * blocks, _FEW_BLOCKS), most.blocks)
+        )
+
+
+async def list_pieces(
+    connection: AsyncConnection, home: Home, after: bytes | None, ask: Ask
+) -> Listed:
     """See registry.store."""
     driver: Any = direct(connection)
-    page = (home.id, after or b"", limit)
+    layers = _Layers(after or b"", ask)
     if connection.dialect.name == "postgresql":
-        layered = await driver.fetchval(_LAYERED.format("$1"), home.id)
-        rows = [] if layered else await driver.fetch(_POSTGRESQL, *page)
+        of_rows, of_blocks, of_ranges = POSTGRESQL
+        layers.take_rows(await driver.fetch(of_rows, *layers.row_question(home)))
+        layers.take_blocks(await driver.fetch(of_blocks, *layers.block_question(home)))
+        layers.ranged = await driver.fetchval(of_ranges, home.id)
     else:
-        layered, rows = await driver.run(lambda raw: _read(raw, page))
-    if not layered and all(row[1] != PURGED for row in rows):
-        return _plain(home.prefix, rows)
-    records = await list_layers(connection, home, after, limit)
-    return [_columns(suffix, record) for suffix, record in records]
+        await driver.run(lambda raw: _read(raw, home, layers))
+    members: list[Run] = []
+    if layers.ranged:
+        shapes = await range_shapes(connection, home)
+        near, end = await near_ranges(connection, home, shapes, layers.after)
+        end = min([each for each in (end, layers.end) if each is not None], default=None)
+        most = Ask().blocks * MEMBERS_MAX
+        members, layers.end = range_runs(near, layers.after, most, end)
+    return Listed(_laid(home.prefix, layers, members), layers.end, layers.used())
 
 
-def _read(raw: Any, page: tuple[int, bytes, int]) -> tuple[bool, list[Row]]:
-    """Of SQLite: whether there are other layers than rows, else the rows."""
-    [[layered]] = raw.execute(_LAYERED.format("?1"), page[:1]).fetchall()
-    return layered, [] if layered else raw.execute(_SQLITE, page).fetchall()
+def _read(raw: Any, home: Home, layers: _Layers) -> None:
+    of_rows, of_blocks, of_ranges = SQLITE
+    layers.take_rows(raw.execute(of_rows, layers.row_question(home)).fetchall())
+    layers.take_blocks(raw.execute(of_blocks, layers.block_question(home)).fetchall())
+    [[layers.ranged]] = raw.execute(of_ranges, (home.id,)).fetchall()
 
 
-def _columns(suffix: bytes, record: Record) -> Plain:
-    return (
-        suffix,
-        record.status.value,
-        record.version,
-        record.sequence,
-        record.template,
-        record.created,
-        record.modified,
-        [(value.index, value.type, value.data) for value in record.values],
-        record,
-    )
+def _laid(prefix: str, layers: _Layers, members: list[Run]) -> list[Piece]:
+    after, end = layers.after, layers.end
+    rows = [row for row in layers.rows if end is None or row[0] <= end]
+    live = [row for row in rows if row[1] != PURGED]
+    plain = _plain(prefix, live)
+    blocks = [Block(*row) for row in layers.blocks]
+    lower: list[Piece] = []
+    for block in blocks:
+        if block.last > after and (end is None or block.first <= end):
+            lower.append(_unfolded(prefix, block))
+    if not lower and not members:
+        return [plain] if plain else []
+    items: Sequence[Plain | None] = plain
+    if len(live) < len(rows):
+        coming = iter(plain)
+        items = [None if row[1] == PURGED else next(coming) for row in rows]
+    upper = Rows([row[0] for row in rows], items)
+    return overlaid([*members, *map(_as_source, lower), upper], after, end)
+
+
+def _as_source(piece: Piece) -> Run | Rows:
+    return piece if isinstance(piece, Run) else Rows([item[0] for item in piece], piece)
+
+
+def _unfolded(prefix: str, block: Block) -> Piece:
+    try:
+        return Members(block.blob, block.size, block.sequence).columns(prefix)
+    except (ValueError, TypeError, IndexError, msgpack.UnpackException) as error:
+        raise _damaged(prefix, block.first) from error
 
 
 def _plain(prefix: str, rows: Sequence[Row]) -> list[Plain]:

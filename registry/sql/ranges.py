@@ -165,6 +165,15 @@ async def member_page(
     connection: AsyncConnection, home: Home, shapes: Sequence[bytes], after: bytes, limit: int
 ) -> Page:
     """The first members > `after`, at most `limit`."""
+    near, end = await near_ranges(connection, home, shapes, after)
+    return Page(*first_members(near, after, limit, end))
+
+
+async def near_ranges(
+    connection: AsyncConnection, home: Home, shapes: Sequence[bytes], after: bytes
+) -> tuple[list[tuple[RangeKey, HeldRange]], bytes | None]:
+    """The first ranges with members > `after`, and the name up to which they are all there are;
+    None: all."""
     near: list[tuple[RangeKey, HeldRange]] = []
     end: bytes | None = None
     for shape in shapes:
@@ -176,7 +185,7 @@ async def member_page(
         if len(some) == RANGES_PAGE:
             last = shape.replace(bytes(len(run)), some[-1][1].pattern.runs[1], 1)
             end = last if end is None else min(end, last)
-    return Page(*first_members(near, after, limit, end))
+    return near, end
 
 
 async def list_row_names(

@@ -30,7 +30,7 @@ from ..statistics import (
     count,
     resolutions,
 )
-from ..store import Found, Plain, Row
+from ..store import Ask, Found, Listed, Row
 from . import listing, reader, statistics, tables
 from .direct import Home
 from .engine import Reach
@@ -75,8 +75,8 @@ class SqlStore:
     async def list_records(self, prefix: str, after: bytes | None, limit: int) -> list[Record]:
         return await self._of(prefix, lambda c, h: reader.list_records(c, h, after, limit))
 
-    async def list_plain(self, prefix: str, after: bytes | None, limit: int) -> list[Plain]:
-        return await self._of(prefix, lambda c, h: listing.list_plain(c, h, after, limit))
+    async def list_pieces(self, prefix: str, after: bytes | None, ask: Ask) -> Listed:
+        return await self._of(prefix, lambda c, h: listing.list_pieces(c, h, after, ask))
 
     async def list_ranges(self, prefix: str, after: RangeKey | None, limit: int) -> list[HeldRange]:
         return await self._of(prefix, lambda c, h: list_ranges(c, h, after, limit))

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from biaojie.account import Prefix
 from biaojie.identifier import Key
 from registry.matching import Criterion, Match
-from registry.sql import SqlStore, open_store, postgresql, ranges, reader, sqlite
+from registry.sql import SqlStore, listing, open_store, postgresql, ranges, reader, sqlite
 from registry.sql.direct import Home
 from tests.contract.sample import PREFIX, home, put, record
 
@@ -70,6 +70,9 @@ HOT: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
         "in_blocks": (postgresql.IN_BLOCKS, ([1, 1], [b"SN00001", b"NONE"])),
         "touched": (postgresql.TOUCHED, (1, [b"A", b"C"], [b"B", b"D"])),
         "forget_receipts": (postgresql.FORGET, (5, 100)),
+        "pieces: rows": (listing.POSTGRESQL[0], (1, b"SN00100", 100)),
+        "pieces: blocks": (listing.POSTGRESQL[1], (1, b"SN00100", b"SN00200", 65)),
+        "pieces: ranges": (listing.POSTGRESQL[2], (1,)),
     },
     "sqlite": {
         "look_up prefixes": (sqlite.prefix_statement(4), ("a", PREFIX, "b", None)),
@@ -81,6 +84,9 @@ HOT: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
         "ranged": (sqlite.RANGED, (1,)),
         "touched": (sqlite.TOUCHED, (1, b"A", b"B")),
         "forget_receipts": (sqlite.FORGET, (5, 100)),
+        "pieces: rows": (listing.SQLITE[0], (1, b"SN00100", 100)),
+        "pieces: blocks": (listing.SQLITE[1], (1, b"SN00100", b"SN00200", 65)),
+        "pieces: ranges": (listing.SQLITE[2], (1,)),
         "find_receipts": (sqlite.receipt_statement(4), ("a", "b", "c", None)),
     },
 }

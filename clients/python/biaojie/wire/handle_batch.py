@@ -27,6 +27,8 @@ from .handle.typed import (
 )
 
 CREATE = "CREATE "
+TYPED = frozenset({"HS_ADMIN", "HS_VLIST"})
+"""Types whose data a line shows in other ways than as text."""
 _LINE = re.compile(
     r"([1-9][0-9]{0,9}) (\S+) ([0-9]{1,10}) ([01]{4}) (UTF8|ADMIN|LIST) (.+)", re.DOTALL
 )
@@ -36,6 +38,11 @@ def fits(text: str) -> bool:
     """Whether a line can carry the text: it is neither empty nor has it line ends or outer
     white space."""
     return bool(text) and "\n" not in text and "\r" not in text and text.strip() == text
+
+
+def all_fit(texts: list[str]) -> bool:
+    """`fits` of each, none of which has a line feed."""
+    return all(texts) and "\r" not in "".join(texts) and list(map(str.strip, texts)) == texts
 
 
 def encode_create(record: Record) -> tuple[str, int]:
@@ -52,7 +59,7 @@ def encode_create(record: Record) -> tuple[str, int]:
 
 def encode_line(value: Value) -> str:
     """The line of a value; empty if none can carry it."""
-    if value.ttl_absolute or value.references or any(c.isspace() for c in value.type):
+    if not has_line(value):
         return ""
     start = f"{value.index} {value.type} {value.ttl} {value.permissions} "
     for kind, shown in (("ADMIN", _admin), ("LIST", _list), ("UTF8", _text)):
@@ -60,6 +67,11 @@ def encode_line(value: Value) -> str:
         if text and fits(text):
             return f"{start}{kind} {text}\n"
     return ""
+
+
+def has_line(value: Value) -> bool:
+    """Whether a line can say all but the data."""
+    return not (value.ttl_absolute or value.references or any(c.isspace() for c in value.type))
 
 
 def _admin(value: Value) -> str:
