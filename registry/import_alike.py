@@ -42,8 +42,7 @@ def alike(
         values = fields["values"]
         if _only(map(type, values)) is not list:
             return None
-        count = _only(map(len, values))
-        if count is None or count > VALUES_MAX:
+        if len(values[0]) > VALUES_MAX:
             return None
         said: list[Any] = []
         columns = []
@@ -54,7 +53,7 @@ def alike(
                 return None
             said += index, type_
             columns.append(octets)
-    except (KeyError, TypeError, UnicodeError):  # a field is missing, a value no text
+    except (KeyError, TypeError, ValueError):  # a field is missing or more, a value no text
         return None
     datas: list[tuple[bytes, ...]] = list(zip(*columns, strict=True)) or [()] * len(rows)
     return Alike(fields["identifier"], tuple(said), datas)
@@ -79,13 +78,16 @@ def _fields(rows: Sequence[Any]) -> dict[str, Sequence[Any]] | None:
 def _value(nth: Sequence[Any]) -> tuple[Any, Any, Sequence[Any]]:
     """Index and type of the n-th values of all rows, None where they differ; and their data."""
     kind = _only(map(type, nth))
-    if _only(map(len, nth)) != len(_VALUE) or kind not in (list, dict):
+    if kind is list:
+        indexes, types, data = zip(*nth, strict=True)
+    elif kind is dict and _only(map(len, nth)) == len(_VALUE):
+        indexes, types, data = zip(*map(itemgetter(*_VALUE), nth), strict=True)
+    else:
         return None, None, ()
-    each = nth if kind is list else map(itemgetter(*_VALUE), nth)
-    indexes, types, data = zip(*each, strict=True)
     if _only(map(type, indexes)) is not int:
         return None, None, ()
-    return _only(indexes), _only(types), data
+    one = types.count(types[0]) == len(types)
+    return _only(indexes), types[0] if one else None, data
 
 
 def _octets(data: Sequence[Any]) -> Sequence[bytes] | None:

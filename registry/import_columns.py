@@ -31,7 +31,6 @@ _RECORD_BYTES_MAX = 65_536
 """Characters of a row whose data certainly is not too much for a record."""
 _PRINTED = re.compile(r"[ -~\n]*")
 _SOLID = re.compile(r"[!-~\n]*")
-_SPACED = re.compile(r"\n[\n ]| \n|^[\n ]|[\n ]\Z")
 
 Rows = CsvFile | DocumentFile
 Reader = RowReader | RecordReader
@@ -429,7 +428,7 @@ def _plain_suffixes(prefix: str, joined: str, count: int) -> list[str] | None:
     if (
         not joined
         or not _PRINTED.fullmatch(joined)
-        or _SPACED.search(joined)
+        or _edged(joined)
         or joined.count("\n") != count - 1
         or not _is_prefix(prefix)
     ):
@@ -437,6 +436,13 @@ def _plain_suffixes(prefix: str, joined: str, count: int) -> list[str] | None:
     suffixes = joined.split("\n")
     longest = len(max(suffixes, key=len))
     return suffixes if len(prefix) + 1 + longest <= IDENTIFIER_CHARS_MAX else None
+
+
+def _edged(joined: str) -> bool:
+    """Whether any line is empty, or begins or ends with a space. Three looks of the interpreter's
+    own take a tenth of one pattern's time."""
+    lines = f"\n{joined}\n"
+    return "\n\n" in lines or "\n " in lines or " \n" in lines
 
 
 def _parsed(

@@ -13,6 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +55,19 @@ def upload(node: RunningNode, key: str, file: Path, query: str) -> Any:
 
 
 def peak_memory(node: RunningNode) -> int:
+    """Of the node and the process that reads ahead for it."""
     assert node.process is not None
-    for line in Path(f"/proc/{node.process.pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError
+    pids = [node.process.pid]
+    for thread in Path(f"/proc/{pids[0]}/task").iterdir():
+        with suppress(OSError):
+            pids += map(int, (thread / "children").read_text().split())
+    peaks = [0]
+    for pid in pids:
+        with suppress(OSError):  # it has ended
+            status = Path(f"/proc/{pid}/status").read_text().splitlines()
+            peaks += [int(line.split()[1]) for line in status if line.startswith("VmHWM:")]
+    assert peaks[1:]
+    return sum(peaks) * 1024
 
 
 def report(node: RunningNode, key: str, id_: str) -> dict[int, tuple[str, str]]:
