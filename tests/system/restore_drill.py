@@ -1,10 +1,11 @@
-"""How long it takes to be back: a registry of N identifiers is backed up, restored and moved.
+"""How long it takes to be back: a registry of N identifiers is backed up, restored, moved and
+exported.
 
-    python -m tests.system.restore_drill --rows 1000000
+    python -m tests.system.restore_drill --rows 1000000 [--blocks]
 
-Each step is the command an operator would type, in a process of its own. Fails unless what is
-restored passes `biaojie verify`. Times are wall and processor seconds, memory is the most that
-the step held.
+They are registered one by one, or in bulk with `--blocks`. Each step is the command an operator
+would type, in a process of its own. Fails unless what is restored passes `biaojie verify`. Times
+are wall and processor seconds, memory is the most that the step held.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ from biaojie.identifier import Identifier
 from biaojie.limits import BATCH_ROWS_MAX
 from biaojie.record import Value
 from registry.admission import SYSTEM
+from registry.blocks import Chunk, cut
+from registry.exports import FORMS
 from registry.operations import Create, HomePrefix
 from registry.registrar import Registrar
 from registry.sql import migrate, open_store
 from tests.postgres import Postgres
 
 PREFIX = "88.118.8"
+CHUNK_ROWS = 24_576
 STEP_S_MAX = 3 * 3_600
 
 
-async def fill(url: str, rows: int) -> None:
+async def fill(url: str, rows: int, *, blocks: bool = False) -> None:
     """Register `rows` serial numbers with two values each, 20 octets of them random."""
     await migrate(url)
     store = await open_store(url, write_timeout_s=60)
@@ -40,6 +44,11 @@ async def fill(url: str, rows: int) -> None:
     chance = random.Random(7)
     try:
         (await registrar.submit(SYSTEM, [HomePrefix(PREFIX, "acme")])).single()
+        if blocks:
+            for first in range(0, rows, CHUNK_ROWS):
+                chunk = _chunk(range(first, min(rows, first + CHUNK_ROWS)), chance)
+                await registrar.load(SYSTEM, cut(chunk, int(time.time())))
+            return
         for first in range(0, rows, BATCH_ROWS_MAX):
             batch = [
                 Create(
@@ -55,6 +64,18 @@ async def fill(url: str, rows: int) -> None:
     finally:
         await registrar.stop()
         await store.close()
+
+
+def _chunk(numbers: range, chance: random.Random) -> Chunk:
+    return Chunk(
+        PREFIX,
+        [f"SN{n:010}" for n in numbers],
+        [[Value(1, "URL", b""), Value(2, "BATCH", b"")]],
+        [
+            [f"https://acme.example/p/{n}".encode() for n in numbers],
+            [f"{chance.getrandbits(160):040x}".encode() for _ in numbers],
+        ],
+    )
 
 
 class Step:
@@ -75,22 +96,24 @@ class Step:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    rows = parser.parse_args().rows
+    parser.add_argument("--blocks", action="store_true", help="register in bulk")
+    asked = parser.parse_args()
     server = Postgres("max_wal_size=8GB", "shared_buffers=256MB")
     try:
         with tempfile.TemporaryDirectory(prefix="biaojie-drill-") as name:
-            _drill(Path(name), server.url(server.create_database()), rows)
+            postgres = server.url(server.create_database())
+            _drill(Path(name), postgres, asked.rows, blocks=asked.blocks)
     finally:
         server.close()
 
 
-def _drill(folder: Path, postgres: str, rows: int) -> None:
+def _drill(folder: Path, postgres: str, rows: int, *, blocks: bool) -> None:
     file = folder / "registry.bak"
     lite, again = (f"sqlite:///{folder / name}.db" for name in ("registry", "again"))
     began = time.monotonic()
-    asyncio.run(fill(lite, rows))
+    asyncio.run(fill(lite, rows, blocks=blocks))
     print(f"{rows:,} identifiers registered in {time.monotonic() - began:.0f} s")
-    steps = {
+    steps: dict[str, tuple[str, ...]] = {
         "backup of SQLite": ("backup", str(file), "--database-url", lite),
         "restore into SQLite": ("restore", str(file), "--database-url", again),
         "restore into PostgreSQL": ("restore", str(file), "--database-url", postgres),
@@ -99,6 +122,10 @@ def _drill(folder: Path, postgres: str, rows: int) -> None:
         "move SQLite to PostgreSQL": ("move", lite, postgres, "--overwrite"),
         "move PostgreSQL to SQLite": ("move", postgres, again, "--overwrite"),
     }
+    for kind, url in (("SQLite", lite), ("PostgreSQL", postgres)):
+        for form in FORMS:
+            arguments = ("--format", form, "--output", f"{file}.{form}", "--database-url", url)
+            steps[f"export of {kind}, {form}"] = ("export", "--direct", *arguments)
     print("| step | s | processor s | identifiers/s | memory MB |\n|---|---|---|---|---|")
     for what, arguments in steps.items():
         step = Step(*arguments)
