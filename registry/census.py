@@ -24,6 +24,9 @@ class Layer(StrEnum):
     BLOCKS = "blocks"
     RANGES = "ranges"
 
+    # That of an Enum is many times slower, and this is on the way of every commit.
+    __hash__ = str.__hash__
+
 
 class Kind(NamedTuple):
     """`prefix` is folded, ALL_PREFIXES stands for all; `template` is empty for none."""
