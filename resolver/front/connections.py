@@ -1,5 +1,5 @@
 """The connections of a front that speaks over streams: they are taken, looked at now and then, and
-ended.
+ended; what they hold is bounded.
 
 One sweep over all of them takes the place of a timer for each; a front adds what it answers.
 """
@@ -10,37 +10,167 @@ import asyncio
 import socket
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from .listening import BACKLOG
 
 SWEEP_S: Final = 0.5
 FAREWELL_S: Final = 1.0
 """How long a peer has to take our last words and hang up."""
+CROWD_SHARE: Final = 1.25
+"""How many connections there may be while some take our last words, as a share of how many there
+may be."""
+WRITE_OCTETS: Final = 65_536
+"""A connection with more unsent than this is not read from."""
+HELD_OCTETS_FREE: Final = 131_072
+"""What one connection may hold, unfinished messages, large requests and unsent answers, whatever
+others do."""
+HELD_OCTETS_MAX: Final = 64 * 2**20
+"""What all may hold. Beyond, those over their free share are cut."""
 
 
-class Swept(Protocol):
-    """What a connection lets its front do with it."""
+class Times(NamedTuple):
+    """How long a peer may take, in seconds: nothing of an answer, over a message, no message."""
 
-    def sweep(self, now: float) -> None:
-        """Cut or let go whoever has taken longer than he may, at the monotonic time `now`."""
-        ...
+    reply_s: float
+    message_s: float
+    idle_s: float
+
+
+class StreamConnection(asyncio.Protocol):
+    """One of them. `_deaf`: nothing more is begun, what comes is thrown away; `_ended`: nothing
+    more will come; `_holding`: it is not read from; `_held`: so many octets of `held_octets`."""
+
+    __slots__ = (
+        "_deadline",
+        "_deaf",
+        "_ended",
+        "_heard",
+        "_held",
+        "_holding",
+        "_partial_since",
+        "_stuck_since",
+        "_transport",
+        "_writable",
+    )
+    _front: Connections[Any]
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._held = 0
+        self._deaf = self._ended = self._holding = False
+        self._heard = monotonic()
+        # A new connection counts as one that has begun a message: the first must come in time.
+        self._partial_since: float | None = self._heard
+        self._stuck_since: float | None = None
+        self._writable: asyncio.Event | None = None
+        self._deadline: float | None = None
+
+    @property
+    def _busy(self) -> bool:
+        """Whether something is being answered."""
+        raise NotImplementedError
+
+    def _read_on(self) -> None:
+        """Begin what has come, as far as the limits allow."""
+        raise NotImplementedError
+
+    def _flush(self) -> None:
+        """Write what is ready."""
+        raise NotImplementedError
 
     def drain(self) -> None:
         """Read nothing more, answer what has come, hang up."""
-        ...
+        raise NotImplementedError
 
-    def abort(self) -> None: ...
+    def _hold(self, holding: bool) -> None:
+        """Stop reading, or go on."""
+        if holding == self._holding or self._transport is None or self._transport.is_closing():
+            return
+        self._holding = holding
+        if holding:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def resume_writing(self) -> None:
+        self._stuck_since = None
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+        self._read_on()
+
+    def _account(self, octets: int) -> None:
+        """It holds so many besides what the system has not taken yet."""
+        if self._writable is not None and self._transport is not None:
+            octets += self._transport.get_write_buffer_size()
+        self._hold_octets(octets)
+        if self._front.held_octets > HELD_OCTETS_MAX and octets > HELD_OCTETS_FREE:
+            self._cut()
+
+    def _hold_octets(self, octets: int) -> None:
+        self._front.held_octets += octets - self._held
+        self._held = octets
+
+    def sweep(self, now: float) -> None:
+        """Cut or let go whoever has taken longer than he may, at the monotonic time `now`."""
+        front = self._front
+        if self._deadline is not None:
+            if now >= self._deadline:
+                self.abort()
+        elif self._stuck_since is not None:
+            if now - self._stuck_since > front.times.reply_s:
+                self._cut()
+        elif self._partial_since is not None and not self._deaf:
+            if now - self._partial_since > front.times.message_s:
+                self._cut()
+        elif not self._busy and now - self._heard > front.times.idle_s:
+            front.counts[f"{front.name}_idle"] += 1
+            self._hang_up()
+
+    def _go_deaf(self) -> None:
+        self._deaf = True
+
+    def abort(self) -> None:
+        self._go_deaf()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _cut(self) -> None:
+        self._front.counts[f"{self._front.name}_cut"] += 1
+        self.abort()
+
+    def _hang_up(self) -> None:
+        """Send what is to be sent and close. What the peer still sends is taken and thrown away
+        for a moment: closed over unread octets, the system would make it lose our words."""
+        self._flush()
+        self._go_deaf()
+        self._deadline = monotonic() + FAREWELL_S
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._ended:
+            self._transport.close()
+        else:
+            try:
+                self._transport.write_eof()
+            except OSError:  # the peer is gone already
+                self._transport.abort()
+                return
+            self._hold(False)
 
 
-C = TypeVar("C", bound=Swept)
+C = TypeVar("C", bound=StreamConnection)
 
 
 class Connections(Generic[C]):
     """A connection puts itself among `connections` and takes itself out, and says `left` then;
-    while `draining` none are taken. `held_octets`: what all of them hold, which they count."""
+    while `draining` none are taken. `held_octets`: what all of them hold, which they count.
+    `counts`: by `name` with `_crowded`, `_cut`, `_idle` and `_malformed` behind it."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, times: Times) -> None:
+        self.name = name
+        self.times = times
+        self.counts = {f"{name}_{end}": 0 for end in ("crowded", "cut", "idle", "malformed")}
         self.loop: asyncio.AbstractEventLoop
         self.connections: set[C] = set()
         self.held_octets = 0

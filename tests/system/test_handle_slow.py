@@ -22,7 +22,7 @@ from biaojie.wire.handle import (
     OpFlag,
     ResponseCode,
 )
-from resolver.front.handle.connection import HELD_OCTETS_FREE
+from resolver.front.connections import HELD_OCTETS_FREE
 from tests.system.handle_desk import ask
 from tests.system.handle_peers import (
     Line,
@@ -139,7 +139,7 @@ async def test_a_stream_waits_for_its_reader() -> None:
 async def test_what_all_unfinished_messages_hold_together_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("resolver.front.handle.connection.HELD_OCTETS_MAX", 2_000_000)
+    monkeypatch.setattr("resolver.front.connections.HELD_OCTETS_MAX", 2_000_000)
     async with serving() as served:
         lines = [await Line.open(served.port) for _ in range(30)]
         start = ask("size/1", 1)

@@ -14,7 +14,6 @@ from biaojie.errors import InvalidRequest, OverCapacity, TooLarge
 from biaojie.record import Value
 from biaojie.wire.native import Frame, Kind, Resolve, decode_resolution, encode_frame, requests
 from resolver.front import connections
-from resolver.front.native import connection
 from tests.core_parts import GatedStore, create
 from tests.native_world import HungUp, World, error, hello, request, world
 from tests.native_world import event_loop_policy as event_loop_policy  # noqa: PLC0414
@@ -161,7 +160,7 @@ async def test_a_list_that_nobody_reads_holds_one_page() -> None:
 async def test_all_together_hold_no_more_than_there_is_room_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "HELD_OCTETS_MAX", 300_000)
+    monkeypatch.setattr(connections, "HELD_OCTETS_MAX", 300_000)
     async with world() as node, node.peer(node.acme) as modest:
         begun = (8 * 2**20 - 9).to_bytes(4, "big") + b"\0\0\0\1\4"
         async with node.peer(node.acme) as first, node.peer(node.acme) as second:
@@ -232,7 +231,7 @@ async def test_one_answer_that_nobody_takes_is_counted_and_let_go() -> None:
 async def test_answers_that_nobody_takes_are_held_up_to_a_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "HELD_OCTETS_MAX", 2**20)
+    monkeypatch.setattr(connections, "HELD_OCTETS_MAX", 2**20)
     async with world() as node, node.peer() as other:
         await node.write(*(create(f"BIG{n}", "x" * 60_000) for n in range(60)))
         asked = requests.ResolveMany(tuple(f"88.118.8/BIG{n}" for n in range(60)) * 3)

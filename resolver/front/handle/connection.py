@@ -17,7 +17,7 @@ import socket
 from contextlib import aclosing
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 from biaojie.wire.handle import ENVELOPE_OCTETS, Malformed, ResponseCode, StreamFraming, refusal
 from biaojie.wire.handle.framing import whole_until
@@ -26,25 +26,15 @@ from ...handle.lane import REQUEST_OCTETS_MIN, HandleLane
 from ...handle.peer import Peer
 from ...handle.together import may_be_plain, read_plain
 from ...overload import ASIDE_OCTETS, REFUSED_AT_ONCE
-from ..connections import FAREWELL_S
+from ..connections import CROWD_SHARE, FAREWELL_S, WRITE_OCTETS, StreamConnection
 
 if TYPE_CHECKING:
     from ...exchange import Waiting
     from ...handle.direct import DirectWrite
     from .tcp import TcpFront
 
-CROWD_SHARE: Final = 1.25
-"""How many connections there may be while some take our last words, as a share of
-`handle_connections_max`."""
-WRITE_OCTETS: Final = 65_536
-"""A connection with more unsent than this is not read from."""
-HELD_OCTETS_FREE: Final = 131_072
-"""What one connection may hold, unfinished messages and unsent answers, whatever others do."""
-HELD_OCTETS_MAX: Final = 64 * 2**20
-"""What all may hold. Beyond, those over their free share are cut."""
 
-
-class Connection(asyncio.Protocol):
+class Connection(StreamConnection):
     """One peer. `_deaf`: nothing more is begun, what comes is thrown away. `_last`: hang up as
     soon as all that came has been answered. `_penalized`: something was refused, `_refused`
     requests by now, and it waits among others for the gate: nothing more is begun. `_aside`: a
@@ -56,54 +46,38 @@ class Connection(asyncio.Protocol):
         "_again",
         "_aside",
         "_crowded",
-        "_deadline",
-        "_deaf",
-        "_ended",
         "_flushing",
         "_framing",
         "_front",
         "_gathered",
-        "_heard",
-        "_held",
-        "_holding",
         "_lane",
         "_last",
         "_partial",
-        "_partial_since",
         "_peer",
         "_penalized",
         "_refused",
-        "_stuck_since",
         "_tasks",
-        "_transport",
         "_unsent",
         "_unsent_octets",
-        "_writable",
         "_writing",
     )
+    _front: TcpFront
 
     def __init__(self, front: TcpFront) -> None:
+        super().__init__()
         self._front = front
-        self._transport: asyncio.Transport | None = None
         self._peer = Peer("", "tcp", verified=True, scope=object())
         self._framing = StreamFraming()
         self._tasks: set[asyncio.Task[None]] = set()
         self._writing: dict[DirectWrite, Waiting] = {}
         self._unsent: list[bytes] = []
         self._unsent_octets = 0
-        self._held = 0
         self._refused = self._gathered = 0
         self._again = 0.0
         self._aside = b""
         self._lane = front.lane
-        self._flushing = self._holding = self._partial = False
-        self._crowded = self._deaf = self._last = self._ended = self._penalized = False
-        self._heard = monotonic()
-        # A new connection counts as one that has begun a message: the first must come in time.
-        self._partial_since: float | None = self._heard
-        self._stuck_since: float | None = None
-        self._writable: asyncio.Event | None = None
-        self._deadline: float | None = None
+        self._flushing = self._partial = False
+        self._crowded = self._last = self._penalized = False
 
     # Coming and going -------------------------------------------------------------------
 
@@ -232,9 +206,13 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         self._transport.write(answers)
         if self._holding:
-            self._account()
+            self._account(self._framing.buffered)
         if self._front.leaving:
             self._front.loop.call_soon(self._leave)
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._running)
 
     @property
     def _running(self) -> int:
@@ -257,7 +235,7 @@ class Connection(asyncio.Protocol):
             return
         if self._penalized and not began:
             self._hold(True)
-            self._account()
+            self._account(self._framing.buffered)
             return
         try:
             if self._framing.buffered and not self._full:
@@ -278,7 +256,7 @@ class Connection(asyncio.Protocol):
             self._partial_since = None
         elif began or self._partial_since is None:
             self._partial_since = self._heard
-        self._account()
+        self._account(self._framing.buffered)
         if self._last and not self._running:
             self._hang_up()
 
@@ -380,16 +358,6 @@ class Connection(asyncio.Protocol):
         lane.tallies["tcp"].add(monotonic() - now)
         return True
 
-    def _hold(self, holding: bool) -> None:
-        """Stop reading, or go on."""
-        if holding == self._holding or self._transport is None or self._transport.is_closing():
-            return
-        self._holding = holding
-        if holding:
-            self._transport.pause_reading()
-        else:
-            self._transport.resume_reading()
-
     # Answering --------------------------------------------------------------------------
 
     async def _answer(self, frame: bytes) -> None:
@@ -446,7 +414,7 @@ class Connection(asyncio.Protocol):
         self._unsent_octets = 0
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
-            self._account()
+            self._account(self._framing.buffered)
             if self._front.leaving:
                 self._front.loop.call_soon(self._leave)
 
@@ -456,51 +424,7 @@ class Connection(asyncio.Protocol):
         if not self._deaf:
             self._hold(True)
 
-    def resume_writing(self) -> None:
-        self._stuck_since = None
-        if self._writable is not None:
-            self._writable.set()
-            self._writable = None
-        self._read_on()
-
     # Limits -----------------------------------------------------------------------------
-
-    def _account(self) -> None:
-        octets = self._framing.buffered
-        if self._writable is not None and self._transport is not None:
-            octets += self._transport.get_write_buffer_size()
-        self._hold_octets(octets)
-        if self._front.held_octets > HELD_OCTETS_MAX and octets > HELD_OCTETS_FREE:
-            self._cut()
-
-    def _hold_octets(self, octets: int) -> None:
-        self._front.held_octets += octets - self._held
-        self._held = octets
-
-    def sweep(self, now: float) -> None:
-        """Cut or let go whoever has taken longer than he may."""
-        limits = self._front.limits
-        if self._deadline is not None:
-            if now >= self._deadline:
-                self.abort()
-        elif self._stuck_since is not None:
-            if now - self._stuck_since > limits.reply_timeout_s:
-                self._cut()
-        elif self._partial_since is not None and not self._deaf:
-            if now - self._partial_since > limits.handle_message_timeout_s:
-                self._cut()
-        elif not self._running and now - self._heard > limits.handle_idle_timeout_s:
-            self._front.counts["handle_tcp_idle"] += 1
-            self._hang_up()
-
-    def abort(self) -> None:
-        self._deaf = True
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _cut(self) -> None:
-        self._front.counts["handle_tcp_cut"] += 1
-        self.abort()
 
     def _dismiss(self, words: bytes | None) -> None:
         """Say why, answer what is running, hang up."""
@@ -526,21 +450,3 @@ class Connection(asyncio.Protocol):
         """The node is being replaced: whoever has an answer and asks nothing is let go."""
         if not (self._deaf or self._running or self._unsent or self._framing.buffered):
             self._hang_up()
-
-    def _hang_up(self) -> None:
-        """Send what is to be sent and close. What the peer still sends is taken and thrown away
-        for a moment: closed over unread octets, the system would make it lose our words."""
-        self._flush()
-        self._deaf = True
-        self._deadline = monotonic() + FAREWELL_S
-        if self._transport is None or self._transport.is_closing():
-            return
-        if self._ended:
-            self._transport.close()
-        else:
-            try:
-                self._transport.write_eof()
-            except OSError:  # the peer is gone already
-                self._transport.abort()
-                return
-            self._hold(False)

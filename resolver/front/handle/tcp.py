@@ -11,7 +11,7 @@ from typing import Final
 from ...handle.direct import DirectWrites
 from ...handle.lane import HandleLane
 from ...handle.together import Gathering, Together
-from ..connections import Connections
+from ..connections import Connections, Times
 from .connection import Connection
 from .work import HandleLimits, Work
 
@@ -30,7 +30,10 @@ class TcpFront(Connections[Connection]):
         together: Together | None = None,
         direct: DirectWrites | None = None,
     ) -> None:
-        super().__init__()
+        times = Times(
+            limits.reply_timeout_s, limits.handle_message_timeout_s, limits.handle_idle_timeout_s
+        )
+        super().__init__("handle_tcp", times)
         self.work = work
         self.limits = limits
         self.lane = lane
@@ -40,15 +43,6 @@ class TcpFront(Connections[Connection]):
             self.gathering = Gathering("tcp", together, _deliver)
         self.leaving = False
         """Connections end behind their next answer."""
-        self.counts = dict.fromkeys(
-            (
-                "handle_tcp_crowded",
-                "handle_tcp_cut",
-                "handle_tcp_idle",
-                "handle_tcp_malformed",
-            ),
-            0,
-        )
 
     async def start(self, sockets: list[socket.socket]) -> None:
         await self._take(sockets, lambda: Connection(self))

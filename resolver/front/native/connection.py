@@ -21,23 +21,13 @@ from biaojie.wire.native.frames import LENGTH_MIN, REQUEST_OCTETS_MAX, length_fa
 
 from ...exchange import new_request_id
 from ...overload import ASIDE_OCTETS, PIPELINED_SHARE, REFUSED_AT_ONCE, Penalties
-from ..connections import FAREWELL_S
+from ..connections import CROWD_SHARE, FAREWELL_S, WRITE_OCTETS, StreamConnection
 from .session import NOTHING_READY, Session
 from .work import LENGTH, busy_frame, error_frame
 
 if TYPE_CHECKING:
     from .server import NativeFront
 
-CROWD_SHARE: Final = 1.25
-"""How many connections there may be while some take our last words, as a share of
-`native_connections_max`."""
-WRITE_OCTETS: Final = 65_536
-"""A connection with more unsent than this is not read from."""
-HELD_OCTETS_FREE: Final = 131_072
-"""What one connection may hold, unfinished frames, large requests and unsent replies, whatever
-others do."""
-HELD_OCTETS_MAX: Final = 64 * 2**20
-"""What all may hold. Beyond, those over their free share are cut."""
 PUBLIC_OCTETS_MAX: Final = 2**20
 """The longest request without a key: nothing that the public may ask is longer."""
 SINGLE_OCTETS: Final = 256
@@ -53,7 +43,7 @@ _HEAD_OCTETS: Final = 9
 _length_at = LENGTH.unpack_from
 
 
-class Connection(asyncio.Protocol):
+class Connection(StreamConnection):
     """One peer. `_deaf`: nothing more is begun, what comes is thrown away. `_last`: hang up as
     soon as all that came has been answered. `_penalized`: something was refused, `_refused`
     requests of a piece, and what came with it or since, too soon (before `_again`), waits with
@@ -63,34 +53,25 @@ class Connection(asyncio.Protocol):
         "_again",
         "_among",
         "_came",
-        "_deadline",
-        "_deaf",
-        "_ended",
         "_flushing",
         "_front",
         "_health",
-        "_heard",
-        "_held",
-        "_holding",
         "_kept",
         "_last",
-        "_partial_since",
         "_penalized",
         "_refused",
         "_running",
         "_session",
-        "_stuck_since",
         "_table",
-        "_transport",
         "_unsent",
         "_unsent_octets",
         "_wanted",
-        "_writable",
     )
+    _front: NativeFront
 
     def __init__(self, front: NativeFront) -> None:
+        super().__init__()
         self._front = front
-        self._transport: asyncio.Transport | None = None
         self._session = Session(front, self)
         self._running = self._session.running
         self._health = front.lane.health
@@ -98,17 +79,10 @@ class Connection(asyncio.Protocol):
         self._kept = bytearray()
         self._wanted = 0
         self._unsent: list[bytes] = []
-        self._unsent_octets = self._held = self._refused = 0
+        self._unsent_octets = self._refused = 0
         self._again = self._came = 0.0
         self._among = front.gate.penalties
-        self._flushing = self._holding = False
-        self._deaf = self._last = self._ended = self._penalized = False
-        self._heard = monotonic()
-        # A new connection counts as one that has begun a frame: the hello must come in time.
-        self._partial_since: float | None = self._heard
-        self._stuck_since: float | None = None
-        self._writable: asyncio.Event | None = None
-        self._deadline: float | None = None
+        self._flushing = self._last = self._penalized = False
 
     # Coming and going -------------------------------------------------------------------
 
@@ -184,7 +158,7 @@ class Connection(asyncio.Protocol):
             if self._penalized:
                 self._hold(True)
             if len(self._kept) < self._wanted or self._holding:
-                self._account()
+                self._account(len(self._kept) + self._session.octets)
                 return
             data = bytes(self._kept)
             self._kept.clear()
@@ -320,7 +294,7 @@ class Connection(asyncio.Protocol):
             self._partial_since = None
         elif at or self._partial_since is None:
             self._partial_since = now
-        self._account()
+        self._account(len(self._kept) + self._session.octets)
         if self._last and not (full or self._penalized or self._session.running):
             self._hang_up()
 
@@ -371,23 +345,13 @@ class Connection(asyncio.Protocol):
         else:
             self._take(data, now)
 
-    def _hold(self, holding: bool) -> None:
-        """Stop reading, or go on."""
-        if holding == self._holding or self._transport is None or self._transport.is_closing():
-            return
-        self._holding = holding
-        if holding:
-            self._transport.pause_reading()
-        else:
-            self._transport.resume_reading()
-
     # Answering --------------------------------------------------------------------------
 
     def answered(self) -> None:
         """A request that had to wait has been answered."""
         self._heard = monotonic()
         if self._held:
-            self._account()
+            self._account(len(self._kept) + self._session.octets)
         if self._deaf:
             if not self._session.running and self._deadline is None:
                 self._hang_up()
@@ -427,7 +391,7 @@ class Connection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
             if self._writable is not None:
-                self._account()
+                self._account(len(self._kept) + self._session.octets)
 
     def pause_writing(self) -> None:
         self._table = NOTHING_READY
@@ -435,57 +399,17 @@ class Connection(asyncio.Protocol):
         self._writable = asyncio.Event()
         if not self._deaf:
             self._hold(True)
-        self._account()
-
-    def resume_writing(self) -> None:
-        self._stuck_since = None
-        if self._writable is not None:
-            self._writable.set()
-            self._writable = None
-        self._read_on()
+        self._account(len(self._kept) + self._session.octets)
 
     # Limits -----------------------------------------------------------------------------
 
-    def _account(self) -> None:
-        octets = len(self._kept) + self._session.octets
-        if self._writable is not None and self._transport is not None:
-            octets += self._transport.get_write_buffer_size()
-        self._hold_octets(octets)
-        if self._front.held_octets > HELD_OCTETS_MAX and octets > HELD_OCTETS_FREE:
-            self._cut()
-
-    def _hold_octets(self, octets: int) -> None:
-        self._front.held_octets += octets - self._held
-        self._held = octets
-
-    def sweep(self, now: float) -> None:
-        """Cut or let go whoever has taken longer than he may."""
-        limits = self._front.limits
-        if self._deadline is not None:
-            if now >= self._deadline:
-                self.abort()
-        elif self._stuck_since is not None:
-            if now - self._stuck_since > limits.reply_timeout_s:
-                self._cut()
-        elif self._partial_since is not None and not self._deaf:
-            if now - self._partial_since > limits.native_message_timeout_s:
-                self._cut()
-        elif not self._session.running and now - self._heard > limits.native_idle_timeout_s:
-            self._front.counts["native_idle"] += 1
-            self._hang_up()
+    @property
+    def _busy(self) -> bool:
+        return bool(self._running)
 
     def _go_deaf(self) -> None:
-        self._deaf = True
+        super()._go_deaf()
         self._table = NOTHING_READY
-
-    def abort(self) -> None:
-        self._go_deaf()
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _cut(self) -> None:
-        self._front.counts["native_cut"] += 1
-        self.abort()
 
     def dismiss(self, error: BiaojieError | None = None, id_: bytes = NOBODY) -> None:
         """Say why, answer what is running, hang up."""
@@ -504,21 +428,3 @@ class Connection(asyncio.Protocol):
         self._table = NOTHING_READY
         self._session.end_following()
         self._read_on()
-
-    def _hang_up(self) -> None:
-        """Send what is to be sent and close. What the peer still sends is taken and thrown away
-        for a moment: closed over unread octets, the system would make it lose our words."""
-        self._flush()
-        self._go_deaf()
-        self._deadline = monotonic() + FAREWELL_S
-        if self._transport is None or self._transport.is_closing():
-            return
-        if self._ended:
-            self._transport.close()
-        else:
-            try:
-                self._transport.write_eof()
-            except OSError:  # the peer is gone already
-                self._transport.abort()
-                return
-            self._hold(False)

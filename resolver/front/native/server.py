@@ -19,7 +19,7 @@ from ...observe import Observer
 from ...overload import Gate
 from ...query import Query
 from ...service import Service
-from ..connections import Connections
+from ..connections import Connections, Times
 from .connection import Connection
 from .operations import PublicResolve
 from .session import Session
@@ -42,7 +42,10 @@ class NativeFront(Connections[Connection]):
         node_name: str = "biaojie",
         gate: Gate | None = None,
     ) -> None:
-        super().__init__()
+        times = Times(
+            limits.reply_timeout_s, limits.native_message_timeout_s, limits.native_idle_timeout_s
+        )
+        super().__init__("native", times)
         self.service = service
         self.observer = observer
         self.limits = limits
@@ -53,15 +56,6 @@ class NativeFront(Connections[Connection]):
         self.in_full = 0.0
         """From then on the next refusal is worked out, so that one in a while is logged."""
         self.gate = gate or Gate(limits.native_requests_max)
-        self.counts = dict.fromkeys(
-            (
-                "native_crowded",
-                "native_cut",
-                "native_idle",
-                "native_malformed",
-            ),
-            0,
-        )
         self.later = Later(limits.deadline_s, observer)
         self._gathering_since = 0.0
         self.gathering: set[bytes] = set()
