@@ -270,10 +270,3 @@ def overlaid(sources: Sequence[Run | Rows], after: bytes, end: bytes | None) -> 
             some = source.items[first - begin : last + 1 - begin]
             pieces.append([item for item in some if item is not None])
     return pieces
-
-
-def between(run: Run, after: bytes, end: bytes | None) -> Run:
-    """Those of a run that are > `after` and <= `end`."""
-    first = bisect_right(run.suffixes, after)
-    high = len(run) if end is None else bisect_right(run.suffixes, end)
-    return run.cut(first, max(first, high))
