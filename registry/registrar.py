@@ -364,6 +364,7 @@ class Registrar:
             assert asked is not None
             kept = StoredReceipt(asked.fingerprint, pack_bulk(answer), now + self._receipts_kept_s)
             await tx.put_receipts({key: kept})
+            await self._sweep_receipts(tx, 1, now)
         time_ms = int(self._clock() * 1000)
         entry = await asyncio.to_thread(next_entry, loaded.head, time_ms, changes)
         await tx.append(entry, shift)
@@ -402,12 +403,16 @@ class Registrar:
             await tx.put_receipts(fresh)
         entry = next_entry(loaded.head, int(self._clock() * 1000), staging.changes)
         await tx.append(entry, staging.shift)
-        # More are removed than were added, so that the expired ones cannot pile up.
-        self._receipts_since += len(fresh)
+        if fresh:
+            await self._sweep_receipts(tx, len(fresh), now)
+        return entry, answers
+
+    async def _sweep_receipts(self, tx: Transaction, added: int, now: int) -> None:
+        """More are removed than were added, so that the expired ones cannot pile up."""
+        self._receipts_since += added
         if self._receipts_since >= RECEIPTS_SWEPT:
             await tx.forget_receipts(now, 2 * self._receipts_since)
             self._receipts_since = 0
-        return entry, answers
 
     def _apply(self, submission: Submission, staging: Staging) -> Outcome | BiaojieError:
         began = done = staging.mark()

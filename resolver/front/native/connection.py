@@ -23,11 +23,12 @@ from ...exchange import new_request_id
 from ...overload import ASIDE_OCTETS, PIPELINED_SHARE, REFUSED_AT_ONCE, Penalties
 from ..connections import CROWD_SHARE, FAREWELL_S, WRITE_OCTETS, StreamConnection
 from .session import NOTHING_READY, Session
-from .work import LENGTH, busy_frame, error_frame
+from .work import HITS, LENGTH, busy_frame, error_frame
 
 if TYPE_CHECKING:
     from .server import NativeFront
 
+_join = b"".join
 PUBLIC_OCTETS_MAX: Final = 2**20
 """The longest request without a key: nothing that the public may ask is longer."""
 SINGLE_OCTETS: Final = 256
@@ -136,16 +137,23 @@ class Connection(StreamConnection):
         if (
             len(data) < SINGLE_OCTETS
             and (ready := self._table.get(data[8:])) is not None
-            and ready.entry.alive
+            and (entry := ready.entry).alive
             and not self._running
             and not self._health.down
             and data.startswith(ready.asked)
         ):
             now = monotonic()
-            if now < ready.turns or ready.turn(now):
-                ready.hits = 2
+            heads = ready.heads
+            passed = now - ready.fetched
+            if passed < heads.kept_s:
+                if ready.hits < HITS:
+                    ready.hits += 1
+                if entry.hits < HITS:  # it is asked for, so it must not leave the cache either
+                    entry.hits += 1
                 self._heard = now
-                self._transport.write(ready.length + data[4:8] + ready.rest)  # type: ignore[union-attr]
+                self._transport.write(  # type: ignore[union-attr]
+                    _join((ready.length, data[4:8], heads[int(passed)], ready.record))
+                )
                 front = self._front
                 front.lane.hits += 1
                 front.tally.add(monotonic() - now)
@@ -234,10 +242,16 @@ class Connection(StreamConnection):
             id_ = data[at + 4 : at + 8]
             ready = entries.get(data[at + 8 : stop])
             if ready is not None:
-                if ready.entry.alive and (now < ready.turns or ready.turn(now)):
+                heads = ready.heads
+                passed = now - ready.fetched
+                entry = ready.entry
+                if entry.alive and passed < heads.kept_s:
                     if not running or id_ not in running:
-                        ready.hits = 2
-                        out += (ready.length, id_, ready.rest)
+                        if ready.hits < HITS:
+                            ready.hits += 1
+                        if entry.hits < HITS:
+                            entry.hits += 1
+                        out += (ready.length, id_, heads[int(passed)], ready.record)
                         hits += 1
                         at = stop
                         room -= ready.octets

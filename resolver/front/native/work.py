@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import floor
 from struct import Struct
 from typing import Any, Final
 
@@ -24,6 +25,8 @@ LENGTH: Final = Struct(">I")
 _KIND: Final = {kind: bytes((kind,)) for kind in Kind}
 _HEAD: Final = Struct(">BBBIBIB")
 assert _HEAD.size == RESOLUTION.size + 1
+HITS: Final = 2
+"""So many keep an entry; counting more would only touch the memory of a hot one."""
 _LENGTHS: Final[dict[int, bytes]] = {}
 """At most as many as frames have lengths, and in truth the few that records have."""
 
@@ -108,12 +111,45 @@ _BUSY_LENGTH: Final = _BUSY_FRAME[:4]
 _BUSY: Final = _BUSY_FRAME[8:-16]
 
 
-class ReadyResolution(Ready):
-    """A resolution but for the id: a reply is `length`, the id, `rest`. Until the monotonic time
-    `turns` that is right, age and ttl included; then `turn` decides. `asked` is the length field
-    of the request."""
+class _Heads(dict[int, bytes]):
+    """What stands between id and record, by the age in whole seconds: shared by all that are kept
+    for `kept_s` and may be kept for `ttl_s`. A hit of its own head would cost a cache miss more,
+    and writing it anew every second a copy of the answer."""
 
-    __slots__ = ("asked", "length", "octets", "rest", "turns")
+    __slots__ = ("kept_s", "ttl_s")
+
+    def __init__(self, kept_s: float, ttl_s: int) -> None:
+        self.kept_s = kept_s
+        self.ttl_s = ttl_s
+
+    def __missing__(self, age: int) -> bytes:
+        if len(self) >= _HEADS_MAX:
+            self.clear()
+        left = max(self.ttl_s - age, 0)
+        head = self[age] = _HEAD.pack(Kind.ANSWER, 0x94, 0xCE, age, 0xCE, left, 0)
+        return head
+
+
+_HEADS_MAX: Final = 8_192
+_SHARED_MAX: Final = 256
+_SHARED: Final[dict[tuple[float, int], _Heads]] = {}
+
+
+def _heads(kept_s: float, ttl_s: int) -> _Heads:
+    heads = _SHARED.get((kept_s, ttl_s))
+    if heads is None:
+        if len(_SHARED) >= _SHARED_MAX:
+            _SHARED.clear()
+        heads = _SHARED[kept_s, ttl_s] = _Heads(kept_s, ttl_s)
+    return heads
+
+
+class ReadyResolution(Ready):
+    """A resolution but for id, age and ttl: a reply is `length`, the id, the head by its age in
+    seconds, `record`. It is right for `heads.kept_s` from `fetched` on. `asked` is the length
+    field of the request."""
+
+    __slots__ = ("asked", "fetched", "heads", "length", "octets", "record")
 
     def __init__(self, entry: Cached, key_octets: int, record: bytes) -> None:
         """`record` is packed, `key_octets` what it is kept under takes up."""
@@ -121,18 +157,7 @@ class ReadyResolution(Ready):
         super().__init__(entry, key_octets + self.octets + 120)
         self.length = _length(self.octets - 4)
         self.asked = _length(key_octets + 4)
-        self.rest = bytes(_HEAD.size) + record
-        self.turns = 0.0
-
-    def turn(self, now: float) -> bool:
-        """Write age and ttl as the cache would give them at `now`; False when it is too old."""
-        entry = self.entry
-        if now >= entry.expires:
-            return False
-        entry.hits += 2  # it is asked for, so it must not leave the cache either
-        age = int(now - entry.fetched)
-        left = max(entry.ttl_s - age, 0)
-        head = _HEAD.pack(Kind.ANSWER, 0x94, 0xCE, age, 0xCE, left, 0)
-        self.rest = head + self.rest[_HEAD.size :]
-        self.turns = min(entry.fetched + age + 1, entry.expires)
-        return True
+        self.record = record
+        self.fetched = entry.fetched
+        # Rounded down: what is left of the last millisecond is the ordinary path's.
+        self.heads = _heads(floor((entry.expires - entry.fetched) * 1_000) / 1_000, entry.ttl_s)
