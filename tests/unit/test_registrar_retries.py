@@ -18,13 +18,17 @@ from biaojie.errors import (
     IdentifierTaken,
     VersionMismatch,
 )
+from biaojie.record import Value
 from registry.admission import SYSTEM, Caller
 from registry.audit import audit
+from registry.blocks import Chunk
+from registry.blocks import cut as cut_blocks
 from registry.memory import MemoryStore
 from registry.operations import Condition, Operation, Retire
 from registry.registrar import RECEIPTS_SWEPT, Registrar
 from tests.core_parts import (
     ACME,
+    PREFIX,
     GatedStore,
     create,
     home,
@@ -38,6 +42,8 @@ from tests.core_parts import (
     token,
     write,
 )
+
+VALUES = [Value(1, "URL", b"")]
 
 
 @pytest.fixture
@@ -145,6 +151,25 @@ async def test_receipts_expire_and_are_removed() -> None:
         for _ in range(3):  # however many there were, they are gone before as many came again
             await fill()
         assert len(kept) == 3 * RECEIPTS_SWEPT
+
+
+async def test_receipts_of_bulk_loads_are_removed_too() -> None:
+    now = [1_000_000.0]
+    store = MemoryStore()
+    async with registering(store, clock=lambda: now[0], receipts_kept_s=100) as registrar:
+        await home(registrar)
+        numbers = count()
+
+        async def load_many() -> None:
+            for number in (next(numbers) for _ in range(RECEIPTS_SWEPT)):
+                bulk = cut_blocks(Chunk(PREFIX, [f"n{number}"], [VALUES], [[b"x"]]), int(now[0]))
+                outcome = await registrar.load(ACME, bulk, idempotency=token(f"t{number}"))
+                assert outcome.count == 1
+
+        await load_many()
+        now[0] += 101
+        await load_many()
+        assert len(store._state.receipts) == RECEIPTS_SWEPT
 
 
 @pytest.mark.parametrize("cut", [0, 3, 40])
