@@ -260,8 +260,8 @@ def edit_a_cell(path: str, chance: random.Random) -> str:
         columns = [column[0] for column in cursor.description]
         cells = chance.choice(cursor.fetchall())
         number = chance.randrange(len(columns))
-        if columns[number] == "indexed_to" or (table, number) == ("chain_head", 0):
-            return ""  # how far a job has come, and a number that says nothing
+        if columns[number] in ("indexed_to", "shift") or (table, number) == ("chain_head", 0):
+            return ""  # how far a job has come, what is counted of it, a number that says nothing
         old = cells[number]
         new: Any = (old or "") + "x" if isinstance(old, str | None) else old
         if isinstance(old, int):
