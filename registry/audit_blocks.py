@@ -17,8 +17,9 @@ from typing import NamedTuple
 from biaojie.change import RUNS, Action, Change
 from biaojie.identifier import Key, fold_prefix
 
-from .blocks import Block, Members, content_of
+from .blocks import Block
 from .changelog import record_digest, subject_prefix
+from .members import Members, content_of
 from .store import ReadStore
 
 MODULUS = 1 << 2048

@@ -21,10 +21,11 @@ from biaojie.errors import TooLarge
 from biaojie.identifier import Key
 
 from .admission import Caller, decide_bulk
-from .blocks import Block, Bulk, Member, Members, Sealed, content_of, seal
+from .blocks import Block, Bulk, Sealed, seal
 from .census import Kind, Layer, Shift, kind_of
 from .changelog import ZERO, record_digest
 from .matching import Match, rows_of
+from .members import Member, Members, content_of
 from .store import BLOCKS_MAX, LOOK_UP_MAX, Transaction
 
 T = TypeVar("T")

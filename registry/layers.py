@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from biaojie.record import Record
 
-from .blocks import Block, Members
+from .blocks import Block
+from .members import Members
 
 
 class Page(NamedTuple):

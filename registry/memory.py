@@ -20,11 +20,12 @@ from biaojie.errors import TemporarilyUnavailable
 from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 
-from .blocks import Block, Members
+from .blocks import Block
 from .census import Shift, pack_shift
 from .changelog import ZERO
 from .layers import Page, merged, page_of
 from .matching import Match
+from .members import Members
 from .memory_statistics import MemoryStatistics
 from .patterns import sought
 from .ranges import HeldRange, RangeKey, first_members, member_of

@@ -17,8 +17,8 @@ from biaojie.identifier import Identifier, fold_prefix
 from biaojie.record import Status, check_values
 
 from .admission import Caller, Right, authorize, decide_record
-from .blocks import Members
 from .census import Layer, Shift, kind_of
+from .members import Members
 from .operations import Create, CutRange, Purge, RangeOperation, RegisterRange, Retire
 from .patterns import Pattern, check_members, sought
 from .ranges import CUT_RANGES_MAX, SHAPES_MAX, HeldRange, RangeKey, hold_range

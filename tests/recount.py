@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from biaojie.identifier import fold_prefix
-from registry.blocks import Members
 from registry.census import ALL_PREFIXES, Kind, Layer
+from registry.members import Members
 from registry.statistics import TEMPLATES_MAX
 from registry.store import Store
 

@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from biaojie.errors import TamperedLog
 from biaojie.identifier import Key
 
-from ..blocks import MEMBERS_MAX, Block, Members
+from ..blocks import MEMBERS_MAX, Block
+from ..members import Members
 from ..runs import Piece, Plain, Rows, Run, overlaid, range_runs
 from ..store import Ask, Listed
 from .blob import decode_blob

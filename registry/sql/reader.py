@@ -16,9 +16,10 @@ from biaojie.errors import TamperedLog
 from biaojie.identifier import Key
 from biaojie.record import Record
 
-from ..blocks import Block, Members
+from ..blocks import Block
 from ..changelog import unpack_changes
 from ..layers import Page, merged, page_of
+from ..members import Members
 from ..store import (
     BLOCKS_MAX,
     INDEXING_MAX,

@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from biaojie.identifier import Key, fold_prefix
 from biaojie.record import Record
 
-from ..blocks import Members
 from ..census import ALL_PREFIXES, Kind, Layer, Shift, kind_of
+from ..members import Members
 from ..ranges import RangeKey
 from ..store import BLOCKS_MAX
 from . import reader

@@ -8,7 +8,8 @@ import pytest
 
 from biaojie.identifier import Key
 from biaojie.record import Record, Status
-from registry.blocks import Block, Member, seal
+from registry.blocks import Block, seal
+from registry.members import Member
 from registry.store import Store
 from tests.contract.sample import PREFIX, home, keyed, put, record
 

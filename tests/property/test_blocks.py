@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from biaojie.identifier import Identifier
 from biaojie.record import Permissions, Record, Reference, Status, Value
 from registry import blocks
-from registry.blocks import Chunk, Member, Members, content_of, cut, seal
+from registry.blocks import Chunk, cut, seal
+from registry.members import CONTENT_MAX, Member, Members, content_of
 
 SUFFIXES = st.lists(
     st.text(st.sampled_from("abAB019-é标"), min_size=1, max_size=8),
@@ -152,7 +153,7 @@ def test_a_chunk_that_is_not_one(
 
 def test_what_is_no_block_says_so() -> None:
     good = cut(Chunk("1", ["a", "b"], [[]], []), 1).sealed[0].blob
-    huge = zstandard.ZstdCompressor().compress(bytes(blocks.CONTENT_MAX + 1))
+    huge = zstandard.ZstdCompressor().compress(bytes(CONTENT_MAX + 1))
     other = zstandard.ZstdCompressor().compress(msgpack.packb([2] + [None] * 12))
     for bad in (b"", b"x", good[:-1], huge, other):
         with pytest.raises(ValueError, match="block"):

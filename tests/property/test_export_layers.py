@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from biaojie.identifier import Identifier
 from biaojie.record import Permissions, Record, Reference, Status, Value
-from registry.blocks import Chunk, Member, Members, cut, seal
+from registry.blocks import Chunk, cut, seal
 from registry.exports import FORMS, Exported, Form, Page, export, paged
+from registry.members import Member, Members
 from registry.registrar import Registrar
 from registry.runs import Run
 from registry.sql import SqlStore, open_store

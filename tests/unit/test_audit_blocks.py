@@ -13,7 +13,8 @@ from sqlalchemy import delete, insert, update
 from biaojie.record import Value
 from registry.admission import SYSTEM
 from registry.audit import audit
-from registry.blocks import Chunk, Member, Members, cut, seal
+from registry.blocks import Chunk, cut, seal
+from registry.members import Member, Members
 from registry.operations import Purge
 from registry.processes import processes
 from registry.registrar import Registrar
