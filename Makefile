@@ -48,8 +48,9 @@ run: $(VENV)/.node
 	$(BIN)/biaojie migrate && exec $(BIN)/biaojie serve --demo
 
 test: $(VENV)/.test browser
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=25 --durations-min=4 \
-	  || { echo 'Once more, one at a time, those that failed: beside others a test may be late.'; \
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart=0 --durations=25 --durations-min=4 \
+	  || { [ $$? = 1 ] || exit 1; \
+	       echo 'Once more, one at a time, those that failed: beside others a test may be late.'; \
 	       $(BIN)/python -m pytest --last-failed; }
 
 # A client that none of us wrote; its library comes from Maven Central.
@@ -75,11 +76,11 @@ restore-drill: $(VENV)/.test
 # The layered registry against a plain dictionary, on every store.
 LAYERS_STEPS ?= 100000
 layers: $(VENV)/.test
-	@LAYERS_STEPS=$(LAYERS_STEPS) LAYERS_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/property/test_layers_model.py
+	@LAYERS_STEPS=$(LAYERS_STEPS) LAYERS_SEED=$(SEED) $(BIN)/python -m pytest -q -s --timeout=0 tests/property/test_layers_model.py
 
 ROLLING_S ?= 60
 rolling: $(VENV)/.test
-	@ROLLING_S=$(ROLLING_S) $(BIN)/python -m pytest -q -s tests/system/test_workers_replaced.py -k no_request
+	@ROLLING_S=$(ROLLING_S) $(BIN)/python -m pytest -q -s --timeout=0 tests/system/test_workers_replaced.py -k no_request
 
 # An hour or so with these numbers; a third of it for the kills of each database.
 KILLS ?= 1000
@@ -111,7 +112,7 @@ overload: $(VENV)/.test
 
 IMPORT_ROWS ?= 1000000
 import-million: $(VENV)/.test
-	@IMPORT_ROWS=$(IMPORT_ROWS) $(BIN)/python -m pytest -q -s tests/system/test_import_whole.py
+	@IMPORT_ROWS=$(IMPORT_ROWS) $(BIN)/python -m pytest -q -s --timeout=0 tests/system/test_import_whole.py
 
 # Half an hour or more, and 25 GB of disk; stopped, it goes on with the same command.
 COUNT ?= 500000000

@@ -103,3 +103,19 @@ def standby(primary: Postgres) -> Iterator[Standby]:
 # A shell starts what runs in its background with SIGINT ignored, and children inherit that: the
 # tests that interrupt a program must find it as a person at a terminal does.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_died: list[object] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object, error: object) -> None:
+    """Tests of a process that died were never run, whatever the others say of theirs."""
+    if error:
+        _died.append(error)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _died:
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR

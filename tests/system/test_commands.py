@@ -59,6 +59,14 @@ class Shell:
         return asyncio.run(read())
 
 
+@pytest.fixture(scope="module")
+def node(make_node: Callable[..., Node]) -> Node:
+    """Its own: everything is exported, and on the shared one others have ranges of millions."""
+    own = make_node()
+    own.home("88.118.8")
+    return own
+
+
 @pytest.fixture
 def shell(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
     monkeypatch.chdir(tmp_path)
