@@ -8,8 +8,9 @@ enters the chain, so no cache can ever leak one.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -35,10 +36,10 @@ class Source(StrEnum):
     STALE = "stale"
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Cached:
     """One cached record. `alive` is cleared when the identifier changes or the entry leaves the
-    cache: all who made something of it look there before they use it. Times are monotonic."""
+    cache, and all that was made of it dies with it. Times are monotonic."""
 
     record: Record
     fetched: float
@@ -48,6 +49,65 @@ class Cached:
     whole: bool = False
     hits: int = 0
     alive: bool = True
+    _made: Ready | None = field(default=None, repr=False)
+    """The first of what was made of it."""
+
+    def bury(self) -> None:
+        self.alive = False
+        ready, self._made = self._made, None
+        while ready is not None:
+            ready.die()
+            after, ready._after, ready._before = ready._after, None, None
+            ready = after
+
+    def count_hits(self) -> None:
+        """Take what was made of it for asked for as often as it was: it must not leave the cache
+        either."""
+        ready = self._made
+        while ready is not None:
+            self.hits += ready.hits
+            ready.hits = 0
+            ready = ready._after
+
+
+class Ready(ABC):
+    """What a front keeps of a reply made of one cached record; it adds fields of its own.
+
+    It dies with its entry, which knows all that was made of it. So whoever sends it looks at it
+    alone: in a large cache each object more is one more wait for memory. `size` is in bytes of
+    memory, `hits` as S3Fifo wants them.
+    """
+
+    __slots__ = ("_after", "_before", "entry", "hits", "size")
+
+    def __init__(self, entry: Cached, size: int) -> None:
+        self.entry = entry
+        self.hits = 0
+        self.size = size
+        self._after: Ready | None = None
+        self._before: Ready | None = None
+
+    @abstractmethod
+    def die(self) -> None:
+        """From now on it is too old to be sent."""
+
+    def link(self) -> None:
+        """Die with the entry from now on."""
+        first = self._after = self.entry._made
+        if first is not None:
+            first._before = self
+        self.entry._made = self
+
+    def unlink(self) -> None:
+        """It is kept no longer. Nothing happens where it was not linked, or is dead."""
+        before, after = self._before, self._after
+        if before is not None:
+            before._after = after
+        elif self.entry._made is self:
+            self.entry._made = after
+        if after is not None:
+            after._before = before
+        self._after = self._before = None
 
 
 @dataclass(frozen=True, slots=True)

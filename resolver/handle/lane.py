@@ -13,14 +13,15 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable
+from math import inf
 from sys import getsizeof
 from typing import Final
 
 from biaojie.wire.handle import DATAGRAM_OCTETS_MAX, ENVELOPE_OCTETS, HEADER_OCTETS, OpCode, OpFlag
 
-from ..core import Cached
+from ..core import Cached, Ready
 from ..health import Health
-from ..lane import Lane, Ready
+from ..lane import HITS, READY_BYTES, Lane
 from ..observe import Observer
 from .exchange import EXPIRES_MIN_S
 
@@ -57,7 +58,10 @@ class HandleReady(Ready):
         self.tail = tail
         self.until = 0.0
         self.datagram = datagram
-        super().__init__(entry, getsizeof(key) + getsizeof(tail))
+        super().__init__(entry, READY_BYTES + getsizeof(key) + getsizeof(tail))
+
+    def die(self) -> None:
+        self.until = -inf
 
 
 class HandleLane(Lane[HandleReady]):
@@ -93,21 +97,21 @@ class HandleLane(Lane[HandleReady]):
         """The answer to a whole message at the monotonic time `now`; with `datagram` only one that
         UDP may carry. Whoever sends it counts it in `tallies`."""
         ready = self._entries.get(frame[:8] + frame[12:36] + frame[40:])
-        if ready is None or not ready.entry.alive or self._health.down:
+        if ready is None or self._health.down:
             return None
         if now >= ready.until and not self.renew(ready, now):
             return None
         if datagram and not ready.datagram:
             return None
-        ready.hits += 1
-        ready.entry.hits += 1
+        if ready.hits < HITS:
+            ready.hits += 1
         self.hits += 1
         return ready.head + frame[8:12] + ready.tail
 
     def renew(self, ready: HandleReady, now: float) -> bool:
         """Bring the expiration up to date; False where the answer is too old to be given."""
         entry = ready.entry
-        if now >= entry.expires:
+        if now >= entry.expires or not entry.alive:
             return False
         wall = self._clock()
         left = entry.ttl_s - (now - entry.fetched)
@@ -145,7 +149,7 @@ class HandleLane(Lane[HandleReady]):
     def clear(self) -> None:
         """Forget all: what the node says of itself has changed."""
         for key in list(self._entries):
-            self._kept.drop(key)
+            self.drop(key)
 
     def readings(self) -> dict[str, float]:
         return {"handle_lane_entries": len(self), "handle_lane_bytes": self.bytes}

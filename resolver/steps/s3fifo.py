@@ -25,12 +25,19 @@ E = TypeVar("E", bound=Sized)
 class S3Fifo(Generic[K, E]):
     """At most `bytes_max`; a tenth of it is the small queue. Ghosts are bounded by count.
 
-    `evicted` is told of each entry that made room for others.
+    `evicted` is told of each entry that made room for others; `counted` brings the hits of one up
+    to date before that is decided.
     """
 
-    def __init__(self, bytes_max: int, evicted: Callable[[E], None] | None = None) -> None:
+    def __init__(
+        self,
+        bytes_max: int,
+        evicted: Callable[[E], None] | None = None,
+        counted: Callable[[E], None] | None = None,
+    ) -> None:
         self.bytes_max = bytes_max
         self._evicted = evicted
+        self._counted = counted
         self.bytes = 0
         self.entries: dict[K, E] = {}
         self._small: OrderedDict[K, None] = OrderedDict()
@@ -82,6 +89,8 @@ class S3Fifo(Generic[K, E]):
         key, _ = self._small.popitem(last=False)
         entry = self.entries[key]
         self._small_bytes -= entry.size
+        if self._counted is not None:
+            self._counted(entry)
         if entry.hits > 1:
             entry.hits = 0
             self._main[key] = None
@@ -98,6 +107,8 @@ class S3Fifo(Generic[K, E]):
         for _ in range(CHANCES_MAX):
             key = next(iter(self._main))
             entry = self.entries[key]
+            if self._counted is not None:
+                self._counted(entry)
             if not entry.hits:
                 break
             entry.hits = min(entry.hits, 3) - 1

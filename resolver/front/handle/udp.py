@@ -29,6 +29,7 @@ from biaojie.wire.handle import (
 from ...handle.lane import HandleLane
 from ...handle.peer import Peer
 from ...handle.together import Gathering, Together, may_be_plain, read_plain
+from ...lane import HITS
 from . import mmsg
 from .guard import (
     ENDLESS,
@@ -183,7 +184,6 @@ class UdpFront:
                 if (
                     ready is not None
                     and ready.datagram
-                    and ready.entry.alive
                     and (now < ready.until or renew(ready, now))
                 ):
                     if sender != last:
@@ -191,8 +191,8 @@ class UdpFront:
                         last = sender
                     if bucket.tokens >= 1:
                         bucket.tokens -= 1
-                        ready.hits += 1
-                        ready.entry.hits += 1
+                        if ready.hits < HITS:
+                            ready.hits += 1
                         if ready.changes_head:
                             arena[at : at + 8] = ready.head
                         tail = ready.tail  # the request id between them is there already

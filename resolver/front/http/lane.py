@@ -18,15 +18,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
+from math import inf
 from sys import getsizeof
 from typing import Final
 
 from aiohttp import web
 
-from ...core import Cached
+from ...core import Cached, Ready
 from ...exchange import REQUEST_ID_BLOCK, request_id_block
 from ...health import Health
-from ...lane import Lane, Ready
+from ...lane import HITS, READY_BYTES, Lane
 from ...observe import FAST_S, Observer, Tally
 from .negotiation import wants_json
 
@@ -39,8 +40,6 @@ PROFILES_MAX: Final = 512
 IF_NONE_MATCH_OCTETS_MAX: Final = 128
 STYLES_MAX: Final = 1_024
 _NUMBERS_MAX: Final = 4_096
-_HITS: Final = 3
-"""More are not told apart by S3-FIFO; not counting them leaves the memory of a hot name alone."""
 
 BLOCK: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e]*+\r\n)++\r\n")
 _START: Final = re.compile(rb"(?:GET|HEAD) /[!-~]*+")
@@ -132,10 +131,13 @@ class HttpReady(Ready):
     __slots__ = ("fetched", "rest", "style")
 
     def __init__(self, entry: Cached, octets: int, style: Style, rest: bytes) -> None:
-        super().__init__(entry, octets)
+        super().__init__(entry, READY_BYTES + octets)
         self.fetched = entry.fetched
         self.style = style
         self.rest = rest
+
+    def die(self) -> None:
+        self.fetched = -inf
 
 
 class HttpLane(Lane[HttpReady]):
@@ -210,21 +212,19 @@ class HttpLane(Lane[HttpReady]):
     def reply(self, key: bytes, now: float) -> bytes | None:
         """What to send at the monotonic time `now`; counted as answered.
 
-        `find` in other words: each call and each object less to look at shows here.
+        Each call and each object less to look at shows here.
         """
         ready = self._entries.get(key)
         if ready is None:
             return None
-        style, entry = ready.style, ready.entry
+        style = ready.style
         passed = now - ready.fetched
-        if passed >= style.kept_s or not entry.alive or self._health.down:
+        if passed >= style.kept_s or self._health.down:
             if not self._health.down:
                 self.drop(key)
             return None
-        if ready.hits < _HITS:
+        if ready.hits < HITS:
             ready.hits += 1
-        if entry.hits < _HITS:
-            entry.hits += 1
         self.hits += 1
         serial = self._serial
         if serial >= REQUEST_ID_BLOCK or now >= self._date_until:

@@ -20,10 +20,11 @@ from biaojie.wire.native import Kind
 from biaojie.wire.native.frames import LENGTH_MIN, REQUEST_OCTETS_MAX, length_fault
 
 from ...exchange import new_request_id
+from ...lane import HITS
 from ...overload import ASIDE_OCTETS, PIPELINED_SHARE, REFUSED_AT_ONCE, Penalties
 from ..connections import CROWD_SHARE, FAREWELL_S, WRITE_OCTETS, StreamConnection
 from .session import NOTHING_READY, Session
-from .work import HITS, LENGTH, busy_frame, error_frame
+from .work import LENGTH, busy_frame, error_frame
 
 if TYPE_CHECKING:
     from .server import NativeFront
@@ -137,7 +138,6 @@ class Connection(StreamConnection):
         if (
             len(data) < SINGLE_OCTETS
             and (ready := self._table.get(data[8:])) is not None
-            and (entry := ready.entry).alive
             and not self._running
             and not self._health.down
             and data.startswith(ready.asked)
@@ -148,8 +148,6 @@ class Connection(StreamConnection):
             if passed < heads.kept_s:
                 if ready.hits < HITS:
                     ready.hits += 1
-                if entry.hits < HITS:  # it is asked for, so it must not leave the cache either
-                    entry.hits += 1
                 self._heard = now
                 self._transport.write(  # type: ignore[union-attr]
                     _join((ready.length, data[4:8], heads[int(passed)], ready.record))
@@ -244,13 +242,10 @@ class Connection(StreamConnection):
             if ready is not None:
                 heads = ready.heads
                 passed = now - ready.fetched
-                entry = ready.entry
-                if entry.alive and passed < heads.kept_s:
+                if passed < heads.kept_s:
                     if not running or id_ not in running:
                         if ready.hits < HITS:
                             ready.hits += 1
-                        if entry.hits < HITS:
-                            entry.hits += 1
                         out += (ready.length, id_, heads[int(passed)], ready.record)
                         hits += 1
                         at = stop

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import floor
+from math import floor, inf
 from struct import Struct
 from typing import Any, Final
 
@@ -17,16 +17,14 @@ from biaojie.errors import (
 from biaojie.limits import FRAME_OCTETS_MAX
 from biaojie.wire.native import RESOLUTION, RESOLUTION_OCTETS, Kind, encode_error
 
-from ...core import Cached
-from ...lane import Ready
+from ...core import Cached, Ready
+from ...lane import READY_BYTES
 from ...overload import RETRY_S
 
 LENGTH: Final = Struct(">I")
 _KIND: Final = {kind: bytes((kind,)) for kind in Kind}
 _HEAD: Final = Struct(">BBBIBIB")
 assert _HEAD.size == RESOLUTION.size + 1
-HITS: Final = 2
-"""So many keep an entry; counting more would only touch the memory of a hot one."""
 _LENGTHS: Final[dict[int, bytes]] = {}
 """At most as many as frames have lengths, and in truth the few that records have."""
 
@@ -154,10 +152,13 @@ class ReadyResolution(Ready):
     def __init__(self, entry: Cached, key_octets: int, record: bytes) -> None:
         """`record` is packed, `key_octets` what it is kept under takes up."""
         self.octets = 9 + RESOLUTION_OCTETS + len(record)
-        super().__init__(entry, key_octets + self.octets + 120)
+        super().__init__(entry, READY_BYTES + key_octets + self.octets + 120)
         self.length = _length(self.octets - 4)
         self.asked = _length(key_octets + 4)
         self.record = record
         self.fetched = entry.fetched
         # Rounded down: what is left of the last millisecond is the ordinary path's.
         self.heads = _heads(floor((entry.expires - entry.fetched) * 1_000) / 1_000, entry.ttl_s)
+
+    def die(self) -> None:
+        self.fetched = -inf
