@@ -219,14 +219,14 @@ class Gate:
         return OverCapacity(retry_after_s=RETRY_S)
 
     def leave(self, seconds: float | None = None, places: int = 1) -> None:
-        """`seconds` it took, of requests that should be quick; None for others."""
+        """`seconds` they took, of requests that should be quick; None for others."""
         self._done += places
         self.step_out(places)
         if seconds is None:
             if self.limit < self.most:
                 self._forgive()
             return
-        self._samples += 1
+        self._samples += places
         self._quickest = min(self._quickest, seconds)
         if self._samples >= SAMPLES_MIN:
             now = self._clock()

@@ -188,7 +188,7 @@ class Service:
         Raises IdentifierNotFound, IdentifierRetired, PrefixNotHere, PrefixSuspended, Elsewhere,
         TemporarilyUnavailable, OverCapacity.
         """
-        key = query.identifier.key(case_sensitive=self._case_sensitive)
+        key = query.key(case_sensitive=self._case_sensitive)
         if not caller.is_public or query.authoritative:
             try:
                 prefix, record = await self._local.fetch(key)
@@ -220,7 +220,7 @@ class Service:
         to be asked for."""
         if query.authoritative:
             return None
-        key = query.identifier.key(case_sensitive=self._case_sensitive)
+        key = query.key(case_sensitive=self._case_sensitive)
         answer = self._resolver.at_hand(key)
         return None if answer is None else shown(answer, query)
 
@@ -231,7 +231,7 @@ class Service:
     def flight(self, query: Query) -> object | None:
         """What brings the public's answer, if it is on its way already: who waits for one name of
         it waits for all of them. None of these may be authoritative."""
-        return self._resolver.flight(query.identifier.key(case_sensitive=self._case_sensitive))
+        return self._resolver.flight(query.key(case_sensitive=self._case_sensitive))
 
     def parts(self, asked: Sequence[T], query: Callable[[T], Query]) -> Iterator[Sequence[T]]:
         """What came together, in parts to ask for with `resolve_public`: none so large that it
@@ -289,7 +289,7 @@ class Service:
         """What `resolve` gives the public or raises, for each, asked for together; without
         `say_where` an Elsewhere does not say where. None of them may be authoritative."""
         sensitive = self._case_sensitive
-        keys = [query.identifier.key(case_sensitive=sensitive) for query in queries]
+        keys = [query.key(case_sensitive=sensitive) for query in queries]
         outcomes = await self._resolver.resolve_many(keys)
         found: list[Resolution | BiaojieError] = []
         away: list[int] = []

@@ -35,7 +35,7 @@ from registry.handle_rights import PREFIXES
 from ..core import Source
 from ..exchange import new_request_id, serve_at_hand, serve_many
 from ..observe import Observer
-from ..query import Query, Resolution
+from ..query import Query, Resolution, make_query
 from ..service import Service
 from .asked import identifier_of
 from .exchange import expiration_of, failure_of, too_long
@@ -73,7 +73,7 @@ def read_plain(frame: bytes, peer: str) -> Plain | None:
         return None
     if body.token or body.trailing or fold_prefix(identifier.prefix) == PREFIXES:
         return None
-    return Plain(frame, peer, new_request_id(), body, Query(identifier))
+    return Plain(frame, peer, new_request_id(), body, make_query(identifier))
 
 
 def _read_body(frame: bytes, end: int) -> ResolveRequest:

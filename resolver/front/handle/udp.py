@@ -316,9 +316,9 @@ class UdpFront:
             else:
                 for source, packet in packets:
                     self._send(bound, source, packet)
-        for answer in answers:
-            if answer is not None:
-                self._work.gate.leave(seconds)
+        answered = len(answers) - answers.count(None)
+        if answered:
+            self._work.gate.leave(seconds, answered)
 
     def _send_or_cut(
         self,

@@ -107,9 +107,9 @@ class NativeFront(Connections[Connection]):
                 observer=self.observer,
             )
         finally:
-            seconds = monotonic() - since
             for n, (session, asked) in enumerate(gathered):
-                session.gathered(asked, (replies[n] if replies else None) or b"", seconds)
+                session.gathered(asked, (replies[n] if replies else None) or b"")
+            self.gate.leave(monotonic() - since, len(gathered))
             for session in dict.fromkeys(session for session, _ in gathered):
                 session.answered()
 

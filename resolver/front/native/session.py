@@ -371,7 +371,8 @@ class Session:
             self.running[asked.id] = waiting
 
     def _told(self, asked: Asked, reply: bytes | None) -> None:
-        self.gathered(asked, reply or b"", None)
+        self.gathered(asked, reply or b"")
+        self._front.gate.leave()
         self.answered()
 
     # Answers together -------------------------------------------------------------------
@@ -395,11 +396,10 @@ class Session:
             return False
         return asked.body in front.gathering or front.service.is_coming(asked.question)
 
-    def gathered(self, asked: Asked, reply: bytes, seconds: float | None) -> None:
-        """The reply to one of those, after so long; empty where there is none for once."""
+    def gathered(self, asked: Asked, reply: bytes) -> None:
+        """The reply to one of those; empty where there is none for once."""
         del self.running[asked.id]
         self.places -= 1
-        self._front.gate.leave(seconds)
         self._connection.send(reply)
 
     def answered(self) -> None:
