@@ -89,10 +89,17 @@ async def _opened(place: Place) -> AsyncIterator[tuple[Store, Registrar]]:
         await store.close()
 
 
-def _keep(document: dict[str, Any], file: Path | None) -> None:
+def _tell(name: str, result: dict[str, Any], text: str, file: Path | None, write: bool) -> None:
+    """Keep what was measured in `file` if there is one, show it, and with `write` put it among the
+    results."""
+    from .. import results
+
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(document, indent=1) + "\n")
+        file.write_text(json.dumps(result, indent=1) + "\n")
+    typer.echo(text)
+    if write:
+        results.write(f"{name}-{result['kind'].lower()}", text)
 
 
 @app.command()
@@ -115,17 +122,12 @@ def load(
     """
 
     async def work() -> None:
-        from .. import results
         from . import telling
         from .measured import measure
 
         with tempfile.TemporaryDirectory(prefix="biaojie-bench-", dir=Path.cwd()) as name:
             result = await measure(_opened, database, Path(name), seed, count, workers, driver_rows)
-        _keep(result, json_file)
-        text = telling.loaded(result)
-        typer.echo(text)
-        if write:
-            results.write(f"load-{result['kind'].lower()}", text)
+        _tell("load", result, telling.loaded(result), json_file, write)
 
     _run(work())
 
@@ -161,7 +163,6 @@ def import_(
             raise typer.BadParameter(f"{', '.join(sorted(wrong))}: {', '.join(known)}")
 
     async def work() -> None:
-        from .. import results
         from . import telling
         from .importing import measure
 
@@ -176,11 +177,7 @@ def import_(
                 driver_rows,
                 lambda text: typer.echo(text, err=True),
             )
-        _keep(result, json_file)
-        text = telling.imported(result)
-        typer.echo(text)
-        if write:
-            results.write(f"import-{result['kind'].lower()}", text)
+        _tell("import", result, telling.imported(result), json_file, write)
 
     _run(work())
 
@@ -212,7 +209,6 @@ def volume(
     async def work() -> None:
         from registry.processes import processes
 
-        from .. import results
         from ..processes import ROOT
         from . import telling
         from .disk import place_of
@@ -228,14 +224,9 @@ def volume(
                 run = Volume(store, place, folder, wanted, lambda text: typer.echo(text, err=True))
                 await run.run(registrar, pool)
         result = run.document()
-        _keep(result, json_file)
-        kind = place.kind.lower()
-        picture = f"volume-{kind}.png"
-        text = telling.volume(result, picture)
-        typer.echo(text)
+        picture = f"volume-{place.kind.lower()}.png"
+        _tell("volume", result, telling.volume(result, picture), json_file, write)
         telling.draw(result, (ROOT / "bench" if write else folder) / picture)
-        if write:
-            results.write(f"volume-{kind}", text)
 
     _run(work())
 

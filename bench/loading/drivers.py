@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from ..processes import cpu_s
+from .disk import Place
 from .plan import Plan, columns
 
 COMMIT_ROWS: Final = 24_576
@@ -103,3 +105,14 @@ async def postgresql_rows(url: str, rows: Sequence[Row], busy_s: Callable[[], fl
     finally:
         await connection.execute(f"DROP TABLE IF EXISTS {_TABLE}")
         await connection.close()
+
+
+async def driven(place: Place, folder: Path, plan: Plan, count: int) -> dict[str, Any]:
+    """`driver`, which one it is, and `bare`, what it took for the first `count` records there."""
+    rows = rows_of(plan, count)
+    if place.file is not None:
+        name, bare = "SQLite, 1,000 rows in an INSERT", sqlite_rows(folder, rows)
+    else:
+        name = "asyncpg, COPY"
+        bare = await postgresql_rows(place.url, rows, lambda: cpu_s(place.all_pids()))
+    return {"driver": name, "bare": bare._asdict()}

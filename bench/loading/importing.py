@@ -29,7 +29,7 @@ from ..node import Node
 from ..processes import cpu_s, family, reaped_s, resident_octets
 from ..words import BenchFault
 from .disk import Place, place_of
-from .drivers import postgresql_rows, rows_of, sqlite_rows
+from .drivers import driven
 from .plan import TEMPLATES, Plan, columns, prefix_of
 from .reading import WrongAnswer
 
@@ -164,20 +164,12 @@ async def measure(
                 await _check(client, seed, line, count)
                 say(f"{form}, {order}: {count / run.job_s:,.0f}/s")
                 runs.append(run._asdict())
-    rows = rows_of(Plan(seed, driver_rows), driver_rows)
-    if place.file is not None:
-        driver = "SQLite, 1,000 rows in an INSERT"
-        bare = sqlite_rows(folder, rows)
-    else:
-        driver = "asyncpg, COPY"
-        bare = await postgresql_rows(place.url, rows, lambda: cpu_s(place.all_pids()))
     return {
         "machine": place.machine(),
         "kind": place.kind,
         "seed": seed,
         "runs": runs,
-        "driver": driver,
-        "bare": {"rows": bare.rows, "wall_s": bare.wall_s, "cpu_s": bare.cpu_s},
+        **await driven(place, folder, Plan(seed, driver_rows), driver_rows),
     }
 
 

@@ -16,7 +16,7 @@ from registry.store import Store
 from ..processes import cpu_s, family, resident_octets
 from ..words import BenchFault
 from .disk import Place, place_of
-from .drivers import postgresql_rows, rows_of, sqlite_rows
+from .drivers import driven
 from .loader import home, load
 from .plan import Plan
 from .reading import read, spread
@@ -60,18 +60,10 @@ async def measure(
             wall, cpu = time.monotonic() - began, cpu_s(place.all_pids()) - busy
         await read(store, plan, "loaded", spread(plan.total, _CHECKED, 1))
         octets = await place.octets() - before
-    rows = rows_of(plan, driver_rows)
-    if place.file is not None:
-        driver = "SQLite, 1,000 rows in an INSERT"
-        bare = sqlite_rows(folder, rows)
-    else:
-        driver = "asyncpg, COPY"
-        bare = await postgresql_rows(place.url, rows, lambda: cpu_s(place.all_pids()))
     return {
         "machine": place.machine(),
         "kind": place.kind,
         "seed": seed,
-        "driver": driver,
         "ours": {
             "rows": plan.total,
             "wall_s": wall,
@@ -80,5 +72,5 @@ async def measure(
             "resident_octets": most,
             "workers": workers,
         },
-        "bare": {"rows": bare.rows, "wall_s": bare.wall_s, "cpu_s": bare.cpu_s},
+        **await driven(place, folder, plan, driver_rows),
     }

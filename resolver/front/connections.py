@@ -45,20 +45,24 @@ class StreamConnection(asyncio.Protocol):
         "_deadline",
         "_deaf",
         "_ended",
+        "_flushing",
         "_heard",
         "_held",
         "_holding",
         "_partial_since",
         "_stuck_since",
         "_transport",
+        "_unsent",
+        "_unsent_octets",
         "_writable",
     )
     _front: Connections[Any]
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
-        self._held = 0
-        self._deaf = self._ended = self._holding = False
+        self._unsent: list[bytes] = []
+        self._held = self._unsent_octets = 0
+        self._deaf = self._ended = self._flushing = self._holding = False
         self._heard = monotonic()
         # A new connection counts as one that has begun a message: the first must come in time.
         self._partial_since: float | None = self._heard
@@ -75,8 +79,8 @@ class StreamConnection(asyncio.Protocol):
         """Begin what has come, as far as the limits allow."""
         raise NotImplementedError
 
-    def _flush(self) -> None:
-        """Write what is ready."""
+    def _written(self) -> None:
+        """What was ready has been written."""
         raise NotImplementedError
 
     def drain(self) -> None:
@@ -99,6 +103,27 @@ class StreamConnection(asyncio.Protocol):
             self._writable.set()
             self._writable = None
         self._read_on()
+
+    def send(self, reply: bytes) -> None:
+        """Write soon, together with what else gets ready meanwhile."""
+        self._unsent.append(reply)
+        self._unsent_octets += len(reply)
+        if self._unsent_octets > WRITE_OCTETS:
+            self._flush()
+        elif not self._flushing:
+            self._flushing = True
+            self._front.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if not self._unsent:
+            return
+        data = b"".join(self._unsent)
+        self._unsent.clear()
+        self._unsent_octets = 0
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+            self._written()
 
     def _account(self, octets: int) -> None:
         """It holds so many besides what the system has not taken yet."""

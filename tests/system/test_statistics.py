@@ -20,17 +20,20 @@ STATS = "/api/v1/stats"
 OPERATIONS = {"resolve", "resolve-many", "page", "handle-get", "resolution"}
 
 
-def stats(node: RunningNode, *arguments: str) -> Any:
+def told(node: RunningNode, *arguments: str) -> str:
     """What the command says; the node need not run."""
-    done = subprocess.run(
-        node.command("stats", "--json", "--data-dir", str(node.data_dir), *arguments),
+    return subprocess.run(
+        node.command("stats", "--data-dir", str(node.data_dir), *arguments),
         env=node.settings(),
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
-    )
-    return json.loads(done.stdout)
+    ).stdout
+
+
+def stats(node: RunningNode, *arguments: str) -> Any:
+    return json.loads(told(node, "--json", *arguments))
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -95,14 +98,7 @@ def test_numbers_agree_with_what_was_asked_also_after_a_restart(
     assert stats(node, "88.118.8")["total"]["identifiers"] == 7
     octets = (node.data_dir / "registry.db").stat().st_size
     assert stats(node)["bytes"]["total"] == octets >= whole["bytes"]["total"] > 0
-    shown = subprocess.run(
-        node.command("stats", "--data-dir", str(node.data_dir)),
-        env=node.settings(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    ).stdout
+    shown = told(node)
     assert "8 identifiers 标识" in shown
     assert f"{octets:,} bytes on disk 磁盘字节" in shown
 
@@ -147,13 +143,6 @@ def test_numbers_by_template_layer_and_state(make_node: Callable[..., RunningNod
     assert sum(after["total"]["layers"].values()) == 211
     assert after["total"]["states"] == seen["total"]["states"]
     assert stats(node, "--recount", "--templates", "1")["total"] == after["total"]
-    shown = subprocess.run(
-        node.command("stats", "--data-dir", str(node.data_dir)),
-        env=node.settings(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    ).stdout
+    shown = told(node)
     assert template in shown
     assert "retired 已注销" in shown

@@ -46,7 +46,6 @@ class Connection(StreamConnection):
         "_again",
         "_aside",
         "_crowded",
-        "_flushing",
         "_framing",
         "_front",
         "_gathered",
@@ -57,8 +56,6 @@ class Connection(StreamConnection):
         "_penalized",
         "_refused",
         "_tasks",
-        "_unsent",
-        "_unsent_octets",
         "_writing",
     )
     _front: TcpFront
@@ -70,13 +67,11 @@ class Connection(StreamConnection):
         self._framing = StreamFraming()
         self._tasks: set[asyncio.Task[None]] = set()
         self._writing: dict[DirectWrite, Waiting] = {}
-        self._unsent: list[bytes] = []
-        self._unsent_octets = 0
         self._refused = self._gathered = 0
         self._again = 0.0
         self._aside = b""
         self._lane = front.lane
-        self._flushing = self._partial = False
+        self._partial = False
         self._crowded = self._last = self._penalized = False
 
     # Coming and going -------------------------------------------------------------------
@@ -270,7 +265,7 @@ class Connection(StreamConnection):
         elif front.work.gate.full:
             busy = front.work.refuse(frame)
             if busy is not None:
-                self._send(busy)
+                self.send(busy)
             self._penalize()
         elif not self._gather(frame) and not self._hand_in(frame):
             self._run(frame, front.work.enter())
@@ -285,7 +280,7 @@ class Connection(StreamConnection):
             return False
         answer = gathering.at_hand(asked)
         if answer is not None:
-            self._send(answer)
+            self.send(answer)
         else:
             self._front.work.enter()
             self._gathered += 1
@@ -311,7 +306,7 @@ class Connection(StreamConnection):
         waited = self._writing.pop(write, None) is not None
         self._front.work.gate.leave(None)
         if answer is not None and self._transport is not None:
-            self._send(answer)
+            self.send(answer)
         if waited:
             self.answered()
 
@@ -354,7 +349,7 @@ class Connection(StreamConnection):
         answer = lane.reply(frame, now)
         if answer is None:
             return False
-        self._send(answer)
+        self.send(answer)
         lane.tallies["tcp"].add(monotonic() - now)
         return True
 
@@ -363,7 +358,7 @@ class Connection(StreamConnection):
     async def _answer(self, frame: bytes) -> None:
         async with aclosing(self._front.work.answer(frame, self._peer)) as messages:
             async for message in messages:
-                self._send(message)
+                self.send(message)
                 if self._writable is not None:
                     await self._writable.wait()
 
@@ -382,7 +377,7 @@ class Connection(StreamConnection):
             return
         self._front.work.gate.leave(seconds)
         if answer and self._transport is not None:
-            self._send(answer)
+            self.send(answer)
 
     def answered(self) -> None:
         """Something has been done: what is to come after it?"""
@@ -395,28 +390,10 @@ class Connection(StreamConnection):
         if self._front.leaving:
             self._leave()
 
-    def _send(self, message: bytes) -> None:
-        """Write soon, together with what else gets ready meanwhile."""
-        self._unsent.append(message)
-        self._unsent_octets += len(message)
-        if self._unsent_octets > WRITE_OCTETS:
-            self._flush()
-        elif not self._flushing:
-            self._flushing = True
-            self._front.loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        if not self._unsent:
-            return
-        data = b"".join(self._unsent)
-        self._unsent.clear()
-        self._unsent_octets = 0
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
-            self._account(self._framing.buffered)
-            if self._front.leaving:
-                self._front.loop.call_soon(self._leave)
+    def _written(self) -> None:
+        self._account(self._framing.buffered)
+        if self._front.leaving:
+            self._front.loop.call_soon(self._leave)
 
     def pause_writing(self) -> None:
         self._stuck_since = monotonic()
@@ -430,7 +407,7 @@ class Connection(StreamConnection):
         """Say why, answer what is running, hang up."""
         self._deaf = True
         if words is not None:
-            self._send(words)
+            self.send(words)
         if not self._running:
             self._hang_up()
 

@@ -55,7 +55,6 @@ class Connection(StreamConnection):
         "_again",
         "_among",
         "_came",
-        "_flushing",
         "_front",
         "_health",
         "_kept",
@@ -65,8 +64,6 @@ class Connection(StreamConnection):
         "_running",
         "_session",
         "_table",
-        "_unsent",
-        "_unsent_octets",
         "_wanted",
     )
     _front: NativeFront
@@ -80,11 +77,10 @@ class Connection(StreamConnection):
         self._table = NOTHING_READY  # the lane, while a request may be answered by itself
         self._kept = bytearray()
         self._wanted = 0
-        self._unsent: list[bytes] = []
-        self._unsent_octets = self._refused = 0
+        self._refused = 0
         self._again = self._came = 0.0
         self._among = front.gate.penalties
-        self._flushing = self._last = self._penalized = False
+        self._last = self._penalized = False
 
     # Coming and going -------------------------------------------------------------------
 
@@ -369,16 +365,6 @@ class Connection(StreamConnection):
         elif self._last or (self._holding and not self._full and self._session.roomy):
             self._read_on()
 
-    def send(self, reply: bytes) -> None:
-        """Write soon, together with what else gets ready meanwhile."""
-        self._unsent.append(reply)
-        self._unsent_octets += len(reply)
-        if self._unsent_octets > WRITE_OCTETS:
-            self._flush()
-        elif not self._flushing:
-            self._flushing = True
-            self._front.loop.call_soon(self._flush)
-
     @property
     def last(self) -> bool:
         """Whether nothing more is begun."""
@@ -390,17 +376,9 @@ class Connection(StreamConnection):
         while self._writable is not None and self._transport is not None:
             await self._writable.wait()
 
-    def _flush(self) -> None:
-        self._flushing = False
-        if not self._unsent:
-            return
-        data = b"".join(self._unsent)
-        self._unsent.clear()
-        self._unsent_octets = 0
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
-            if self._writable is not None:
-                self._account(len(self._kept) + self._session.octets)
+    def _written(self) -> None:
+        if self._writable is not None:
+            self._account(len(self._kept) + self._session.octets)
 
     def pause_writing(self) -> None:
         self._table = NOTHING_READY
