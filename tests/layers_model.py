@@ -6,7 +6,6 @@ then, in pages of any size, and what `audit` says must be as if there were one d
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
 from dataclasses import replace
@@ -40,6 +39,7 @@ class Model:
         self.kept: dict[bytes, Record] = {}
         self.counts: Counter[str] = Counter()
         self.sequence = 0
+        self.audit_due = 0
 
     async def begin(self, *, searchable: bool) -> None:
         home = HomePrefix(PREFIX, "acme", searchable=("LOT",) if searchable else ())
@@ -193,7 +193,7 @@ class Model:
         page = await self.store.list_records(PREFIX, after, limit)
         assert page == expected
 
-    async def check_all(self, *, searchable: bool) -> None:
+    async def check_all(self, *, searchable: bool, last: bool = False) -> None:
         assert (await self.store.head())[0] == self.sequence
         listed: list[Record] = []
         after: bytes | None = None
@@ -227,8 +227,9 @@ class Model:
         for kind, number in counted.items():
             sorts[kind.template, kind.state] += number if kind.prefix == PREFIX else 0
         assert sorts == there
-        if os.environ.get("NOAUDIT"):
-            return
+        if self.sequence < self.audit_due and not last:
+            return  # it reads the log from its beginning: only when that is a fifth longer
+        self.audit_due = self.sequence + self.sequence // 5
         found = await audit(self.store)
         assert not found.faults, found.faults[:5]
         assert found.records == len(self.kept) - self.members()

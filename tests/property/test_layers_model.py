@@ -27,7 +27,7 @@ async def run(store: Store, seed: int, *, searchable: bool) -> None:
             await model.step()
             if step % 60 == 59:
                 await model.check_all(searchable=searchable)
-        await model.check_all(searchable=searchable)
+        await model.check_all(searchable=searchable, last=True)
         assert min(model.counts[what] for what in ("Create", "Purge", "bulk", "folded")) > 0
         print({**model.counts, "sequence": model.sequence})
     finally:

@@ -142,7 +142,7 @@ async def run(store: Store, seed: int) -> None:
             await model.step()
             if step % 50 == 49:
                 await model.check_all(searchable=False)
-        await model.check_all(searchable=False)
+        await model.check_all(searchable=False, last=True)
         ranges = await store.list_ranges(PREFIX, None, 1_000)
         assert {(each.pattern, each.rule.status is Status.RETIRED) for each in ranges} == set(
             model.parts
