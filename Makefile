@@ -19,7 +19,7 @@ help:
 	@echo 'make check  ruff, mypy and the layer test'
 	@echo 'make fuzz   a million mutated Handle packets against the codec   (PACKETS=1000000 SEED=1)'
 	@echo 'make restore-drill  how long backup, restore, move and export take   (ROWS=1000000 DRILL=--blocks)'
-	@echo 'make layers  rows over blocks against a plain dictionary, millions of operations   (LAYERS_STEPS=100000 SEED=1)'
+	@echo 'make layers  rows over blocks against a plain dictionary, two million changes   (LAYERS_STEPS=25000 SEED=1)'
 	@echo 'make rolling  workers are replaced over and over under full load, nothing is lost   (ROLLING_S=60)'
 	@echo 'make crash  kills, cut replies, races, a full disk: nothing acknowledged is lost   (KILLS=1000 CALLS=12500 ROUNDS=1000)'
 	@echo 'make outage  the database killed, frozen, out of reach: warm names go on   (OUTAGE_S=600)'
@@ -74,7 +74,7 @@ restore-drill: $(VENV)/.test
 	@$(BIN)/python -m tests.system.restore_drill --rows $(ROWS) $(DRILL)
 
 # The layered registry against a plain dictionary, on every store.
-LAYERS_STEPS ?= 100000
+LAYERS_STEPS ?= 25000
 layers: $(VENV)/.test
 	@LAYERS_STEPS=$(LAYERS_STEPS) LAYERS_SEED=$(SEED) $(BIN)/python -m pytest -q -s --timeout=0 tests/property/test_layers_model.py
 

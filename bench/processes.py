@@ -238,7 +238,7 @@ def describe() -> dict[str, Any]:
 def _command() -> str:
     called = Path(sys.argv[0])
     if called.name == "__main__.py":
-        name = f"python -m bench.{called.parent.name}"
+        name = f"python -m {'.'.join(called.parent.relative_to(ROOT).parts)}"
     elif called.parent == ROOT / "bench":
         name = f"python -m bench.{called.stem}"
     else:
