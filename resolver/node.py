@@ -163,12 +163,12 @@ class Node:
         self.statistician = Statistician(
             store, lambda: self.observer.resolved, folds=not self.post.slot
         )
-        self.tail.listeners += [self.cache, self.service, self.indexer]
+        self.tail.listeners += [self.cache, self.service.callers, self.indexer]
         if standbys is not None:
             self.tail.listeners.append(standbys)
         fronts = (identifiers, batches, ranges, search, accounts, statistics_front)
         authenticator = Authenticator(
-            self.local, self.service.guesses, case_sensitive=case_sensitive
+            self.local, self.service.callers.guesses, case_sensitive=case_sensitive
         )
         post = self.post
         if post.folder is not None:
@@ -300,7 +300,7 @@ class Node:
         authenticator: Authenticator,
     ) -> None:
         """What this worker tells the others, and they it."""
-        guesses = self.service.guesses
+        guesses = self.service.callers.guesses
         guesses.tell = lambda network: neighbours.tell(NOTE_GUESS, network.encode())
         neighbours.on_note[NOTE_GUESS] = lambda network: guesses.heed(
             network.decode(), time.monotonic()
@@ -318,7 +318,7 @@ class Node:
 
     def _committed(self, entry: Entry) -> None:
         self.cache.forget(entry)
-        self.service.forget(entry)
+        self.service.callers.forget(entry)
         self.indexer.forget(entry)
         self.tail.committed(entry)
         if self.neighbours is not None:

@@ -62,6 +62,8 @@ PLACE_OCTETS: Final = 256
 """A request for many identifiers takes one more place for each so many octets, some ten of them;"""
 LARGE_SHARE: Final = 8
 """but no more than all places by this."""
+SHUT_S: Final = 0.1
+"""So long after somebody used up his quota it is looked at who comes."""
 RETRY_S: Final = 1
 """When those who were refused are asked to come again."""
 TENANTS_MAX: Final = 10_000
@@ -305,8 +307,8 @@ class Quotas:
     number. The least lately seen are forgotten beyond TENANTS_MAX: a full bucket says nothing.
 
     A costly request is let in like any other and what it costs beyond one is owed: the tenant
-    waits the longer afterwards. `until`: the latest moment (of the clock) at which somebody who
-    was refused may ask again; before it others are not worth a look.
+    waits the longer afterwards. `until`: so long (by the clock) who comes is looked at before
+    anything is made of what he asks, for somebody was refused a moment ago.
     """
 
     def __init__(self, rate_max: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -316,6 +318,7 @@ class Quotas:
         self.until = 0.0
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._let_in: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -324,18 +327,33 @@ class Quotas:
         """Take one request's worth: 0, or after how many seconds to ask again."""
         if not self.rate_max:
             return 0.0
+        before = self._let_in.pop(tenant, 0)
+        if before:
+            if before > 1:
+                self._let_in[tenant] = before - 1
+            return 0.0
+        return self._take(tenant)
+
+    def let_in(self, tenant: str) -> float:
+        """`take` before a request is read. It takes no more then when it knows who asks: else all
+        who come before the first of them gets that far would be let in."""
+        wait_s = self._take(tenant) if self.rate_max else 0.0
+        if not wait_s:
+            # Not all come to be charged; what they have left over is for a second at the most.
+            self._let_in[tenant] = min(self._let_in.get(tenant, 0) + 1, self.rate_max)
+            if len(self._let_in) > TENANTS_MAX:
+                del self._let_in[next(iter(self._let_in))]
+        return wait_s
+
+    def _take(self, tenant: str) -> float:
         left, now = self._left(tenant)
         if left < 1:
-            return self._refuse(left, now)
+            self.refused += 1
+            wait_s = (1 - left) / self.rate_max
+            self.until = max(self.until, now + max(wait_s, SHUT_S))
+            return wait_s
         self._keep(tenant, left - 1, now)
         return 0.0
-
-    def wait(self, tenant: str) -> float:
-        """As `take`, for who takes nothing: whoever is let in does so later."""
-        if not self.rate_max:
-            return 0.0
-        left, now = self._left(tenant)
-        return self._refuse(left, now) if left < 1 else 0.0
 
     def owe(self, tenant: str, cost: float) -> None:
         """What a request that was let in costs beyond one."""
@@ -360,12 +378,6 @@ class Quotas:
         now = self._clock()
         left, then = self._buckets.get(tenant, (float(self.rate_max), now))
         return min(float(self.rate_max), left + (now - then) * self.rate_max), now
-
-    def _refuse(self, left: float, now: float) -> float:
-        self.refused += 1
-        wait_s = (1 - left) / self.rate_max
-        self.until = max(self.until, now + wait_s)
-        return wait_s
 
     def _keep(self, tenant: str, left: float, now: float) -> None:
         self._buckets[tenant] = (left, now)

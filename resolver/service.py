@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from biaojie.account import ApiKey, Prefix, Role
-from biaojie.change import Action, Entry
+from biaojie.change import Entry
 from biaojie.errors import (
     BiaojieError,
     Elsewhere,
@@ -30,7 +29,7 @@ from biaojie.errors import (
 from biaojie.identifier import Identifier, Key, fold_prefix
 from biaojie.record import Record, Status
 from biaojie.wire.handle.typed import AdminRight
-from registry.accounts import KEY_PATTERN, digest, new_key
+from registry.accounts import new_key
 from registry.admission import PUBLIC, Caller, Right, allows, authorize, elsewhere
 from registry.blocks import Bulk
 from registry.bulk import BulkOutcome
@@ -42,8 +41,8 @@ from registry.statistics import Report, Scope
 from registry.store import Found, Store
 
 from . import statistics
+from .callers import Callers
 from .core import Answer, Resolver, Source
-from .guesses import Guesses
 from .overload import Quotas
 from .query import Query, Resolution, select, shown
 from .ranges import Ranges
@@ -58,9 +57,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 ROWS_CHARGED = 100
 """A batch costs its tenant one request more for so many rows."""
-KEY_TRUSTED_S = 2.0
-"""How long a key is taken as valid without asking the registry again (promised: ≤ 5 s)."""
-
 REPLY_BYTES_MAX = 4 * 2**20
 """Value octets in one page or multi-answer, beyond which it is cut."""
 PAGE_CHANGES_MAX = 5_000
@@ -101,47 +97,16 @@ class Service:
         self._watchers = 0
         self._clock = clock
         self._monotonic = monotonic
-        self._keys: OrderedDict[bytes, tuple[ApiKey, float]] = OrderedDict()
         self.imports: Imports | None = None
         """Set where files can be imported."""
-        self.guesses = Guesses()
+        self.callers = Callers(local, monotonic=monotonic)
         self.quotas = Quotas(tenant_rate_max, monotonic)
 
     # Who asks ---------------------------------------------------------------------------
 
     async def authenticate(self, key: str | None, peer: str) -> Caller:
-        """The caller a key stands for; PUBLIC without one.
-
-        Raises Unauthenticated for a key that is malformed, unknown or revoked, and
-        TooManyRequests once a peer has guessed too often.
-        """
-        if key is None:
-            return PUBLIC
-        well_formed = KEY_PATTERN.fullmatch(key) is not None
-        hashed = digest(key) if well_formed else b""
-        kept = self._keys.get(hashed)
-        now = self._monotonic()
-        if kept is not None and now < kept[1]:
-            return _caller(kept[0])
-        if kept is None:  # a key that was valid a moment ago is no guess
-            self.guesses.check(peer, now)
-        known = await self._local.find_key(hashed) if well_formed else None
-        if known is None or known.revoked:
-            self._keys.pop(hashed, None)
-            self.guesses.missed(peer, now)
-            raise Unauthenticated(
-                "The key is not valid here: unknown or revoked.",
-                "该密钥在本节点无效：未知或已吊销。",
-            )
-        self._keys[hashed] = (known, now + KEY_TRUSTED_S)
-        while len(self._keys) > 10_000:
-            self._keys.popitem(last=False)
-        return _caller(known)
-
-    def trusted(self, hashed: bytes) -> Caller | None:
-        """Who `authenticate` says the key with this digest stands for, if it need not ask."""
-        kept = self._keys.get(hashed)
-        return _caller(kept[0]) if kept is not None and self._monotonic() < kept[1] else None
+        """See Callers."""
+        return await self.callers.authenticate(key, peer)
 
     def admit(self, caller: Caller) -> None:
         """Every front says so once for each request, when it knows who asks. Raises
@@ -157,28 +122,14 @@ class Service:
 
     def tenant_of(self, key: str | None) -> str:
         """Who is charged for what is asked with this key, as far as that is known without asking
-        the registry; "" if nobody is. It need not be valid any more: nothing is granted by it."""
-        if not key or KEY_PATTERN.fullmatch(key) is None:
-            return ""
-        kept = self._keys.get(digest(key))
-        return _charged(_caller(kept[0])) if kept is not None else ""
+        the registry; "" if nobody is."""
+        caller = self.callers.lately(key)
+        return "" if caller is None else _charged(caller)
 
     def left(self, caller: Caller) -> int | None:
         """How much of its rate the caller's tenant has left; None where there is no limit."""
         tenant = self.charged(caller)
         return self.quotas.left(tenant) if tenant else None
-
-    def forget(self, entry: Entry) -> None:
-        """A commit: forget the keys it revoked."""
-        revoked = {c.subject for c in entry.changes if c.action is Action.REVOKE_KEY}
-        if revoked:
-            for hashed, (key, _) in list(self._keys.items()):
-                if key.id in revoked:
-                    del self._keys[hashed]
-
-    def clear(self) -> None:
-        """Trust no key unasked: commits may have been missed."""
-        self._keys.clear()
 
     # Resolving --------------------------------------------------------------------------
 
@@ -541,7 +492,3 @@ def _charged(caller: Caller) -> str:
     if caller.handle is not None:
         return f"prefix {fold_prefix(caller.handle.identifier.prefix)}"
     return caller.tenant
-
-
-def _caller(key: ApiKey) -> Caller:
-    return Caller(key.id, key.tenant, key.role)

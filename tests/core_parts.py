@@ -223,11 +223,11 @@ class Parts:
         self.service = Service(
             self.store, self.registrar, self.resolver, self.local, self.tail, **(service or {})
         )
-        self.tail.listeners += [self.cache, self.service]
+        self.tail.listeners += [self.cache, self.service.callers]
 
     def _committed(self, entry: Entry) -> None:
         self.cache.forget(entry)
-        self.service.forget(entry)
+        self.service.callers.forget(entry)
         self.tail.committed(entry)
 
     async def __aenter__(self) -> Parts:

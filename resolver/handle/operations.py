@@ -103,7 +103,7 @@ class Operations:
     ) -> None:
         case_sensitive = rules.suffix_case_sensitive
         self.authenticator = authenticator or Authenticator(
-            local, service.guesses, case_sensitive=case_sensitive
+            local, service.callers.guesses, case_sensitive=case_sensitive
         )
         self.sessions = Sessions(numbers=numbers, clock=clock)
         self.pending = PendingRequests(numbers=numbers, clock=clock)

@@ -15,8 +15,8 @@ from biaojie.errors import TemporarilyUnavailable, TooManyRequests, Unauthentica
 from registry.accounts import KEY_PATTERN, digest, new_key
 from registry.admission import PUBLIC, Caller
 from registry.operations import RevokeKey
+from resolver.callers import KEY_TRUSTED_S
 from resolver.guesses import Guesses
-from resolver.service import KEY_TRUSTED_S
 from tests.core_parts import GatedStore, Parts, home, issue, opened, write
 
 PEER = "192.0.2.1"
@@ -109,7 +109,7 @@ async def test_only_digests_are_kept(tmp_path: Path, sqlite_url: str) -> None:
         text, key_id = await issue(parts.registrar)
         await parts.service.authenticate(text, PEER)
         await parts.service.list_keys(Caller("x", "", Role.ADMIN), None, 10)
-        remembered = repr(parts.service._keys)
+        remembered = repr(parts.service.callers._kept)
         octets = b"".join(p.read_bytes() for p in files(tmp_path))
     assert key_id.encode() in octets
     secret = text.split("_", 2)[2]
@@ -136,6 +136,51 @@ async def test_a_key_is_trusted_for_a_moment(world: World) -> None:
     assert world.store.calls["find_key"] == 2
 
 
+async def test_however_many_ask_with_a_key_it_is_looked_up_once(world: World) -> None:
+    text, _ = await issue(world.parts.registrar)
+    wrong = unknown()
+    world.store.close_gate("find_key")
+    asking = [asyncio.ensure_future(world.enters(text)) for _ in range(200)]
+    asking += [asyncio.ensure_future(world.enters(wrong, "192.0.2.2")) for _ in range(3)]
+    await world.store.reached("find_key", 2)
+    asking[0].cancel()  # who gives up does not end it for the others
+    await asyncio.sleep(0)
+    world.store.open_gate("find_key")
+    told = await asyncio.gather(*asking, return_exceptions=True)
+    assert world.store.calls["find_key"] == 2
+    assert isinstance(told[0], asyncio.CancelledError)
+    assert {caller.role for caller in told[1:200]} == {Role.REGISTRAR}  # type: ignore[union-attr]
+    assert [type(error) for error in told[200:]] == [Unauthenticated] * 3
+    world.now[0] += KEY_TRUSTED_S
+    world.store.errors["find_key"] = TemporarilyUnavailable()
+    told = await asyncio.gather(*(world.enters(text) for _ in range(9)), return_exceptions=True)
+    assert {type(error) for error in told} == {TemporarilyUnavailable}
+    assert len(set(map(id, told))) == 9, "nobody shares an error"
+
+
+async def test_what_was_asked_before_a_key_was_revoked_counts_for_nobody_after_it(
+    world: World,
+) -> None:
+    text, key_id = await issue(world.parts.registrar)
+    released = asyncio.Event()
+    found = world.store.inner.find_key
+
+    async def slowly(hashed: bytes) -> ApiKey | None:
+        known: ApiKey | None = await found(hashed)
+        await released.wait()
+        return known
+
+    world.store.inner.find_key = slowly
+    early = asyncio.ensure_future(world.enters(text))
+    await asyncio.sleep(0.01)
+    await write(world.parts.registrar, RevokeKey(key_id))
+    world.store.inner.find_key = found
+    assert await world.refused(text) == 0
+    released.set()
+    assert (await early).key_id == key_id, "it was valid when he asked"
+    assert await world.refused(text) == 0
+
+
 async def test_a_revoked_key_is_refused_at_once_here(world: World) -> None:
     text, key_id = await issue(world.parts.registrar)
     other, _ = await issue(world.parts.registrar)
@@ -159,7 +204,7 @@ async def test_a_key_revoked_elsewhere_is_refused_within_5_s_even_if_the_log_is_
     await world.enters(text)
     world.now[0] += 0.01
     assert await world.refused(text) == 0
-    assert world.service._keys == {}
+    assert world.service.callers._kept == {}
 
 
 async def test_a_key_revoked_by_another_process(database_url: str) -> None:
@@ -186,7 +231,7 @@ async def test_a_key_revoked_by_another_process(database_url: str) -> None:
 async def test_when_the_log_was_replaced_no_key_is_trusted_unasked(world: World) -> None:
     text, _ = await issue(world.parts.registrar)
     await world.enters(text)
-    world.service.clear()
+    world.service.callers.clear()
     await world.enters(text)
     assert world.store.calls["find_key"] == 2
 
@@ -202,7 +247,7 @@ async def test_the_table_of_trusted_keys_is_bounded(world: World) -> None:
         await transaction.put_keys(keys)
     for text in texts:
         await world.enters(text)
-    assert len(world.service._keys) == 10_000
+    assert len(world.service.callers._kept) == 10_000
     assert (await world.enters(texts[0])).key_id == "00000000"
 
 

@@ -48,7 +48,7 @@ async def parts() -> AsyncIterator[Parts]:
 
 
 def authenticator(parts: Parts) -> Authenticator:
-    return Authenticator(parts.local, parts.service.guesses)
+    return Authenticator(parts.local, parts.service.callers.guesses)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ async def test_a_secret_proves_in_every_form_and_only_over_its_own_challenge(
     ):
         with pytest.raises(Unauthenticated):
             await authenticator(parts).by_secret(ALICE, wrong, nonce, digest, f"10.0.{form}.1")
-        parts.service.guesses.__init__()  # type: ignore[misc]  # each is a first guess
+        parts.service.callers.guesses.__init__()  # type: ignore[misc]  # each is a first guess
 
 
 async def test_basic_takes_the_secret_or_what_a_hashed_one_was_made_of(parts: Parts) -> None:

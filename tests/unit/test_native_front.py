@@ -369,7 +369,7 @@ async def test_while_keys_cannot_be_checked_readers_get_what_everybody_gets() ->
         async with node.peer() as peer:
             await peer.answer(Resolve("88.118.8/SN2"))
         node.parts.health.failed("test")
-        node.parts.service.clear()
+        node.parts.service.callers.clear()
         async with node.peer(greet=False) as peer:
             assert (await peer.hello(node.acme)).role is None
             found = decode_resolution(await peer.answer(Resolve("88.118.8/SN2")))

@@ -17,6 +17,7 @@ from resolver.overload import (
     READ_AGAIN_PER_S,
     REFUSAL_S,
     REFUSING_SHARE,
+    SHUT_S,
     TARGET_S,
     Gate,
     Penalties,
@@ -285,13 +286,35 @@ def test_what_costs_more_is_owed() -> None:
     quotas = Quotas(10, clock)
     assert quotas.take("acme") == 0
     quotas.owe("acme", 20)
-    assert quotas.wait("acme") == pytest.approx(1.2)
+    assert quotas.let_in("acme") == pytest.approx(1.2)
     assert quotas.until == pytest.approx(clock.now + 1.2)
     assert quotas.left("acme") == 0
     clock.now += 1.2
-    assert quotas.wait("acme") == 0
-    assert quotas.take("acme") == 0
+    assert quotas.let_in("acme") == 0
+    assert quotas.take("acme") == 0, "paid at the door"
+    assert quotas.take("acme") > 0
     assert quotas.take("other") == 0
+
+
+def test_who_comes_in_a_crowd_is_let_in_only_as_far_as_the_quota_goes() -> None:
+    clock = Clock()
+    quotas = Quotas(10, clock)
+    assert sum(quotas.let_in("acme") == 0 for _ in range(500)) == 10
+    assert quotas.take("other") == 0
+    assert sum(quotas.take("acme") == 0 for _ in range(50)) == 10, "those, and nobody else"
+    clock.now += 0.1
+    assert quotas.let_in("acme") == 0
+    assert quotas.let_in("acme") > 0
+    assert quotas.until >= clock.now + SHUT_S
+
+
+def test_what_was_paid_at_the_door_and_not_used_does_not_pile_up() -> None:
+    clock = Clock()
+    quotas = Quotas(10, clock)
+    for _ in range(1_000):
+        clock.now += 0.1
+        assert quotas.let_in("acme") == 0
+    assert sum(quotas.take("acme") == 0 for _ in range(1_000)) <= 20
 
 
 def test_a_registry_that_is_slow_or_down_narrows_nothing() -> None:

@@ -212,9 +212,9 @@ class Connection(asyncio.Protocol):
     def _turned_away(self, data: bytes, start: bytes, block: bytes, now: float) -> bool:
         """Whether `data` was refused, or waits for that. `block` is empty where it is no plain
         request."""
-        if start in ALWAYS_SERVED_STARTS:
+        if self._waited or start in ALWAYS_SERVED_STARTS:
             return False
-        if not self._waited and len(data) <= ASIDE_OCTETS:
+        if len(data) <= ASIDE_OCTETS:
             gate = self._server.door.gate
             among = gate.penalties if gate.full else self._among
             at_once = among is gate.penalties and not gate.full

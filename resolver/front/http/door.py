@@ -158,6 +158,8 @@ class Door:
         block = self._block(lines + end)
         if block is None or block.body_octets != len(body):
             return None
+        if "authorization" not in block.headers and not self.gate.full:
+            return None  # nobody's quota
         method = asks[1].decode()
         if body and method in ("GET", "HEAD"):
             return None
@@ -221,7 +223,7 @@ class Door:
         if endpoint.keyless or endpoint.authenticate is not None:
             return None
         tenant = self._service.tenant_of(asked.key)
-        wait_s = self.quotas.wait(tenant) if tenant else 0.0
+        wait_s = self.quotas.let_in(tenant) if tenant else 0.0
         if not wait_s:
             return None
         return self.quotas.refusal(wait_s), self.quotas.penalties

@@ -300,7 +300,7 @@ class Session:
             isinstance(operation, Operation)
             and operation.begin is not None
             and len(asked.body) <= BODY_OCTETS_FREE
-            and (caller := front.service.trusted(self._hashed)) is not None
+            and (caller := front.service.callers.trusted(self._hashed)) is not None
         ):
             self._begin(asked, operation, operation.begin, caller)
         else:
