@@ -44,8 +44,12 @@ REFUSAL_S: Final = 0.000_012
 """over HTTP, as measured with thousands of connections, system calls included, and"""
 FRAME_REFUSAL_S: Final = 0.000_01
 """over the framed protocols; and of"""
-QUOTA_REFUSAL_S: Final = 0.000_02
-"""one that has to be read first, because it depends on who asks."""
+QUOTA_REFUSAL_S: Final = 0.000_04
+"""one that has to be read first, because it depends on who asks. To refuse them may cost"""
+QUOTA_SHARE: Final = 0.05
+"""of the processor's time: who is over his quota waits, and the others do not."""
+QUOTA_AGAIN_PER_S: Final = 500
+"""As READ_AGAIN_PER_S, of those."""
 READ_SHARE: Final = 2.0
 """What one costs, of that, for which it is looked up first whether the cache has it;"""
 PIPELINED_SHARE: Final = 0.4
@@ -81,7 +85,8 @@ class Penalties:
     """Connections whose requests have to wait for a place or a refusal. One timer serves them all.
     A connection is in it once, until it is told `read_again`: when there is room, those who came
     last first, so that whoever is let in has not waited long; else in the order in which they
-    came, after `pause_s`, as fast as `REFUSING_SHARE` allows."""
+    came, after `pause_s`, as fast as a `share` of the processor's time allows, and `again_per_s` in
+    any case."""
 
     def __init__(
         self,
@@ -89,15 +94,18 @@ class Penalties:
         cpu_s: Callable[[], float] = time.process_time,
         *,
         refusal_s: float = REFUSAL_S,
+        share: float = REFUSING_SHARE,
+        again_per_s: int = READ_AGAIN_PER_S,
     ) -> None:
         self.pause_s = pause_s
-        self._refusal_s = refusal_s
-        self._most = PENALTY_S * max(READ_AGAIN_PER_S, REFUSING_SHARE / refusal_s)
+        self._per_cpu_s = share / refusal_s
+        self._per_s = again_per_s
+        self._most = PENALTY_S * max(again_per_s, self._per_cpu_s)
         self._cpu_s = cpu_s
         self._held: deque[tuple[float, Held]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._filled, self._spent_s = time.monotonic(), cpu_s()
-        self._left = PENALTY_S * READ_AGAIN_PER_S
+        self._left = PENALTY_S * again_per_s
 
     def __len__(self) -> int:
         return len(self._held)
@@ -134,8 +142,8 @@ class Penalties:
     def _fill(self, now: float) -> None:
         spent_s = self._cpu_s()
         earned = max(
-            (now - self._filled) * READ_AGAIN_PER_S,
-            (spent_s - self._spent_s) * REFUSING_SHARE / self._refusal_s,
+            (now - self._filled) * self._per_s,
+            (spent_s - self._spent_s) * self._per_cpu_s,
         )
         self._filled, self._spent_s = now, spent_s
         self._left = min(self._left + earned, self._most)
@@ -313,7 +321,9 @@ class Quotas:
 
     def __init__(self, rate_max: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.rate_max = rate_max
-        self.penalties = Penalties(refusal_s=QUOTA_REFUSAL_S)
+        self.penalties = Penalties(
+            refusal_s=QUOTA_REFUSAL_S, share=QUOTA_SHARE, again_per_s=QUOTA_AGAIN_PER_S
+        )
         self.refused = 0
         self.until = 0.0
         self._clock = clock
