@@ -36,9 +36,9 @@ from .resolve import Wanted, resolve_run
 from .words import BenchFault
 
 PREFIX: Final = "88.118.8"
-HTTP_SHARE: Final = 0.6
-NATIVE_SHARE: Final = 0.1
-"""Of the peak over HTTP; together the 70 % of it."""
+SHARE: Final = 0.7
+"""Of the peak, which is what HTTP and the native protocol are answered together, beside the
+generator, when the drivers ask as fast as that."""
 PEAK_S: Final = 5.0
 CHECKED_PER_S: Final = 300.0
 """Asked by the generator, which knows of every write how old an answer may be."""
@@ -195,17 +195,14 @@ class Soak:
             "native", node.ports["native_port"], native.requests, data, native.hello, PIPELINED
         )
 
-    def find_peak(self) -> float:
-        """What the node answers over HTTP when it is asked as fast as it answers."""
-        return drive(self._http, seconds=PEAK_S, warm_s=1.0, cores=self._cores).rate
-
     async def run(self) -> None:
-        peak = await asyncio.to_thread(self.find_peak)
-        rates = {"http": HTTP_SHARE * peak, "native": NATIVE_SHARE * peak}
-        self.rate = sum(rates.values()) + CHECKED_PER_S
-        say(f"peak {number(peak)}/s; soaking {self._seconds:g} s at {number(self.rate)}/s")
-        # Once before, so that names are there and what is loaded at first use is loaded.
-        await self._segment(rates, SEGMENT_MIN_S, prepared=False, restart=False)
+        # The first makes the names and loads what is loaded at first use.
+        await self._segment((1.0, 1.0), SEGMENT_MIN_S, prepared=False, restart=False)
+        peaks = await self._segment((0.0, 0.0), PEAK_S, prepared=True, restart=False)
+        rates = SHARE * peaks[0], SHARE * peaks[1]
+        self.rate = sum(rates) + CHECKED_PER_S
+        peak = " and ".join(number(each) for each in peaks)
+        say(f"peak {peak}/s; soaking {self._seconds:g} s at {number(self.rate)}/s")
         self.segments.clear()
         self._began = time.monotonic()
         watching = asyncio.create_task(self._watch())
@@ -233,8 +230,9 @@ class Soak:
         )
 
     async def _segment(
-        self, rates: dict[str, float], length_s: float, *, prepared: bool, restart: bool
-    ) -> None:
+        self, rates: tuple[float, float], length_s: float, *, prepared: bool, restart: bool
+    ) -> tuple[float, float]:
+        """`rates` over HTTP and natively; 0: as fast as it is answered. How fast it was."""
         checked = Wanted(
             url=self._node.url,
             node=self._node.url,
@@ -262,8 +260,8 @@ class Soak:
 
         work = (
             resolve_run(checked),
-            asyncio.to_thread(bulk, self._http, rates["http"]),
-            asyncio.to_thread(bulk, self._native, rates["native"]),
+            asyncio.to_thread(bulk, self._http, rates[0]),
+            asyncio.to_thread(bulk, self._native, rates[1]),
             *((self._restart(length_s / 3),) if restart else ()),
         )
         result, http, native, *_ = await asyncio.gather(*work)
@@ -284,6 +282,7 @@ class Soak:
                 stalled=(http.stalled_s + native.stalled_s) / length_s / 2,
             )
         )
+        return http.rate, native.rate
 
     async def _restart(self, after_s: float) -> None:
         await asyncio.sleep(after_s)
