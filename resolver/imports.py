@@ -39,12 +39,11 @@ from registry.operations import make_create
 from registry.registrar import Idempotency
 from registry.store import Store
 
+from .callers import KEY_TRUSTED_S, caller_of
 from .service import Service
 
 POLL_S = 0.5
 SWEEP_S = 60.0
-KEY_TRUSTED_S = 2.0
-"""How long the key of a job is taken as valid without asking again (promised: ≤ 5 s)."""
 PIECE_BYTES = 1_048_576
 SWITCH_S = 0.000_5
 """How long the thread of an import may keep the interpreter while requests wait for it."""
@@ -372,5 +371,5 @@ class _Runs:
                     "The key that started this import has been revoked.",
                     "启动该导入任务的密钥已被吊销。",
                 )
-            self._caller, self._until = Caller(key.id, key.tenant, key.role), now + KEY_TRUSTED_S
+            self._caller, self._until = caller_of(key), now + KEY_TRUSTED_S
         return self._caller

@@ -347,7 +347,9 @@ class Quotas:
     def let_in(self, tenant: str) -> float:
         """`take` before a request is read. It takes no more then when it knows who asks: else all
         who come before the first of them gets that far would be let in."""
-        wait_s = self._take(tenant) if self.rate_max else 0.0
+        if not self.rate_max:
+            return 0.0
+        wait_s = self._take(tenant)
         if not wait_s:
             # Not all come to be charged; what they have left over is for a second at the most.
             self._let_in[tenant] = min(self._let_in.get(tenant, 0) + 1, self.rate_max)
