@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from biaojie.account import Prefix, PrefixStatus
 from biaojie.errors import (
@@ -70,20 +70,24 @@ class Cached:
             ready = ready._after
 
 
+READY_BYTES: Final = 350
+"""Memory of a ready reply besides its octets: objects, dictionary and queue."""
+
+
 class Ready(ABC):
     """What a front keeps of a reply made of one cached record; it adds fields of its own.
 
     It dies with its entry, which knows all that was made of it. So whoever sends it looks at it
-    alone: in a large cache each object more is one more wait for memory. `size` is in bytes of
-    memory, `hits` as S3Fifo wants them.
+    alone: in a large cache each object more is one more wait for memory. `size`, that of its
+    octets and READY_BYTES, and `hits` are as S3Fifo wants them.
     """
 
     __slots__ = ("_after", "_before", "entry", "hits", "size")
 
-    def __init__(self, entry: Cached, size: int) -> None:
+    def __init__(self, entry: Cached, octets: int) -> None:
         self.entry = entry
         self.hits = 0
-        self.size = size
+        self.size = READY_BYTES + octets
         self._after: Ready | None = None
         self._before: Ready | None = None
 

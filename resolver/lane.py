@@ -16,8 +16,6 @@ from .core import Ready
 from .health import Health
 from .steps.s3fifo import S3Fifo
 
-READY_BYTES: Final = 350
-"""Memory of an entry besides its octets: objects, dictionary and queue."""
 HITS: Final = 3
 """More are not told apart by S3-FIFO; not counting them leaves the memory of a hot name alone."""
 R = TypeVar("R", bound=Ready)

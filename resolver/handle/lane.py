@@ -21,7 +21,7 @@ from biaojie.wire.handle import DATAGRAM_OCTETS_MAX, ENVELOPE_OCTETS, HEADER_OCT
 
 from ..core import Cached, Ready
 from ..health import Health
-from ..lane import HITS, READY_BYTES, Lane
+from ..lane import HITS, Lane
 from ..observe import Observer
 from .exchange import EXPIRES_MIN_S
 
@@ -58,7 +58,7 @@ class HandleReady(Ready):
         self.tail = tail
         self.until = 0.0
         self.datagram = datagram
-        super().__init__(entry, READY_BYTES + getsizeof(key) + getsizeof(tail))
+        super().__init__(entry, getsizeof(key) + getsizeof(tail))
 
     def die(self) -> None:
         self.until = -inf

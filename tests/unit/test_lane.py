@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from biaojie.identifier import Identifier
 from biaojie.record import Record
-from resolver.core import Cached, Ready
+from resolver.core import READY_BYTES, Cached, Ready
 from resolver.health import Health
-from resolver.lane import HITS, READY_BYTES, Lane
+from resolver.lane import HITS, Lane
 from resolver.observe import Observer
 from resolver.steps.s3fifo import S3Fifo
 
@@ -15,7 +15,7 @@ class Reply(Ready):
     __slots__ = ("dead",)
 
     def __init__(self, entry: Cached, octets: int = 100) -> None:
-        super().__init__(entry, READY_BYTES + octets)
+        super().__init__(entry, octets)
         self.dead = False
 
     def die(self) -> None:

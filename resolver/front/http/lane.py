@@ -27,7 +27,7 @@ from aiohttp import web
 from ...core import Cached, Ready
 from ...exchange import REQUEST_ID_BLOCK, request_id_block
 from ...health import Health
-from ...lane import HITS, READY_BYTES, Lane
+from ...lane import HITS, Lane
 from ...observe import FAST_S, Observer, Tally
 from .negotiation import wants_json
 
@@ -131,7 +131,7 @@ class HttpReady(Ready):
     __slots__ = ("fetched", "rest", "style")
 
     def __init__(self, entry: Cached, octets: int, style: Style, rest: bytes) -> None:
-        super().__init__(entry, READY_BYTES + octets)
+        super().__init__(entry, octets)
         self.fetched = entry.fetched
         self.style = style
         self.rest = rest

@@ -18,7 +18,6 @@ from biaojie.limits import FRAME_OCTETS_MAX
 from biaojie.wire.native import RESOLUTION, RESOLUTION_OCTETS, Kind, encode_error
 
 from ...core import Cached, Ready
-from ...lane import READY_BYTES
 from ...overload import RETRY_S
 
 LENGTH: Final = Struct(">I")
@@ -152,7 +151,7 @@ class ReadyResolution(Ready):
     def __init__(self, entry: Cached, key_octets: int, record: bytes) -> None:
         """`record` is packed, `key_octets` what it is kept under takes up."""
         self.octets = 9 + RESOLUTION_OCTETS + len(record)
-        super().__init__(entry, READY_BYTES + key_octets + self.octets + 120)
+        super().__init__(entry, key_octets + self.octets + 120)
         self.length = _length(self.octets - 4)
         self.asked = _length(key_octets + 4)
         self.record = record
