@@ -67,8 +67,9 @@ def write_messages(file: Path, messages: Iterable[bytes]) -> int:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """What one run of a driver counted. CPU times are of the counted span alone. `stalled_s`: in
-    an open loop, time in which the machine did not let the driver run. `cut`: outstanding on a
-    connection that the server ended."""
+    an open loop, time in which the machine did not let the driver run; `server_waited_s`: in which
+    it kept the server's main thread waiting. `cut`: outstanding on a connection that the server
+    ended."""
 
     replies: int
     seconds: float
@@ -79,6 +80,7 @@ class Sample:
     lost: int = 0
     cut: int = 0
     stalled_s: float = 0.0
+    server_waited_s: float = 0.0
     p50_us: float = 0.0
     p99_us: float = 0.0
 

@@ -159,14 +159,19 @@ async def serve_many(
             replies.append(None)
             continue
         served.append(data)
-        try:
-            if isinstance(answer, Exception):
-                raise answer
-            replies.append(codec.encode(data, answer))
-        except Exception as error:
-            reply, code, fault = _failed(codec, data, error, data.request_id)
-            replies.append(reply)
-            faults.append((data, code, fault))
+        if isinstance(answer, Exception):
+            failure = answer
+        else:
+            try:
+                replies.append(codec.encode(data, answer))
+                continue
+            except Exception as error:
+                failure = error
+        # Not raised: with a traceback it would name this call, and this call it, until Python's
+        # collector comes, which a flood of unknown names would keep busy.
+        reply, code, fault = _failed(codec, data, failure, data.request_id)
+        replies.append(reply)
+        faults.append((data, code, fault))
     _count(codec, observer, served, faults, time.perf_counter() - started)
     return replies
 
@@ -206,12 +211,16 @@ class Later:
                 return
             waiting.end()
             outcome, fault = "ok", None
-            try:
-                if isinstance(answer, Exception):
-                    raise answer
-                reply = codec.encode(data, answer)
-            except Exception as error:
-                reply, outcome, fault = _failed(codec, data, error, data.request_id)
+            failure: Exception | None = None
+            if isinstance(answer, Exception):
+                failure = answer
+            else:
+                try:
+                    reply = codec.encode(data, answer)
+                except Exception as error:
+                    failure = error
+            if failure is not None:
+                reply, outcome, fault = _failed(codec, data, failure, data.request_id)
             self._observer.answered(
                 codec.front,
                 codec.operation,

@@ -33,6 +33,9 @@ _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _CROWDED = frozenset({"over-capacity", "too-many-requests"})
 CROWDED_LINE_S = 0.1
 """Between two log lines of one kind of them: writing more would cost more than refusing does."""
+LINES_MAX = 100
+"""Log lines in a second of others of one kind, so that a flood of unknown names is none of lines;
+the first after that says how many were `left_out`."""
 RESOLVING = frozenset({"resolve", "resolve-many", "page", "handle-get", "resolution"})
 """Operations that resolve, under their names at all fronts."""
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -67,7 +70,7 @@ class Observer:
         self.truncate_addresses = truncate_addresses
         self.look_up_s = 0.0
         """How long the last look-up in the registry took."""
-        self._said: dict[tuple[str, str, str], float] = {}
+        self._said: dict[tuple[str, str, str], _Said] = {}
         self.registry = CollectorRegistry()
         self._tallies: dict[tuple[str, str, str], Tally] = {}
         self.registry.register(_Requests(self._tallies))
@@ -141,13 +144,18 @@ class Observer:
         peer: str,
         fault: BaseException | None = None,
     ) -> None:
-        """One request is done. `outcome` is ok or the error code; bad ones get a log line."""
+        """One request is done. `outcome` is ok or the error code; bad ones get a log line,
+        as long as there are not too many of a kind."""
         self.tally(front, operation, outcome).add(seconds)
         slow = seconds >= self.slow_s
         if outcome == "ok" and not slow:
             return
-        if outcome in _CROWDED and not self._to_be_said((front, operation, outcome)):
-            return
+        left_out = 0
+        if fault is None:
+            said = self._said.setdefault((front, operation, outcome), _Said())
+            if not said.more(outcome in _CROWDED):
+                return
+            left_out, said.left_out = said.left_out, 0
         event: dict[str, Any] = {
             "front": front,
             "operation": operation,
@@ -156,20 +164,14 @@ class Observer:
             "request_id": request_id,
             "peer": self.address(peer),
         }
+        if left_out:
+            event["left_out"] = left_out
         if fault is not None:
             log.error("request failed", **event, exc_info=fault)
         elif outcome == "ok":
             log.warning("request slow", **event)
         else:
             log.info("request refused", **event)
-
-    def _to_be_said(self, named: tuple[str, str, str]) -> bool:
-        """Of those that are refused because there are too many, one in a while gets a line."""
-        now = time.monotonic()
-        if now - self._said.get(named, 0.0) < CROWDED_LINE_S:
-            return False
-        self._said[named] = now
-        return True
 
     def address(self, peer: str) -> str:
         """The address as it may be logged: cut to /24 or /48 unless the operator wants all."""
@@ -181,6 +183,28 @@ class Observer:
             return ""
         keep = 24 if address.version == 4 else 48
         return str(ipaddress.ip_network(f"{address}/{keep}", strict=False).network_address)
+
+
+class _Said:
+    """How many of one kind got a log line, from `since` on."""
+
+    __slots__ = ("left_out", "lines", "since")
+
+    def __init__(self) -> None:
+        self.since = 0.0
+        self.lines = self.left_out = 0
+
+    def more(self, crowded: bool) -> bool:
+        """Whether one more is to have a line. `crowded`: it is refused because there are too many,
+        which one in a while says for all."""
+        now = time.monotonic()
+        if now - self.since >= (CROWDED_LINE_S if crowded else 1.0):
+            self.since, self.lines = now, 0
+        if self.lines >= (1 if crowded else LINES_MAX):
+            self.left_out += 1
+            return False
+        self.lines += 1
+        return True
 
 
 class _Requests:

@@ -153,6 +153,24 @@ static inline double processor_s(const char *pids) {
     return ticks / (double)sysconf(_SC_CLK_TCK);
 }
 
+/* How long the main threads of processes have been ready to run and kept from it, by whatever else
+ * the machine did: the second figure of schedstat. */
+static inline double kept_waiting_s(const char *pids) {
+    double ns = 0;
+    for (const char *at = pids; *at;) {
+        char path[64], *end;
+        long pid = strtol(at, &end, 10);
+        at = *end == ',' ? end + 1 : end;
+        snprintf(path, sizeof path, "/proc/%ld/schedstat", pid);
+        FILE *file = fopen(path, "r");
+        if (file == NULL) continue;
+        unsigned long long waited;
+        if (fscanf(file, "%*u %llu", &waited) == 1) ns += (double)waited;
+        fclose(file);
+    }
+    return ns / 1e9;
+}
+
 static inline double own_processor_s(void) {
     struct rusage used;
     getrusage(RUSAGE_SELF, &used);
@@ -166,7 +184,7 @@ struct run {
     uint64_t warm_ns, measure_ns;
     uint64_t counted_from, counted_to;
     uint64_t replies, errors, wrong, lost;
-    double server_s, driver_s;
+    double server_s, driver_s, server_waited_s;
     uint64_t stalled_ns; /* time in which the driver itself did not get to run */
     uint64_t cut;        /* outstanding on a connection that the server ended */
     int counting, ended;
@@ -187,6 +205,7 @@ static inline void begin_counting(struct run *run, uint64_t now) {
     run->counted_from = now;
     run->counted_to = now + run->measure_ns;
     run->server_s = processor_s(run->server_pids);
+    run->server_waited_s = kept_waiting_s(run->server_pids);
     run->driver_s = own_processor_s();
 }
 
@@ -195,6 +214,7 @@ static inline void end_counting(struct run *run, uint64_t now) {
     run->ended = 1;
     run->counted_to = now;
     run->server_s = processor_s(run->server_pids) - run->server_s;
+    run->server_waited_s = kept_waiting_s(run->server_pids) - run->server_waited_s;
     run->driver_s = own_processor_s() - run->driver_s;
 }
 
@@ -203,11 +223,13 @@ static inline void print_run(const struct run *run) {
     printf("{\"replies\": %llu, \"seconds\": %.6f, \"errors\": %llu, \"wrong\": %llu, \"lost\": %llu,"
            " \"cut\": %llu,"
            " \"server_cpu_s\": %.3f, \"driver_cpu_s\": %.3f, \"stalled_s\": %.3f,"
+           " \"server_waited_s\": %.3f,"
            " \"p50_us\": %.1f, \"p90_us\": %.1f,"
            " \"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": %.1f}\n",
            (unsigned long long)run->replies, (double)(run->counted_to - run->counted_from) / 1e9,
            (unsigned long long)run->errors, (unsigned long long)run->wrong,
            (unsigned long long)run->lost, (unsigned long long)run->cut, run->server_s, run->driver_s, (double)run->stalled_ns / 1e9,
+           run->server_waited_s,
            percentile_us(noted, 0.50), percentile_us(noted, 0.90), percentile_us(noted, 0.99),
            percentile_us(noted, 0.999), (double)noted->most / 1e3);
 }

@@ -221,18 +221,20 @@ def paced_table(samples: Samples) -> str:
     """p99 at 70 % of the median peak, in an open loop; the keys are those of `node.` lines."""
     titles = {line.key: group.title for group in GROUPS for line in group.lines}
     rows = [
-        "| front | asked/s | p99, ms (least–most) | lost or refused | generator held up | |",
-        "|---|---|---|---|---|---|",
+        "| front | asked/s | p99, ms (least–most) | lost or refused | generator held up"
+        " | server held up | |",
+        "|---|---|---|---|---|---|---|",
     ]
     for key, of in samples.items():
         p99 = spread([sample.p99_us / 1000 for sample in of])
         if p99 is None:
             continue
         stalled = median(sample.stalled_s / sample.seconds for sample in of)
+        waited = median(sample.server_waited_s / sample.seconds for sample in of)
         lost = sum(sample.lost + sample.errors for sample in of)
         rows.append(
             f"| {titles[key]} | {number(median(sample.rate for sample in of))} | {shown(p99)} |"
-            f" {lost} | {stalled:.1%} | {judge_p99(p99.median, lost, stalled)} |"
+            f" {lost} | {stalled:.1%} | {waited:.1%} | {judge_p99(p99.median, lost, stalled)} |"
         )
     return "\n".join(rows) if len(rows) > 2 else ""
 

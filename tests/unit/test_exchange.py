@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +16,12 @@ from biaojie.errors import (
     BiaojieError,
     DeadlineExceeded,
     IdentifierNotFound,
+    IdentifierTaken,
     Internal,
 )
+from resolver import observe
 from resolver.exchange import new_request_id, serve
-from resolver.observe import Observer
+from resolver.observe import LINES_MAX, Observer
 
 
 class Codec:
@@ -229,6 +232,25 @@ async def test_slow_requests_are_logged_with_a_shortened_address(logged: list[An
     [event] = logged
     assert (event["outcome"], event["peer"]) == ("ok", "192.0.2.0")
     assert event["ms"] >= 0
+
+
+async def test_a_flood_of_refusals_is_none_of_lines(
+    logged: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(monotonic=lambda: 100.0)
+    monkeypatch.setattr(observe, "time", clock)
+    world = World()
+    for _ in range(3 * LINES_MAX):
+        await world.serve(Codec("service", IdentifierNotFound()))
+    assert len(logged) == LINES_MAX
+    await world.serve(Codec("service", IdentifierTaken()))  # others get theirs
+    await world.serve(Codec("service", RuntimeError("a fault")))
+    assert [line["event"] for line in logged[-2:]] == ["request refused", "request failed"]
+    clock.monotonic = lambda: 101.1
+    await world.serve(Codec("service", IdentifierNotFound()))
+    await world.serve(Codec("service", IdentifierNotFound()))
+    assert [line.get("left_out") for line in logged[-2:]] == [2 * LINES_MAX, None]
+    assert world.counted()[("test", "ask", "identifier-not-found")] == 3 * LINES_MAX + 2
 
 
 def test_request_ids_differ() -> None:

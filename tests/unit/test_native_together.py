@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from contextlib import AsyncExitStack
 
 from biaojie.change import Action
 from biaojie.errors import IdentifierNotFound, IdentifierTaken, TemporarilyUnavailable
 from biaojie.wire.native import Kind, requests
 from biaojie.wire.native.answers import decode_written
+from resolver.front.native.server import BEGUN_AT_ONCE
 from tests.core_parts import PREFIX, GatedStore, create, key, value
 from tests.native_world import Peer, error, event_loop_policy, request, world
 
@@ -45,6 +47,52 @@ async def test_misses_of_many_connections_are_one_look_up() -> None:
             assert store.calls["look_up"] - before <= 3
             wrong = [frame for frame in frames if frame.kind == Kind.ERROR]
             assert [(frame.id, type(error(frame))) for frame in wrong] == [(90, IdentifierNotFound)]
+        assert made.front.gate.running == 0
+
+
+async def test_a_turn_of_the_loop_is_short_however_much_is_asked() -> None:
+    """Who asks for one name has it long before who asks for hundreds has all."""
+    flood, most = 400, BEGUN_AT_ONCE + BEGUN_AT_ONCE // 2
+    async with world() as made, AsyncExitStack() as stack:
+        loud = [await stack.enter_async_context(made.peer()) for _ in range(4)]
+        other = await stack.enter_async_context(made.peer())
+        begun: list[int] = []
+        ask, end = made.front.begin, made.front._end_turn
+
+        def begin() -> None:
+            begun[-1:] = [begun[-1] + 1]
+            ask()
+
+        def end_turn() -> None:
+            begun.append(0)
+            end()
+
+        begun.append(0)
+        made.front.begin, made.front._end_turn = begin, end_turn  # type: ignore[method-assign]
+        for n, peer in enumerate(loud):
+            peer.send(*(resolve(id_, f"NO{n}-{id_}") for id_ in range(1, flood + 1)))
+        other.send(resolve(1, "SN1"))
+        assert (await other.frame()).kind == Kind.ANSWER
+        assert sum(begun) < 4 * flood  # it has not waited for them
+        answers = await asyncio.gather(*(peer.frames(flood) for peer in loud))
+        assert [{frame.id for frame in some} for some in answers] == [
+            set(range(1, flood + 1)) for _ in loud
+        ]
+        assert max(begun) <= most
+        assert sum(begun) == 4 * flood + 1
+        assert len(made.front._in_turn) == 0
+        assert made.front.gate.running == 0
+
+
+async def test_who_leaves_before_his_turn_holds_nobody_up() -> None:
+    async with world() as made:
+        async with made.peer() as gone, made.peer() as stays:
+            gone.send(*(resolve(id_, f"NO{id_}") for id_ in range(1, 900)))
+            stays.send(*(resolve(id_, f"NO{id_}") for id_ in range(1, 300)))
+            reset(gone)
+            assert {frame.id for frame in await stays.frames(299)} == set(range(1, 300))
+        await asyncio.sleep(0.05)
+        assert len(made.front._in_turn) == 0
         assert made.front.gate.running == 0
 
 

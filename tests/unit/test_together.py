@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -324,6 +326,30 @@ async def test_slow_ones_are_logged_each() -> None:
         ("request slow", "r0"),
         ("request refused", "r1"),
     ]
+
+
+async def test_refusals_leave_nothing_to_the_collector() -> None:
+    """In a flood of unknown names it would come often, and hold everybody up."""
+    errors = [IdentifierNotFound("no") for _ in range(20)]
+    alive = [weakref.ref(error) for error in errors]
+
+    async def service(questions: Sequence[str]) -> list[str | BiaojieError]:
+        return [errors.pop() for _ in questions]
+
+    gc.disable()
+    try:
+        _, counts, _ = await together(service, *map(str, range(20)))
+        assert counts == {"identifier-not-found": 20}
+        work, told, *_ = later("a")
+        failure = IdentifierNotFound("no")
+        alive.append(weakref.ref(failure))
+        work.tell(failure)
+        del failure, work
+        assert told == ["identifier-not-found r1"]
+        await asyncio.sleep(0)
+        assert [ref() for ref in alive] == [None] * 21
+    finally:
+        gc.enable()
 
 
 class Work:

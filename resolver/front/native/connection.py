@@ -49,7 +49,8 @@ class Connection(StreamConnection):
     """One peer. `_deaf`: nothing more is begun, what comes is thrown away. `_last`: hang up as
     soon as all that came has been answered. `_penalized`: something was refused, `_refused`
     requests of a piece, and what came with it or since, too soon (before `_again`), waits with
-    others for the gate or a quota (`_among`): nothing more is begun."""
+    others for the gate or a quota (`_among`), or what came was too much for one turn of the loop:
+    nothing more is begun."""
 
     __slots__ = (
         "_again",
@@ -157,9 +158,9 @@ class Connection(StreamConnection):
         now = self._heard = monotonic()
         if self._kept:
             self._kept += data
-            if self._penalized:
+            if self._penalized and len(self._kept) > ASIDE_OCTETS:
                 self._hold(True)
-            if len(self._kept) < self._wanted or self._holding:
+            if self._penalized or self._holding or len(self._kept) < self._wanted:
                 self._account(len(self._kept) + self._session.octets)
                 return
             data = bytes(self._kept)
@@ -223,7 +224,8 @@ class Connection(StreamConnection):
         allow; keep the rest."""
         session, out = self._session, self._unsent
         running = session.running
-        lane = self._front.lane
+        front = self._front
+        lane = front.lane
         entries = lane.table() if session.in_lane else NOTHING_READY
         self._flushing = True  # at the end, whatever gets ready here
         room, hits = WRITE_OCTETS, 0
@@ -255,7 +257,7 @@ class Connection(StreamConnection):
                         continue
                 else:
                     lane.drop(data[at + 8 : stop])
-            if self._full or self._refused >= REFUSED_AT_ONCE:
+            if self._full or self._refused >= REFUSED_AT_ONCE or front.room <= 0:
                 break
             if stop - at < _HEAD_OCTETS:
                 self.dismiss(length_fault(stop - at - 4, FRAME_OCTETS_MAX))
@@ -264,12 +266,13 @@ class Connection(StreamConnection):
                 self._check_length(data, at)
             if self._deaf:
                 break
+            front.begin()
             session.begin(id_, data[at + 8], data[at + 9 : stop])
             at = stop
         self._flush()
         if hits:
             lane.hits += hits
-            self._front.tally.add(monotonic() - now, hits)
+            front.tally.add(monotonic() - now, hits)
         if at != size or self._partial_since is not None or self._holding or self._last:
             self._settle(data, at, now)
         elif session.in_lane and not self._deaf:
@@ -282,9 +285,13 @@ class Connection(StreamConnection):
             return
         if at:
             data = data[at:]
-        if data and self._refused >= REFUSED_AT_ONCE and not self._penalized:
-            self._penalized = True
-            self._among.add(self, now)
+        if data and not self._penalized:
+            if self._refused >= REFUSED_AT_ONCE:
+                self._penalized = True
+                self._among.add(self, now)
+            elif self._front.room <= 0:
+                self._penalized = True
+                self._front.wait(self)
         if data:
             self._wanted = 4
             if len(data) >= 4 and not self._full:
@@ -294,7 +301,7 @@ class Connection(StreamConnection):
                 self._wanted += _length_at(data)[0]
             self._kept += data
         full = self._full
-        self._hold(full or self._last or self._penalized)
+        self._hold(full or self._last or (self._penalized and len(self._kept) > ASIDE_OCTETS))
         if full or (not data and self._session.greeted):
             self._partial_since = None
         elif at or self._partial_since is None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import Sequence
 from time import monotonic
+from typing import Final
 
 from biaojie.errors import OverCapacity
 from biaojie.limits import BATCH_ROWS_MAX, FRAME_OCTETS_MAX, PAGE_ROWS_MAX, RESOLVE_MANY_MAX
@@ -24,6 +26,13 @@ from .connection import Connection
 from .operations import PublicResolve
 from .session import Session
 from .work import Asked, NativeLimits, ReadyResolution
+
+BEGUN_AT_ONCE: Final = 64
+"""Requests that are begun in one turn of the loop, of all connections, and half as many of those
+that had to wait for theirs: less than a millisecond's work. All else that the node does comes in
+between, however much is asked here."""
+GATHERED_TURNS: Final = 4
+"""So many turns' requests are asked for together at most, while more wait for their turn."""
 
 
 class NativeFront(Connections[Connection]):
@@ -57,7 +66,11 @@ class NativeFront(Connections[Connection]):
         """From then on the next refusal is worked out, so that one in a while is logged."""
         self.gate = gate or Gate(limits.native_requests_max)
         self.later = Later(limits.deadline_s, observer)
+        self.room = BEGUN_AT_ONCE
+        """How many more may be begun in this turn."""
+        self._in_turn: deque[Connection] = deque()
         self._gathering_since = 0.0
+        self._turns = 0
         self.gathering: set[bytes] = set()
         """What is asked of them, as it was sent."""
         self._gathered: list[tuple[Session, Asked]] = []
@@ -75,18 +88,48 @@ class NativeFront(Connections[Connection]):
         role = None if caller.role is None else caller.role.value
         return Welcome(VERSION, self._node_name, limits, role, caller.tenant if role else None)
 
+    # One turn of the loop ---------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Something is begun, for which there is `room`."""
+        if self.room == BEGUN_AT_ONCE:
+            self.loop.call_soon(self._end_turn)
+        self.room -= 1
+
+    def wait(self, connection: Connection) -> None:
+        """It goes on in its turn; there is no `room` in this one."""
+        self._in_turn.append(connection)
+
+    def _end_turn(self) -> None:
+        self.room = BEGUN_AT_ONCE
+        if self._in_turn:
+            self.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        # Whatever else comes in this turn: who has waited must not wait for ever.
+        self.room = max(self.room, BEGUN_AT_ONCE // 2)
+        now = monotonic()
+        while self._in_turn and self.room > 0:
+            self._in_turn.popleft().read_again(now)
+
     # Resolutions that have to be waited for ---------------------------------------------
 
     def gather(self, session: Session, asked: Asked) -> None:
-        """Ask for it together with all that come in the same turn of the loop, of any connection:
-        a task, a deadline and a write for many cost each of them little."""
+        """Ask for it together with all that come in the same turn of the loop, of any connection,
+        and in the next ones while there are many: a task, a deadline and a write for many cost each
+        of them little."""
         if not self._gathered:
             self._gathering_since = monotonic()
+            self._turns = 0
             self.loop.call_soon(self._ask_gathered)
         self._gathered.append((session, asked))
         self.gathering.add(asked.body)
 
     def _ask_gathered(self) -> None:
+        self._turns += 1
+        if self._in_turn and self._turns < GATHERED_TURNS:
+            self.loop.call_soon(self._ask_gathered)
+            return
         gathered, self._gathered = self._gathered, []
         self.gathering.clear()
         for part in self.service.parts(gathered, _query):
