@@ -257,8 +257,8 @@ class Connection(StreamConnection):
                         continue
                 else:
                     lane.drop(data[at + 8 : stop])
-            if self._full or self._refused >= REFUSED_AT_ONCE or front.room <= 0:
-                break
+            if self._full or self._refused >= REFUSED_AT_ONCE or (front.room <= 0 and at):
+                break  # a single request has its turn at once: whether there is room the gate says
             if stop - at < _HEAD_OCTETS:
                 self.dismiss(length_fault(stop - at - 4, FRAME_OCTETS_MAX))
                 break
@@ -289,7 +289,7 @@ class Connection(StreamConnection):
             if self._refused >= REFUSED_AT_ONCE:
                 self._penalized = True
                 self._among.add(self, now)
-            elif self._front.room <= 0:
+            elif self._front.room <= 0 and at:
                 self._penalized = True
                 self._front.wait(self)
         if data:

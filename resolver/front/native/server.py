@@ -30,7 +30,7 @@ from .work import Asked, NativeLimits, ReadyResolution
 BEGUN_AT_ONCE: Final = 64
 """Requests that are begun in one turn of the loop, of all connections, and half as many of those
 that had to wait for theirs: less than a millisecond's work. All else that the node does comes in
-between, however much is asked here."""
+between, however much is asked here. The first of what comes in one piece does not wait."""
 GATHERED_TURNS: Final = 4
 """So many turns' requests are asked for together at most, while more wait for their turn."""
 
