@@ -34,6 +34,7 @@ from registry.handle_rights import PREFIXES
 
 from ..core import Source
 from ..exchange import new_request_id, serve_at_hand, serve_many
+from ..gathered import Soon
 from ..observe import Observer
 from ..query import Query, Resolution, make_query
 from ..service import Service
@@ -124,6 +125,7 @@ class Gathering(Generic[T]):
         self._deliver = deliver
         self._gathered: list[tuple[Plain, T]] = []
         self._since = 0.0
+        self._soon = Soon(self._ask, self.tasks)
 
     def at_hand(self, asked: Plain) -> bytes | None:
         """The answer where nothing has to be waited for."""
@@ -137,10 +139,10 @@ class Gathering(Generic[T]):
         )
 
     def take(self, asked: Plain, to: T) -> None:
-        """Ask for it together with all that come in this turn of the loop."""
+        """Ask for it together with all that come soon."""
         if not self._gathered:
             self._since = time.monotonic()
-            asyncio.get_running_loop().call_soon(self._ask)
+            self._soon.begin()
         self._gathered.append((asked, to))
         self.running += 1
 

@@ -25,6 +25,8 @@ from ..core import Answer, Onward, Outcome, Source, make_answer, public_view
 from ..health import Health
 
 BATCH_KEYS_MAX = 512
+LANES = 2
+"""Look-ups at a time: while one is with the registry, the other is brought or answered."""
 _STORE = Source.STORE
 log = structlog.get_logger("biaojie.local")
 
@@ -56,7 +58,7 @@ class LocalStep:
         health: Health,
         *,
         watcher: Watcher | None = None,
-        lanes: int = 2,
+        lanes: int = LANES,
         pending_max: int = 20_000,
         timeout_s: float = 1.5,
         clock: Callable[[], float] = time.time,

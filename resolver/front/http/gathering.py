@@ -1,7 +1,7 @@
 """Plain requests to resolve for which the express lane has no reply: asked for together, answered
 from the connection.
 
-What comes in one turn of the loop, of any connection, passes the waist as one (`serve_many`), so
+What comes soon one after another, of any connection, passes the waist as one (`serve_many`), so
 that a task, a deadline and a look-up for many cost each of them little. Rules: only what the lane
 takes for plain comes here, while nothing else is under way on its connection; what is sent is what
 the ordinary path sends, octet by octet; what is not for everybody's eyes alike, or too long to be
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ from biaojie.errors import BiaojieError, InvalidIdentifier, InvalidRequest, NotF
 from biaojie.making import maker
 
 from ...exchange import new_request_id, serve_at_hand, serve_many
+from ...gathered import Soon
 from ...observe import Observer
 from ...overload import Gate
 from ...query import Query, Resolution
@@ -77,13 +79,16 @@ class Awaited:
 
 
 class Batch:
-    """The codec of one endpoint for requests of the public, and those that wait to be asked."""
+    """The codec of one endpoint for requests of the public, and those that wait to be asked.
+    `tasks`: those that are being asked."""
 
-    def __init__(self, endpoint: Endpoint[Any, Any]) -> None:
+    def __init__(self, endpoint: Endpoint[Any, Any], ask: Callable[[Batch], None]) -> None:
         assert endpoint.public_query is not None
         self.front = endpoint.front
         self.operation = endpoint.operation
         self.waiting: list[Awaited] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.soon = Soon(partial(ask, self), self.tasks)
         self.ask_of: Callable[[Any], Query | None] = endpoint.public_query
         self.read = endpoint.decode
         self._encode = endpoint.encoder
@@ -121,7 +126,7 @@ class Gathering:
         self.starts = tuple(
             f"{each.method} {each.path.partition('{')[0]}".encode() for each in gathered
         )
-        self._batches = {each.operation: Batch(each) for each in gathered}
+        self._batches = {each.operation: Batch(each, self._ask_together) for each in gathered}
         self._service = service
         self._observer = observer
         self._gate = gate
@@ -131,7 +136,6 @@ class Gathering:
         self._proxies = proxies
         self._deadline_s = deadline_s
         self._heads: tuple[dict[bytes, _Head], dict[bytes, _Head]] = {}, {}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     # In ---------------------------------------------------------------------------------
 
@@ -180,7 +184,7 @@ class Gathering:
             return self._told(awaited, reply)
         self._gate.enter()
         if not batch.waiting:
-            asyncio.get_running_loop().call_soon(self._ask_together, batch)
+            batch.soon.begin()
         batch.waiting.append(awaited)
         return awaited
 
@@ -229,8 +233,8 @@ class Gathering:
         ours = [each for each in waiting if each.connection is not None]
         for part in self._service.parts(ours, _query):
             task = asyncio.get_running_loop().create_task(self._answer(batch, part))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            batch.tasks.add(task)
+            task.add_done_callback(batch.tasks.discard)
 
     async def _resolve(self, batch: Sequence[Awaited]) -> list[Resolution | BiaojieError | None]:
         queries = [awaited.asks for awaited in batch if isinstance(awaited.asks, Query)]
@@ -290,9 +294,10 @@ class Gathering:
 
     async def stop(self) -> None:
         """By now there is nobody to answer."""
-        for task in tuple(self._tasks):
+        tasks = [task for batch in self._batches.values() for task in batch.tasks]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Head:

@@ -16,6 +16,7 @@ from biaojie.wire.native.answers import Welcome
 from registry.admission import Caller
 
 from ...exchange import Later, serve_many
+from ...gathered import Soon
 from ...lane import Lane
 from ...observe import Observer
 from ...overload import Gate
@@ -31,8 +32,6 @@ BEGUN_AT_ONCE: Final = 64
 """Requests that are begun in one turn of the loop, of all connections, and half as many of those
 that had to wait for theirs: less than a millisecond's work. All else that the node does comes in
 between, however much is asked here. The first of what comes in one piece does not wait."""
-GATHERED_TURNS: Final = 4
-"""So many turns' requests are asked for together at most, while more wait for their turn."""
 
 
 class NativeFront(Connections[Connection]):
@@ -70,11 +69,11 @@ class NativeFront(Connections[Connection]):
         """How many more may be begun in this turn."""
         self._in_turn: deque[Connection] = deque()
         self._gathering_since = 0.0
-        self._turns = 0
         self.gathering: set[bytes] = set()
         """What is asked of them, as it was sent."""
         self._gathered: list[tuple[Session, Asked]] = []
         self._gatherings: set[asyncio.Task[None]] = set()
+        self._soon = Soon(self._ask_gathered, self._gatherings)
         self._node_name = node_name
 
     def welcome(self, caller: Caller) -> Welcome:
@@ -115,21 +114,15 @@ class NativeFront(Connections[Connection]):
     # Resolutions that have to be waited for ---------------------------------------------
 
     def gather(self, session: Session, asked: Asked) -> None:
-        """Ask for it together with all that come in the same turn of the loop, of any connection,
-        and in the next ones while there are many: a task, a deadline and a write for many cost each
-        of them little."""
+        """Ask for it together with all that come soon, of any connection: a task, a deadline and a
+        write for many cost each of them little."""
         if not self._gathered:
             self._gathering_since = monotonic()
-            self._turns = 0
-            self.loop.call_soon(self._ask_gathered)
+            self._soon.begin()
         self._gathered.append((session, asked))
         self.gathering.add(asked.body)
 
     def _ask_gathered(self) -> None:
-        self._turns += 1
-        if self._in_turn and self._turns < GATHERED_TURNS:
-            self.loop.call_soon(self._ask_gathered)
-            return
         gathered, self._gathered = self._gathered, []
         self.gathering.clear()
         for part in self.service.parts(gathered, _query):
