@@ -11,7 +11,7 @@ written in one go, is handed to aiohttp, before or after it was asked for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -79,16 +79,20 @@ class Awaited:
 
 
 class Batch:
-    """The codec of one endpoint for requests of the public, and those that wait to be asked.
-    `tasks`: those that are being asked."""
+    """The codec of one endpoint for requests of the public, and those that wait to be asked."""
 
-    def __init__(self, endpoint: Endpoint[Any, Any], ask: Callable[[Batch], None]) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint[Any, Any],
+        ask: Callable[[Batch], None],
+        tasks: Sized,
+    ) -> None:
+        """`ask` is called with it `soon`; `tasks`: what is being asked, of any of them."""
         assert endpoint.public_query is not None
         self.front = endpoint.front
         self.operation = endpoint.operation
         self.waiting: list[Awaited] = []
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.soon = Soon(partial(ask, self), self.tasks)
+        self.soon = Soon(partial(ask, self), tasks)
         self.ask_of: Callable[[Any], Query | None] = endpoint.public_query
         self.read = endpoint.decode
         self._encode = endpoint.encoder
@@ -126,7 +130,10 @@ class Gathering:
         self.starts = tuple(
             f"{each.method} {each.path.partition('{')[0]}".encode() for each in gathered
         )
-        self._batches = {each.operation: Batch(each, self._ask_together) for each in gathered}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._batches = {
+            each.operation: Batch(each, self._ask_together, self._tasks) for each in gathered
+        }
         self._service = service
         self._observer = observer
         self._gate = gate
@@ -233,8 +240,8 @@ class Gathering:
         ours = [each for each in waiting if each.connection is not None]
         for part in self._service.parts(ours, _query):
             task = asyncio.get_running_loop().create_task(self._answer(batch, part))
-            batch.tasks.add(task)
-            task.add_done_callback(batch.tasks.discard)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _resolve(self, batch: Sequence[Awaited]) -> list[Resolution | BiaojieError | None]:
         queries = [awaited.asks for awaited in batch if isinstance(awaited.asks, Query)]
@@ -294,10 +301,9 @@ class Gathering:
 
     async def stop(self) -> None:
         """By now there is nobody to answer."""
-        tasks = [task for batch in self._batches.values() for task in batch.tasks]
-        for task in tasks:
+        for task in tuple(self._tasks):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 class _Head:
