@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 COLLECTED: Final = (5_000, 8, 500)
 """So many objects more than before make the collector look at the youngest, so many of its looks
-at one generation at the next. The usual 700, 10 and 10 took a quarter of the time of a write; and
-each look at the second, of 40,000 objects at most, holds everybody up for 10 ms while caches fill."""
+at one generation at the next. The usual 700, 10 and 10 took a quarter of the time of a write. A
+look at 40,000 of the second generation, while caches fill, holds everybody up for 10 ms."""
 STOP_SPARE_S: Final = 15.0
 """What a worker has to stop, besides the time for requests and for a commit."""
 app = typer.Typer(
