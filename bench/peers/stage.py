@@ -1,6 +1,6 @@
 """What one run starts, and how each line of the table is measured.
 
-Everything runs at once and idles while it is not asked. What cannot be had is left out, and
+Everything runs at once and stands still while another is asked. What cannot be had is left out, and
 `skipped` says why.
 """
 
@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from biaojie.wire.handle import Malformed
 
 from ..names import OwnNames
 from ..node import Node
-from ..processes import ROOT, Cores, family, on
+from ..processes import ROOT, Cores, family, on, resting
 from ..programs import DATAGRAMS, PIPELINED, SINGLE, Asked, Sample, Shape, drive, sample_of
 from ..words import BenchFault
 from . import given, questions, servers
@@ -115,12 +115,18 @@ class Stage:
         """Measure by a driver; every name is asked for before, so that all are warm."""
         if sweep:
             warmed(asked, pids(), self.cores.generator)
-        self.measures[key] = lambda seconds, _: drive(
-            asked, seconds=seconds, pids=pids(), cores=self.cores.generator
-        )
-        self.paced[key] = lambda seconds, rate: drive(
-            asked, seconds=seconds, rate=rate, pids=pids(), cores=self.cores.generator
-        )
+
+        def measure(seconds: float, rate: float) -> Sample:
+            ours = pids()
+            # Where there is one core only, what asks and PostgreSQL are on it, too.
+            still = resting(self.cores.server, ours) if self.cores.apart else nullcontext()
+            with still:
+                return drive(
+                    asked, seconds=seconds, rate=rate, pids=ours, cores=self.cores.generator
+                )
+
+        self.measures[key] = lambda seconds, _: measure(seconds, 0.0)
+        self.paced[key] = measure
 
     def _asked(self, frame: str, port: int, questions: Questions, shape: Shape = SINGLE) -> Asked:
         return Asked(frame, port, questions.requests, questions.needles, questions.hello, shape)
