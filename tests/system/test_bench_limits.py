@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from bench.peers.servers import Server, responder
-from bench.processes import Cores
+from bench.processes import Cores, on, resting
 from bench.programs import (
     DATAGRAMS,
     PIPELINED,
@@ -228,3 +230,30 @@ def test_a_server_that_hangs_up_is_a_fault(requests: Path) -> None:
                 cores=CORES.generator,
             )
         thread.join(10)
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_what_is_not_asked_stands_still() -> None:
+    here = frozenset({min(os.sched_getaffinity(0))})
+    with on(here):
+        asked, other, gone = (subprocess.Popen(["sleep", "60"]) for _ in range(3))
+    try:
+        with resting(here, (asked.pid,)):
+            wait_for(lambda: state_of(other.pid) == "T")
+            assert state_of(asked.pid) != "T"
+            gone.kill()
+        wait_for(lambda: state_of(other.pid) != "T")
+    finally:
+        for process in (asked, other, gone):
+            process.kill()
+            process.wait()
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not done():
+        assert time.monotonic() < until
+        time.sleep(0.01)
