@@ -30,6 +30,7 @@ ROOT: Final = Path(__file__).parents[1]
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG: Final = 1
+_AWAKE_S: Final = 1.0
 _STOP_S: Final = 15.0
 _PORTS: Final = range(20_000, 30_000)
 _PORTS_TRIED: Final = 100
@@ -173,7 +174,8 @@ def family(pid: int) -> list[int]:
 @contextmanager
 def resting(cores: frozenset[int], but: Collection[int]) -> Iterator[None]:
     """Processes of ours on these cores stand still meanwhile, but for some: servers that nobody
-    asks wake up now and then, which the one that is asked would have to wait for."""
+    asks wake up now and then, which the one that is asked would have to wait for. Afterwards they
+    have a moment to find out that time has passed."""
     others = [pid for pid in family(os.getpid())[1:] if pid not in but and _runs_on(pid, cores)]
     try:
         for pid in others:
@@ -182,6 +184,8 @@ def resting(cores: frozenset[int], but: Collection[int]) -> Iterator[None]:
     finally:
         for pid in others:
             _tell(pid, signal.SIGCONT)
+        if others:
+            time.sleep(_AWAKE_S)
 
 
 def _runs_on(pid: int, cores: frozenset[int]) -> bool:

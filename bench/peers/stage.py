@@ -1,7 +1,7 @@
 """What one run starts, and how each line of the table is measured.
 
-Everything runs at once and stands still while another is asked. What cannot be had is left out, and
-`skipped` says why.
+Everything runs at once and idles while it is not asked; where latency is looked at it stands
+still. What cannot be had is left out, and `skipped` says why.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Stage:
         if sweep:
             warmed(asked, pids(), self.cores.generator)
 
-        def measure(seconds: float, rate: float) -> Sample:
+        def paced(seconds: float, rate: float) -> Sample:
             ours = pids()
             # Where there is one core only, what asks and PostgreSQL are on it, too.
             still = resting(self.cores.server, ours) if self.cores.apart else nullcontext()
@@ -125,8 +125,10 @@ class Stage:
                     asked, seconds=seconds, rate=rate, pids=ours, cores=self.cores.generator
                 )
 
-        self.measures[key] = lambda seconds, _: measure(seconds, 0.0)
-        self.paced[key] = measure
+        self.measures[key] = lambda seconds, _: drive(
+            asked, seconds=seconds, pids=pids(), cores=self.cores.generator
+        )
+        self.paced[key] = paced
 
     def _asked(self, frame: str, port: int, questions: Questions, shape: Shape = SINGLE) -> Asked:
         return Asked(frame, port, questions.requests, questions.needles, questions.hello, shape)
