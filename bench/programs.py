@@ -156,6 +156,7 @@ def drive(
     warm_s: float = 0.2,
     once: bool = False,
     rate: float = 0.0,
+    first: bool = False,
     reconnect: bool = False,
     anew: bool = False,
     pids: Sequence[int] = (),
@@ -163,7 +164,8 @@ def drive(
 ) -> Sample:
     """Ask for `seconds`, or each request `once`; in a closed loop, or at a `rate`. Raises
     BenchFault when the driver cannot, when an answer was wrong, when none came at all; errors,
-    such as refusals, are counted and said. `reconnect`: a connection that the server ends is made
+    such as refusals, are counted and said. `first`: it goes before all else on its
+    core, where it may. `reconnect`: a connection that the server ends is made
     anew. `anew`: each request has a connection of its own; over TCP, one outstanding on each."""
     command = [
         str(program("drive_udp" if asked.udp else "drive_tcp")),
@@ -172,6 +174,7 @@ def drive(
         *("--warm-ms", "0" if once else str(int(warm_s * 1000))),
         *("--once", "1" if once else "0"),
         *("--rate", str(int(rate))),
+        *(("--first", "1") if first else ()),
         *(("--reconnect", "1") if reconnect and not asked.udp else ()),
         *(("--anew", "1") if anew and not asked.udp else ()),
     ]

@@ -159,19 +159,10 @@ async def serve_many(
             replies.append(None)
             continue
         served.append(data)
-        if isinstance(answer, Exception):
-            failure = answer
-        else:
-            try:
-                replies.append(codec.encode(data, answer))
-                continue
-            except Exception as error:
-                failure = error
-        # Not raised: with a traceback it would name this call, and this call it, until Python's
-        # collector comes, which a flood of unknown names would keep busy.
-        reply, code, fault = _failed(codec, data, failure, data.request_id)
+        reply, code, fault = _told(codec, data, answer)
         replies.append(reply)
-        faults.append((data, code, fault))
+        if code != "ok":
+            faults.append((data, code, fault))
     _count(codec, observer, served, faults, time.perf_counter() - started)
     return replies
 
@@ -210,17 +201,7 @@ class Later:
             if waiting.finish is None:
                 return
             waiting.end()
-            outcome, fault = "ok", None
-            failure: Exception | None = None
-            if isinstance(answer, Exception):
-                failure = answer
-            else:
-                try:
-                    reply = codec.encode(data, answer)
-                except Exception as error:
-                    failure = error
-            if failure is not None:
-                reply, outcome, fault = _failed(codec, data, failure, data.request_id)
+            reply, outcome, fault = _told(codec, data, answer)
             self._observer.answered(
                 codec.front,
                 codec.operation,
@@ -317,6 +298,22 @@ def _count(
             peer=data.peer,
             fault=fault,
         )
+
+
+def _told(
+    codec: Codec[N_contra, Q, A, R_co], data: N_contra, answer: A | Exception
+) -> tuple[R_co, str, BaseException | None]:
+    """The reply to who was given an answer or an error, the outcome, and what belongs in the log.
+
+    An error is not raised: with a traceback it would name the call that told it, and this call it,
+    until Python's collector comes, which a flood of unknown names would keep busy.
+    """
+    if isinstance(answer, Exception):
+        return _failed(codec, data, answer, data.request_id)
+    try:
+        return codec.encode(data, answer), "ok", None
+    except Exception as error:
+        return _failed(codec, data, error, data.request_id)
 
 
 def _failed(

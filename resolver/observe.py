@@ -42,13 +42,37 @@ METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 log = structlog.get_logger("biaojie.request")
 
 
-class Tally:
-    """Requests of one front, operation and outcome: how many, and how long they took. For one
-    event loop: no lock, so that counting costs the express lane next to nothing."""
+class _Said:
+    """How many of one kind got a log line, from `since` on."""
 
-    __slots__ = ("buckets", "seconds")
+    __slots__ = ("left_out", "lines", "since")
 
     def __init__(self) -> None:
+        self.since = 0.0
+        self.lines = self.left_out = 0
+
+    def more(self, crowded: bool) -> bool:
+        """Whether one more is to have a line. `crowded`: it is refused because there are too many,
+        which one in a while says for all."""
+        now = time.monotonic()
+        if now - self.since >= (CROWDED_LINE_S if crowded else 1.0):
+            self.since, self.lines = now, 0
+        if self.lines >= (1 if crowded else LINES_MAX):
+            self.left_out += 1
+            return False
+        self.lines += 1
+        return True
+
+
+class Tally:
+    """Requests of one front, operation and outcome: how many, and how long they took. For one
+    event loop: no lock, so that counting costs the express lane next to nothing. `said`: of which
+    there were log lines."""
+
+    __slots__ = ("buckets", "said", "seconds")
+
+    def __init__(self) -> None:
+        self.said = _Said()
         self.seconds = 0.0
         self.buckets = [0] * (len(_SECONDS) + 1)
 
@@ -70,7 +94,6 @@ class Observer:
         self.truncate_addresses = truncate_addresses
         self.look_up_s = 0.0
         """How long the last look-up in the registry took."""
-        self._said: dict[tuple[str, str, str], _Said] = {}
         self.registry = CollectorRegistry()
         self._tallies: dict[tuple[str, str, str], Tally] = {}
         self.registry.register(_Requests(self._tallies))
@@ -146,13 +169,14 @@ class Observer:
     ) -> None:
         """One request is done. `outcome` is ok or the error code; bad ones get a log line,
         as long as there are not too many of a kind."""
-        self.tally(front, operation, outcome).add(seconds)
+        tally = self.tally(front, operation, outcome)
+        tally.add(seconds)
         slow = seconds >= self.slow_s
         if outcome == "ok" and not slow:
             return
         left_out = 0
         if fault is None:
-            said = self._said.setdefault((front, operation, outcome), _Said())
+            said = tally.said
             if not said.more(outcome in _CROWDED):
                 return
             left_out, said.left_out = said.left_out, 0
@@ -183,28 +207,6 @@ class Observer:
             return ""
         keep = 24 if address.version == 4 else 48
         return str(ipaddress.ip_network(f"{address}/{keep}", strict=False).network_address)
-
-
-class _Said:
-    """How many of one kind got a log line, from `since` on."""
-
-    __slots__ = ("left_out", "lines", "since")
-
-    def __init__(self) -> None:
-        self.since = 0.0
-        self.lines = self.left_out = 0
-
-    def more(self, crowded: bool) -> bool:
-        """Whether one more is to have a line. `crowded`: it is refused because there are too many,
-        which one in a while says for all."""
-        now = time.monotonic()
-        if now - self.since >= (CROWDED_LINE_S if crowded else 1.0):
-            self.since, self.lines = now, 0
-        if self.lines >= (1 if crowded else LINES_MAX):
-            self.left_out += 1
-            return False
-        self.lines += 1
-        return True
 
 
 class _Requests:

@@ -2,7 +2,7 @@
  *
  *   drive_tcp --frame native|handle|http|redis --port P [--host IPV4] --requests FILE [--needles FILE]
  *             [--hello FILE] [--connections C] [--depth D] [--once 1] [--rate R]
- *             [--reconnect 1] [--anew 1] [--warm-ms N] [--ms N] [--server-pids N,N]
+ *             [--first 1] [--reconnect 1] [--anew 1] [--warm-ms N] [--ms N] [--server-pids N,N]
  *
  * A closed loop: the next request leaves when a reply has come. With `--rate` an open one: they
  * leave R times a second, whatever the server does.

@@ -130,14 +130,21 @@ static inline double percentile_us(const struct latencies *noted, double share) 
     return (double)noted->most / 1e3;
 }
 
+/* The next of numbers with commas between; 0 at their end. */
+static inline long next_pid(const char **at) {
+    if (**at == 0) return 0;
+    char *end;
+    long pid = strtol(*at, &end, 10);
+    if (end == *at || pid <= 0) die("--server-pids: numbers with commas between");
+    *at = *end == ',' ? end + 1 : end;
+    return pid;
+}
+
 /* Processor time, user and system, that processes have used: `pids` are numbers with commas. */
 static inline double processor_s(const char *pids) {
     double ticks = 0;
-    for (const char *at = pids; *at;) {
-        char path[64], line[1024], *end;
-        long pid = strtol(at, &end, 10);
-        at = *end == ',' ? end + 1 : end;
-        if (end == pids || pid <= 0) die("--server-pids: numbers with commas between");
+    for (long pid; (pid = next_pid(&pids)) != 0;) {
+        char path[64], line[1024];
         snprintf(path, sizeof path, "/proc/%ld/stat", pid);
         FILE *file = fopen(path, "r");
         if (file == NULL) continue; /* it has ended: it uses no more */
@@ -157,10 +164,8 @@ static inline double processor_s(const char *pids) {
  * the machine did: the second figure of schedstat. */
 static inline double kept_waiting_s(const char *pids) {
     double ns = 0;
-    for (const char *at = pids; *at;) {
-        char path[64], *end;
-        long pid = strtol(at, &end, 10);
-        at = *end == ',' ? end + 1 : end;
+    for (long pid; (pid = next_pid(&pids)) != 0;) {
+        char path[64];
         snprintf(path, sizeof path, "/proc/%ld/schedstat", pid);
         FILE *file = fopen(path, "r");
         if (file == NULL) continue;

@@ -21,9 +21,9 @@ struct pace {
 static inline struct pace start_pace(int argc, char **argv, uint64_t now) {
     long rate = number(argc, argv, "--rate", "0", 0, 100000000);
     prctl(PR_SET_TIMERSLACK, 1); /* wake when it is time, not fifty microseconds later */
-    /* Who measures comes first on his core, where he may: what else the machine does there would
-     * count as the server's latency. Not in real time: who is busy all the time is throttled then. */
-    if (rate && setpriority(PRIO_PROCESS, 0, -20) != 0) errno = 0;
+    /* Who measures latency comes first on his core, where he may: what else the machine does there
+     * would count as the server's. Not in real time: who is busy all the time is throttled then. */
+    if (number(argc, argv, "--first", "0", 0, 1) && setpriority(PRIO_PROCESS, 0, -20)) errno = 0;
     return (struct pace){rate ? 1e9 / (double)rate : 0, (double)now, 0x2545f4914f6cdd1dull ^ now, 0};
 }
 

@@ -122,7 +122,12 @@ class Stage:
             still = resting(self.cores.server, ours) if self.cores.apart else nullcontext()
             with still:
                 return drive(
-                    asked, seconds=seconds, rate=rate, pids=ours, cores=self.cores.generator
+                    asked,
+                    seconds=seconds,
+                    rate=rate,
+                    first=True,
+                    pids=ours,
+                    cores=self.cores.generator,
                 )
 
         self.measures[key] = lambda seconds, _: drive(
