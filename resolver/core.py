@@ -182,16 +182,18 @@ async def _nobody(keys: Sequence[Key]) -> list[Outcome]:
 
 class Resolver:
     """`resolve_many` asks the steps in order. `at_hand` is what the first of them knows without
-    waiting, None where it has to ask; `flight`: what brings it, if somebody has asked for it
-    already."""
+    waiting, None where it has to ask, as it has wherever it `knows` nothing; `flight`: what brings
+    it, if somebody has asked for it already."""
 
     def __init__(
         self,
         steps: Sequence[Step],
         at_hand: Callable[[Key], Answer | None] = lambda key: None,
+        knows: Callable[[Key], bool] = lambda key: False,
         flight: Callable[[Key], object | None] = lambda key: None,
     ) -> None:
         self.at_hand = at_hand
+        self.knows = knows
         self.flight = flight
         onward: Onward = _nobody
         for step in reversed(steps):

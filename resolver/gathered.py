@@ -6,16 +6,14 @@ import asyncio
 from collections.abc import Callable, Sized
 from typing import Final
 
-from .steps.local import LANES
-
 TURNS: Final = 4
-"""What is asked while there are LANES look-ups would wait for them, alone. So for some turns of the
-loop it waits for company, which makes each of them cheaper."""
+"""A look-up costs much the same for one name and for thirty. So while another is under way what is
+asked waits for company for some turns of the loop, which is less time than one takes."""
 
 
 class Soon:
     """`ask` is called at the end of the turn of the loop in which `begin` was, or, while
-    LANES of what was asked before are still `under_way`, up to TURNS turns later."""
+    something that was asked before is still `under_way`, up to TURNS turns later."""
 
     __slots__ = ("_ask", "_left", "_under_way")
 
@@ -31,7 +29,7 @@ class Soon:
 
     def _turn(self) -> None:
         self._left -= 1
-        if self._left and len(self._under_way) >= LANES:
+        if self._left and self._under_way:
             asyncio.get_running_loop().call_soon(self._turn)
         else:
             self._ask()

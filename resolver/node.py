@@ -150,7 +150,10 @@ class Node:
             store,
             self.registrar,
             Resolver(
-                [self.cache, self._answering, referral], self.cache.at_hand, self.cache.flight
+                [self.cache, self._answering, referral],
+                self.cache.at_hand,
+                self.cache.knows,
+                self.cache.flight,
             ),
             self.local,
             self.tail,

@@ -166,6 +166,10 @@ class Service:
                     return await self._public(self._local.answer(prefix, record), query, key)
         return await self._public(await self._resolver.resolve(key), query, key)
 
+    def knows(self, query: Query) -> bool:
+        """Whether it is worth while to ask `at_hand`: most often what tells that costs less."""
+        return self._resolver.knows(query.key(case_sensitive=self._case_sensitive))
+
     def at_hand(self, query: Query) -> Resolution | None:
         """What the public gets without waiting, as `resolve` would answer; None where that has
         to be asked for."""

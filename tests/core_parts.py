@@ -219,7 +219,7 @@ class Parts:
         self.registrar = Registrar(self.store, on_commit=self._committed)
         self.tail = Tail(self.store, self.health, [], poll_s=poll_s, timeout_s=tail_timeout_s)
         steps = [self.cache, self.local, ReferralStep(self.store)]
-        self.resolver = Resolver(steps, self.cache.at_hand, self.cache.flight)
+        self.resolver = Resolver(steps, self.cache.at_hand, self.cache.knows, self.cache.flight)
         self.service = Service(
             self.store, self.registrar, self.resolver, self.local, self.tail, **(service or {})
         )

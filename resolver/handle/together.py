@@ -26,6 +26,7 @@ from biaojie.wire.handle import (
     ResponseCode,
     asked_for,
 )
+from biaojie.wire.handle.bodies import resolve_all
 from biaojie.wire.handle.cursor import Reader
 from biaojie.wire.handle.message import encode_plain_answer
 from biaojie.wire.handle.values import encode_values
@@ -81,7 +82,7 @@ def _read_body(frame: bytes, end: int) -> ResolveRequest:
     handle_end = _BODY + 4 + int.from_bytes(frame[_BODY : _BODY + 4], "big")
     if frame[handle_end:end] == _NO_LISTS:  # as most are
         try:
-            return ResolveRequest(frame[_BODY + 4 : handle_end].decode())
+            return resolve_all(frame[_BODY + 4 : handle_end].decode())
         except UnicodeDecodeError:
             raise Malformed(_BODY, "a handle in UTF-8") from None
     return ResolveRequest.read(Reader(frame, _BODY, end))
@@ -129,6 +130,8 @@ class Gathering(Generic[T]):
 
     def at_hand(self, asked: Plain) -> bytes | None:
         """The answer where nothing has to be waited for."""
+        if not self._service.knows(asked.query):
+            return None
         return serve_at_hand(
             self,
             self._kept,

@@ -189,10 +189,14 @@ class CacheStep:
             return error
         return self._stale(entry, now)
 
+    def knows(self, key: Key) -> bool:
+        """Whether there is anything about it here, be it fresh or not."""
+        return key in self.cached.entries or key in self.absent
+
     def at_hand(self, key: Key) -> Answer | None:
         """A fresh answer, without waiting for anything; none of a name that lives elsewhere, for
         where that is has to be asked."""
-        if self._health.down or (key not in self.cached.entries and key not in self.absent):
+        if self._health.down or not self.knows(key):
             return None
         answer = self._kept(key, self._clock())
         return None if answer is None or answer.absence is Elsewhere else answer

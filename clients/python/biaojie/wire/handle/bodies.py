@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from ...making import maker
 from ...record import Reference, Value
 from .codes import HANDLE_OCTETS_MAX, VALUES_PER_MESSAGE_MAX, KeyExchange
 from .cursor import Malformed, Reader, block, text, texts, u8, u16, u32, u32s
@@ -69,6 +70,14 @@ class ResolveRequest:
         token = b"" if self.token is None else block(self.token)
         head = text(self.handle) + u32s(self.indexes) + texts(self.types)
         return head + token + self.trailing
+
+
+_make_resolve = maker(ResolveRequest)
+
+
+def resolve_all(handle: str) -> ResolveRequest:
+    """A ResolveRequest for every value, made fast."""
+    return _make_resolve(handle, (), (), None, b"")
 
 
 @dataclass(frozen=True, slots=True)
