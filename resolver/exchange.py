@@ -286,8 +286,8 @@ def _count(
         # They took that long each, not together.
         observer.tally(codec.front, codec.operation).add(seconds * good, good)
     elif good:
-        failed = {data.request_id for data, _, _ in faults}
-        faults = [*((d, "ok", None) for d in batch if d.request_id not in failed), *faults]
+        failed = {id(data) for data, _, _ in faults}  # over HTTP the client says what its id is
+        faults = [*((d, "ok", None) for d in batch if id(d) not in failed), *faults]
     for data, outcome, fault in faults:
         observer.answered(
             codec.front,

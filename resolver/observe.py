@@ -81,6 +81,11 @@ class Tally:
         self.seconds += seconds
         self.buckets[bisect_left(_SECONDS, seconds / count)] += count
 
+    def leave_out(self, seconds: float) -> None:
+        """One request of a kind that has had its log line just now."""
+        self.add(seconds)
+        self.said.left_out += 1
+
     @property
     def count(self) -> int:
         return sum(self.buckets)

@@ -151,13 +151,15 @@ class Penalties:
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now = time.monotonic()
         self._fill(now)
-        while self._left > 0 and self._held and self._held[0][0] <= now:
-            self._left -= 1
-            self._held.popleft()[1].read_again(now)
         self._timer = None
-        if self._held:
-            wait_s = max(self._held[0][0] - now, SWEEP_S)
-            self._timer = loop.call_later(wait_s, self._sweep, loop)
+        try:
+            while self._left > 0 and self._held and self._held[0][0] <= now:
+                self._left -= 1
+                self._held.popleft()[1].read_again(now)
+        finally:  # whatever becomes of one, the others wait for this
+            if self._held and self._timer is None:
+                wait_s = max(self._held[0][0] - now, SWEEP_S)
+                self._timer = loop.call_later(wait_s, self._sweep, loop)
 
 
 class Gate:
@@ -170,6 +172,7 @@ class Gate:
     __slots__ = (
         "_clock",
         "_done",
+        "_freed",
         "_look_up_s",
         "_quickest",
         "_samples",
@@ -200,6 +203,8 @@ class Gate:
         self._since = clock()
         self._quickest = float("inf")
         self._samples = self._done = 0
+        self._freed = 0
+        """Places that were left in this turn of the loop while somebody waited."""
         self._slow = False
 
     @property
@@ -244,12 +249,20 @@ class Gate:
                 self._judge(now)
 
     def step_out(self, places: int = 1) -> None:
-        """Leave one's places for a moment."""
+        """Leave one's places for a moment. Who waits is let in at the end of the turn: he may be
+        answered by a call, leave in his turn and let in the next, and so on without end."""
         self.running -= places
+        if self.penalties:
+            if not self._freed:
+                asyncio.get_running_loop().call_soon(self._let_in)
+            self._freed += places
+
+    def _let_in(self) -> None:
+        freed, self._freed = self._freed, 0
         enough = max(1, self.limit - self.limit // 8)
-        while places and self.penalties and self.running < enough:
+        while freed and self.penalties and self.running < enough:
+            freed -= 1
             self.penalties.release_one()
-            places -= 1
 
     def come_back(self, places: int = 1) -> None:
         """Into places that were left for a moment, whether there is room or not."""

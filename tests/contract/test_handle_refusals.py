@@ -100,6 +100,28 @@ async def test_who_asks_on_at_once_waits(tmp_path: Path) -> None:
 
 
 @on_uvloop
+async def test_who_waits_is_not_cut_for_half_a_message(tmp_path: Path) -> None:
+    """What came in halves is whole before its time is up; it is looked at only later."""
+    async with twins(tmp_path, handle_message_timeout_s=0.4) as pair:
+        with full(pair) as gates:
+            for gate in gates:
+                gate.penalties = Penalties(2.0, refusal_s=1e-9)
+            halves = ask(request_id=3)
+            for node in (pair.plain, pair.laned):
+                reader, writer = await asyncio.open_connection("127.0.0.1", node.handle_port)
+                writer.write(ask(request_id=1) + ask(request_id=2) + halves[:30])
+                await asyncio.sleep(0.1)
+                writer.write(halves[30:])
+                ids = []
+                for _ in range(3):
+                    reply = await reader.readexactly(ENVELOPE_OCTETS)
+                    await reader.readexactly(int.from_bytes(reply[16:20], "big"))
+                    ids.append(int.from_bytes(reply[8:12], "big"))
+                assert ids == [1, 2, 3]
+                writer.close()
+
+
+@on_uvloop
 async def test_room_lets_in_who_waits(tmp_path: Path) -> None:
     async with twins(tmp_path) as pair:
         with full(pair) as gates:

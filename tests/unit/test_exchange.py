@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +20,7 @@ from biaojie.errors import (
     Internal,
 )
 from resolver import observe
-from resolver.exchange import new_request_id, serve
+from resolver.exchange import new_request_id, serve, serve_many
 from resolver.observe import LINES_MAX, Observer
 
 
@@ -257,3 +257,31 @@ def test_request_ids_differ() -> None:
     made = {new_request_id() for _ in range(10_000)}
     assert len(made) == 10_000
     assert all(len(id_) == 16 for id_ in made)
+
+
+async def test_slow_ones_that_came_together_are_each_counted(logged: list[Any]) -> None:
+    """Whatever clients call them: over HTTP an id is what the client says."""
+    observer = Observer(slow_s=0)
+
+    async def service(questions: Sequence[str]) -> list[str | BiaojieError]:
+        return ["good", IdentifierNotFound()]
+
+    batch = [SimpleNamespace(request_id="same", peer="") for _ in range(2)]
+    await serve_many(Together(), service, batch, deadline_s=5, observer=observer)
+    tallies = {outcome: tally.count for (_, _, outcome), tally in observer._tallies.items()}
+    assert tallies == {"ok": 1, "identifier-not-found": 1}
+    assert [event["outcome"] for event in logged] == ["ok", "identifier-not-found"]
+
+
+class Together:
+    front = "test"
+    operation = "ask"
+
+    def decode(self, data: SimpleNamespace) -> str:
+        return "question"
+
+    def encode(self, data: SimpleNamespace, answer: str) -> str:
+        return answer
+
+    def encode_error(self, data: SimpleNamespace, error: BiaojieError) -> str:
+        return error.code

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from structlog.testing import capture_logs
+
 from biaojie.errors import OverCapacity
 from biaojie.wire.native import Kind, Resolve, ResolveMany, encode_request
 from resolver.front.native.work import error_frame
@@ -62,6 +64,17 @@ async def test_the_quick_way_says_what_the_ordinary_says(tmp_path: Path) -> None
                 assert len(told.request_id) == 16
         assert node.front.gate.refused == 6
         assert node.front.crowded.count == 6, "each is counted"
+
+
+async def test_each_has_a_line_or_is_counted_by_the_next() -> None:
+    async with world() as node, node.peer() as peer:
+        crowded = node.front.crowded
+        with full(node), capture_logs() as lines:
+            for id_ in range(1, 30):
+                assert await refused(peer, bypassing(id_)) == [id_]
+        told = sum(1 + line.get("left_out", 0) for line in lines)
+        assert 0 < len(lines) < 29
+        assert told + crowded.said.left_out == crowded.count == 29
 
 
 async def test_every_way_to_ask_is_refused_alike() -> None:

@@ -7,6 +7,7 @@ import heapq
 import math
 import random
 import time
+from typing import Any
 
 import pytest
 
@@ -100,8 +101,10 @@ async def test_who_asks_for_much_takes_several_places() -> None:
         Place(gate).enter()
     large.leave()
     large.leave()  # it has left
+    await asyncio.sleep(0)
     assert gate.running == 56
     small.leave()
+    await asyncio.sleep(0)
     assert gate.running == 55
     assert sum(held.read for held in waiting) == 1, "room for those is kept, an eighth of all"
     gate.limit = 8
@@ -257,6 +260,22 @@ async def test_who_waits_is_refused_before_who_comes() -> None:
     assert penalties.allow(time.monotonic())
 
 
+async def test_one_that_cannot_be_read_from_keeps_nobody_waiting() -> None:
+    class Broken(Held):
+        def read_again(self, now: float) -> None:
+            super().read_again(now)
+            raise RuntimeError("a fault")
+
+    said: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+    penalties = Penalties(0.01)
+    broken, after = Broken(), Held()
+    penalties.add(broken, time.monotonic())
+    penalties.add(after, time.monotonic())
+    await asyncio.sleep(0.2)
+    assert (broken.read, after.read, len(penalties), len(said)) == (1, 1, 0, 1)
+
+
 async def test_room_is_for_who_came_last() -> None:
     gate = Gate(1)
     assert gate.enter()
@@ -264,6 +283,8 @@ async def test_room_is_for_who_came_last() -> None:
     gate.penalties.add(first, time.monotonic())
     gate.penalties.add(last, time.monotonic())
     gate.leave()
+    assert (first.read, last.read) == (0, 0), "not by who leaves: that might go on without end"
+    await asyncio.sleep(0)
     assert (first.read, last.read) == (0, 1)
     await asyncio.sleep(2 * PENALTY_S)
     assert (first.read, last.read) == (1, 1)
@@ -276,6 +297,7 @@ async def test_room_at_the_gate_shortens_it() -> None:
     held = Held()
     gate.penalties.add(held, time.monotonic())
     gate.leave()
+    await asyncio.sleep(0)
     assert held.read == 1
     await asyncio.sleep(2 * PENALTY_S)
     assert held.read == 1

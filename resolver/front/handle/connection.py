@@ -247,8 +247,8 @@ class Connection(StreamConnection):
             return
         self._partial = self._framing.buffered > 0
         self._hold(self._full or self._last or self._penalized)
-        if self._full or not self._framing.buffered:
-            self._partial_since = None
+        if self._holding or not self._framing.buffered:
+            self._partial_since = None  # who waits for us is not late
         elif began or self._partial_since is None:
             self._partial_since = self._heard
         self._account(self._framing.buffered)

@@ -138,10 +138,7 @@ class Door:
             self._date = http_date().encode()
         request_id = new_request_id().encode()
         told = (status, self._date, before, request_id, between, request_id, after)
-        if waited_s:
-            tally.add(waited_s)
-        else:
-            tally.buckets[0] += 1
+        tally.leave_out(waited_s)
         return b"".join(told)
 
     def refusal(

@@ -65,6 +65,7 @@ class Connection(StreamConnection):
         "_running",
         "_session",
         "_table",
+        "_taking",
         "_wanted",
     )
     _front: NativeFront
@@ -81,7 +82,7 @@ class Connection(StreamConnection):
         self._refused = 0
         self._again = self._came = 0.0
         self._among = front.gate.penalties
-        self._last = self._penalized = False
+        self._last = self._penalized = self._taking = False
 
     # Coming and going -------------------------------------------------------------------
 
@@ -206,7 +207,7 @@ class Connection(StreamConnection):
         self._partial_since = None
         front.gate.crowd()
         self._transport.write(busy_frame(data[4:8], new_request_id()))  # type: ignore[union-attr]
-        front.crowded.add(waited_s)
+        front.crowded.leave_out(waited_s)
         return True
 
     def _wait(self, data: bytes, penalties: Penalties, now: float) -> None:
@@ -227,7 +228,7 @@ class Connection(StreamConnection):
         front = self._front
         lane = front.lane
         entries = lane.table() if session.in_lane else NOTHING_READY
-        self._flushing = True  # at the end, whatever gets ready here
+        self._flushing = self._taking = True  # what gets ready here is sent at the end
         room, hits = WRITE_OCTETS, 0
         self._refused = 0
         at, size = 0, len(data)
@@ -269,6 +270,9 @@ class Connection(StreamConnection):
             front.begin()
             session.begin(id_, data[at + 8], data[at + 9 : stop])
             at = stop
+            if self._deaf:  # it was dismissed for that
+                break
+        self._taking = False
         self._flush()
         if hits:
             lane.hits += hits
@@ -302,8 +306,8 @@ class Connection(StreamConnection):
             self._kept += data
         full = self._full
         self._hold(full or self._last or (self._penalized and len(self._kept) > ASIDE_OCTETS))
-        if full or (not data and self._session.greeted):
-            self._partial_since = None
+        if full or self._penalized or (not data and self._session.greeted):
+            self._partial_since = None  # who waits for us is not late
         elif at or self._partial_since is None:
             self._partial_since = now
         self._account(len(self._kept) + self._session.octets)
@@ -367,7 +371,7 @@ class Connection(StreamConnection):
         if self._deaf:
             if not self._session.running and self._deadline is None:
                 self._hang_up()
-        elif self._penalized:
+        elif self._penalized or self._taking:
             pass
         elif self._last or (self._holding and not self._full and self._session.roomy):
             self._read_on()

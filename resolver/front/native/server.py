@@ -108,8 +108,12 @@ class NativeFront(Connections[Connection]):
         # Whatever else comes in this turn: who has waited must not wait for ever.
         self.room = max(self.room, BEGUN_AT_ONCE // 2)
         now = monotonic()
-        while self._in_turn and self.room > 0:
-            self._in_turn.popleft().read_again(now)
+        try:
+            while self._in_turn and self.room > 0:
+                self._in_turn.popleft().read_again(now)
+        finally:  # whatever becomes of one, the others wait for this
+            if self._in_turn and self.room == BEGUN_AT_ONCE:
+                self.loop.call_soon(self._go_on)
 
     # Resolutions that have to be waited for ---------------------------------------------
 

@@ -184,7 +184,7 @@ class Session:
                 peer=self.peer,
             )
         else:
-            front.crowded.add(0.0)
+            front.crowded.leave_out(0.0)
         self._connection.penalize(front.gate.penalties, READ_SHARE)
 
     def _admit(self, caller: Caller, asked: Asked) -> None:
