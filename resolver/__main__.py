@@ -245,10 +245,12 @@ async def _run(settings: Settings, duty: Duty) -> None:
         )
     node = Node(settings, store, examples=shown, post=duty.post, standbys=standbys)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT) if duty.pipe is None else (signal.SIGTERM,):
-        loop.add_signal_handler(number, _stop_or_quit, stop)
     if duty.pipe is None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _stop_or_quit, stop)
         loop.add_signal_handler(signal.SIGHUP, _hang_up, stop)
+    else:  # it may come from the supervisor and from whoever tells the whole group
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
     try:
         await node.start()
         # What a start makes stays: the collector need never look at it again, and did not

@@ -23,7 +23,7 @@ class Guesses:
         self._peers_max = peers_max
 
     def check(self, peer: str, now: float) -> None:
-        until = self._peers.get(_network(peer), (0, 0.0))[1]
+        until = self._peers.get(network_of(peer), (0, 0.0))[1]
         if now < until:
             raise TooManyRequests(
                 "Too many invalid keys from this address.",
@@ -32,7 +32,7 @@ class Guesses:
             )
 
     def missed(self, peer: str, now: float) -> None:
-        network = _network(peer)
+        network = network_of(peer)
         self.heed(network, now)
         if self.tell is not None:
             self.tell(network)
@@ -49,7 +49,7 @@ class Guesses:
             self._peers.popitem(last=False)
 
 
-def _network(peer: str) -> str:
+def network_of(peer: str) -> str:
     """Who is slowed down: an IPv4 address, or the /64 in which one IPv6 host may be anyone."""
     if ":" not in peer:
         return peer

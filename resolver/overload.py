@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -102,7 +102,8 @@ class Penalties:
         self._per_s = again_per_s
         self._most = PENALTY_S * max(again_per_s, self._per_cpu_s)
         self._cpu_s = cpu_s
-        self._held: deque[tuple[float, Held]] = deque()
+        self._held: OrderedDict[Held, float] = OrderedDict()
+        """Until when each waits, those who came first in front."""
         self._timer: asyncio.TimerHandle | None = None
         self._filled, self._spent_s = time.monotonic(), cpu_s()
         self._left = PENALTY_S * again_per_s
@@ -122,13 +123,17 @@ class Penalties:
         """`not allow`, and nothing is charged."""
         if now >= self._filled + SWEEP_S:
             self._fill(now)
-        return self._left <= 0 or (bool(self._held) and self._held[0][0] <= now)
+        return self._left <= 0 or self._due(now)
 
     def add(self, connection: Held, now: float) -> None:
-        self._held.append((now + self.pause_s, connection))
+        self._held[connection] = now + self.pause_s
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self.pause_s, self._sweep, loop)
+
+    def forget(self, connection: Held) -> None:
+        """It is gone, or waits no more. Nothing happens where it did not."""
+        self._held.pop(connection, None)
 
     def charge(self, share: float = PIPELINED_SHARE) -> None:
         """One was refused; by itself, or one more of the same piece, which costs less."""
@@ -137,7 +142,11 @@ class Penalties:
     def release_one(self) -> None:
         """There is room for one who waits."""
         if self._held:
-            self._held.pop()[1].read_again(time.monotonic())
+            self._held.popitem()[0].read_again(time.monotonic())
+
+    def _due(self, now: float) -> bool:
+        """Whether somebody has waited long enough."""
+        return bool(self._held) and next(iter(self._held.values())) <= now
 
     def _fill(self, now: float) -> None:
         spent_s = self._cpu_s()
@@ -153,12 +162,12 @@ class Penalties:
         self._fill(now)
         self._timer = None
         try:
-            while self._left > 0 and self._held and self._held[0][0] <= now:
+            while self._left > 0 and self._due(now):
                 self._left -= 1
-                self._held.popleft()[1].read_again(now)
+                self._held.popitem(last=False)[0].read_again(now)
         finally:  # whatever becomes of one, the others wait for this
             if self._held and self._timer is None:
-                wait_s = max(self._held[0][0] - now, SWEEP_S)
+                wait_s = max(next(iter(self._held.values())) - now, SWEEP_S)
                 self._timer = loop.call_later(wait_s, self._sweep, loop)
 
 

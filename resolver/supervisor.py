@@ -15,6 +15,7 @@ from __future__ import annotations
 import selectors
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,6 +38,8 @@ LIVED_S: Final = 60.0
 first crash; else its slot waits, twice as long each time:"""
 DELAY_FIRST_S: Final = 0.5
 DELAY_MAX_S: Final = 15.0
+KILLED_S: Final = 10.0
+"""How long the system may take to end one that was killed."""
 NOBODY: Final = 3
 """Exit code: no worker could start."""
 HURRIED: Final = 130
@@ -162,7 +165,9 @@ class Supervisor:
 
     def _patience(self) -> float:
         now = self.clock()
-        times = [slot.start_at for slot in self.slots if slot.start_at is not None]
+        times = []
+        if self.code is None:
+            times = [slot.start_at for slot in self.slots if slot.start_at is not None]
         times += [worker.stop_until for worker in self._workers() if worker.stop_until is not None]
         times.append(now + self.silent_s / BEATS)
         return min(max(0.0, at - now) for at in times)
@@ -207,7 +212,7 @@ class Supervisor:
             if fault is not None or (worker.stop_until is not None and now >= worker.stop_until):
                 log.warning("worker killed", worker=worker.slot, pid=worker.process.pid)
                 worker.process.send_signal(signal.SIGKILL)
-                worker.process.wait(10)
+                worker.stop_until = now + KILLED_S
         self._bury()
         if self.code is None:
             self._start_due(now)
@@ -268,10 +273,7 @@ class Supervisor:
 
     def _crashed(self, slot: Slot, worker: Worker, code: int) -> None:
         if not self._begun and slot.number == 0 and not worker.ready:
-            log.error("no worker could start", code=code)
-            self.code = NOBODY
-            for other in self._workers():
-                self._stop(other)
+            self._nobody(code)
             return
         now = self.clock()
         if slot.next is not None:  # what was to replace it is on its way
@@ -282,9 +284,7 @@ class Supervisor:
         if worker.ready and now - worker.since >= LIVED_S:
             slot.crashes = 0
         slot.crashes += 1
-        delay = 0.0
-        if slot.crashes > 1:
-            delay = min(DELAY_FIRST_S * 2 ** min(slot.crashes - 2, 10), DELAY_MAX_S)
+        delay = _delay_s(slot.crashes)
         slot.start_at = now + delay
         self.restarts += 1
         log.error(
@@ -298,17 +298,33 @@ class Supervisor:
 
     # Starting, stopping, replacing --------------------------------------------------------
 
-    def _start(self, slot: Slot) -> Worker:
+    def _start(self, slot: Slot) -> None:
         first = not self._begun and slot.number == 0
         slot.start_at = None
         slot.worker = self._launched(slot, Start.FIRST if first else Start.JOIN)
-        if first or self._begun:
+        if slot.worker is None:
+            slot.crashes += 1
+            slot.start_at = self.clock() + _delay_s(slot.crashes + 1)
+            if first:
+                self._nobody(None)
+        elif first or self._begun:
             self._tell_to_begin(slot.worker)
-        return slot.worker
 
-    def _launched(self, slot: Slot, start: Start) -> Worker:
+    def _launched(self, slot: Slot, start: Start) -> Worker | None:
+        """None where the system has no process for it, or the program is not there just now."""
         now = self.clock()
-        return Worker(slot.number, *self.launch(slot.number, start), since=now, heard=now)
+        try:
+            process, pipe = self.launch(slot.number, start)
+        except OSError as error:
+            log.error("worker cannot be started", worker=slot.number, error=str(error))
+            return None
+        return Worker(slot.number, process, pipe, since=now, heard=now)
+
+    def _nobody(self, code: int | None) -> None:
+        log.error("no worker could start", code=code)
+        self.code = NOBODY
+        for worker in self._workers():
+            self._stop(worker)
 
     def _tell_to_begin(self, worker: Worker) -> None:
         worker.begun, worker.since = True, self.clock()
@@ -361,6 +377,10 @@ class Supervisor:
                 self._done_replacing()
                 return
             slot.next = self._launched(slot, Start.SUCCEED)
+            if slot.next is None:
+                self._to_replace.clear()
+                log.error("worker cannot be replaced; the old ones stay", worker=slot.number)
+                return
             self._tell_to_begin(slot.next)
         elif slot.next.ready:
             old, slot.worker, slot.next = slot.worker, slot.next, None
@@ -376,6 +396,8 @@ class Supervisor:
             log.info("all workers replaced")
 
     def _stop(self, worker: Worker) -> None:
+        if worker.stop_until is not None:
+            return  # it knows, and has so long and no longer
         worker.stop_until = self.clock() + self.stop_s
         worker.process.send_signal(signal.SIGTERM)
 
@@ -387,4 +409,12 @@ class Supervisor:
         for worker in self._workers():
             worker.process.send_signal(signal.SIGKILL)
         for worker in self._workers():
-            worker.process.wait(10)
+            with suppress(subprocess.TimeoutExpired):
+                worker.process.wait(KILLED_S)
+
+
+def _delay_s(crashes: int) -> float:
+    """After so many in a row."""
+    if crashes < 2:
+        return 0.0
+    return min(DELAY_FIRST_S * 2.0 ** min(crashes - 2, 10), DELAY_MAX_S)

@@ -15,14 +15,14 @@ from registry.handle_rights import PREFIXES, HandleIdentity
 
 from ..core import Cached
 from .peer import Peer
-from .sessions import Session
+from .sessions import Proof, Session
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`caller` is who has proved to be asking; `session` is what the message is in, `sealed`
-    whether it came encrypted, `authentic` whether it carried a right MAC of the session that
-    had not been seen before."""
+    """`caller` is who has proved to be asking, `proof` how, if it was just now; `session` is what
+    the message is in, `sealed` whether it came encrypted, `authentic` whether it carried a right
+    MAC of the session that had not been seen before."""
 
     request: Message
     peer: Peer
@@ -30,6 +30,7 @@ class Asked:
     session: Session | None = None
     sealed: bool = False
     authentic: bool = False
+    proof: Proof | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from biaojie.wire.handle import NONCE_OCTETS, Message
+from biaojie.wire.handle import NONCE_OCTETS
 
 from .asked import Asked
 from .identity import CHALLENGE_S
@@ -23,6 +23,8 @@ from .numbers import ALONE, Numbers
 
 PENDING_MAX: Final = 20_000
 PENDING_OCTETS_MAX: Final = 64 * 2**20
+MEMORY_PER_OCTET: Final = 12
+"""What a message takes up that was decoded, if it is all small values and references."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +76,17 @@ class PendingRequests:
 
     def keep(self, scope: object, number: int, asked: Asked, digest: bytes) -> bytes:
         """Keep a request under this session number, in place of another that waited there.
-        Returns the nonce: 128 bits, never given before, save to the same request sent twice."""
+        Returns the nonce: 128 bits, never given before, save to the same request sent twice from
+        the same address: nobody else is told what this one was."""
         now = self._clock()
         self._forget(now)
         request = asked.request
         before = self._pending.get((scope, number))
-        if before is not None and _same(before.asked.request, request):
+        if before is not None and _same(before.asked, asked):
             return before.nonce
         self._drop((scope, number))
         nonce = secrets.token_bytes(NONCE_OCTETS)
-        octets = len(request.received) * 2 + 1_000
+        octets = len(request.received) * MEMORY_PER_OCTET + 1_000
         pending = Pending(asked, nonce, digest, now + self._seconds, octets)
         self._pending[scope, number] = pending
         self.octets += octets
@@ -114,5 +117,10 @@ class PendingRequests:
             self.octets -= pending.octets
 
 
-def _same(one: Message, other: Message) -> bool:
-    return one.request_id == other.request_id and one.received == other.received
+def _same(one: Asked, other: Asked) -> bool:
+    return (
+        one.request.request_id == other.request.request_id
+        and one.request.received == other.request.received
+        and one.peer.address == other.peer.address
+        and one.peer.transport == other.peer.transport
+    )

@@ -7,6 +7,7 @@ Caller whose rights the one policy decides by HS_ADMIN values. A secret never le
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import time
 from collections import OrderedDict
@@ -33,6 +34,7 @@ from registry.handle_rights import HandleIdentity
 
 from ..guesses import Guesses
 from ..steps.local import LocalStep
+from .sessions import Proof
 
 CHALLENGE_S = 60.0
 CHALLENGES_MAX = 50_000
@@ -100,18 +102,22 @@ class Challenges(Generic[T]):
 
 class Authenticator:
     """Checks proofs. Every method raises Unauthenticated alike for a missing record, a missing
-    or unfit key and a wrong proof, so that nobody learns which; TooManyRequests for guessing."""
+    or unfit key and a wrong proof, so that nobody learns which; TooManyRequests for guessing.
+
+    `peer` is the address that is slowed down. Where it is `forgeable`, as over UDP, what it missed
+    counts only there: else anybody could keep its owner out everywhere."""
 
     def __init__(self, local: LocalStep, guesses: Guesses, *, case_sensitive: bool = False) -> None:
         self._local = local
         self._guesses = guesses
+        self._forgeable = Guesses()
         self._case_sensitive = case_sensitive
         self._slots = asyncio.Semaphore(CHECKS_AT_ONCE)
 
     def identity(self, text: str) -> HandleIdentity:
         return parse_identity(text, case_sensitive=self._case_sensitive)
 
-    async def by_password(self, identity: HandleIdentity, password: bytes, peer: str) -> Caller:
+    async def by_password(self, identity: HandleIdentity, password: bytes, peer: str) -> Proof:
         """HTTP Basic: the secret itself, or what a hashed one was made of."""
 
         def check(value: Value) -> bool:
@@ -123,8 +129,15 @@ class Authenticator:
         return await self._prove(identity, check, peer)
 
     async def by_secret(
-        self, identity: HandleIdentity, answer: bytes, nonce: bytes, digest: bytes, peer: str
-    ) -> Caller:
+        self,
+        identity: HandleIdentity,
+        answer: bytes,
+        nonce: bytes,
+        digest: bytes,
+        peer: str,
+        *,
+        forgeable: bool = False,
+    ) -> Proof:
         """A challenge answered with a secret key, in any form the codec takes."""
 
         def check(value: Value) -> bool:
@@ -133,11 +146,18 @@ class Authenticator:
                 answer, value.data, nonce, digest, frozenset(AnswerForm)
             )
 
-        return await self._prove(identity, check, peer)
+        return await self._prove(identity, check, peer, forgeable)
 
     async def by_signature(
-        self, identity: HandleIdentity, answer: bytes, nonce: bytes, digest: bytes, peer: str
-    ) -> Caller:
+        self,
+        identity: HandleIdentity,
+        answer: bytes,
+        nonce: bytes,
+        digest: bytes,
+        peer: str,
+        *,
+        forgeable: bool = False,
+    ) -> Proof:
         """A challenge answered with a private key: `algorithm | signature`."""
 
         def check(value: Value) -> bool:
@@ -146,11 +166,11 @@ class Authenticator:
                 identity, value, signed.algorithm, nonce + digest, signed.signature
             )
 
-        return await self._prove(identity, check, peer)
+        return await self._prove(identity, check, peer, forgeable)
 
     async def by_signed_nonces(
         self, identity: HandleIdentity, algorithm: str, data: bytes, signature: bytes, peer: str
-    ) -> Caller:
+    ) -> Proof:
         """A Handle session over HTTP: a signature over both nonces."""
 
         def check(value: Value) -> bool:
@@ -158,7 +178,7 @@ class Authenticator:
 
         return await self._prove(identity, check, peer)
 
-    async def by_certificate(self, identity: HandleIdentity, key: PublicKey, peer: str) -> Caller:
+    async def by_certificate(self, identity: HandleIdentity, key: PublicKey, peer: str) -> Proof:
         """TLS has proved possession of `key`; it must be the one at the identity."""
 
         def check(value: Value) -> bool:
@@ -189,9 +209,14 @@ class Authenticator:
         return record.value(identity.index)
 
     async def _prove(
-        self, identity: HandleIdentity, check: Callable[[Value], bool], peer: str
-    ) -> Caller:
-        self._guesses.check(peer, time.monotonic())
+        self,
+        identity: HandleIdentity,
+        check: Callable[[Value], bool],
+        peer: str,
+        forgeable: bool = False,
+    ) -> Proof:
+        guesses = self._forgeable if forgeable else self._guesses
+        guesses.check(peer, time.monotonic())
         value = await self.key_value(identity)
         proved = False
         if value is not None:
@@ -200,12 +225,18 @@ class Authenticator:
                     proved = await asyncio.to_thread(check, value)
                 except (Malformed, InvalidKey):
                     proved = False
-        if not proved:
-            self._guesses.missed(peer, time.monotonic())
+        if value is None or not proved:
+            guesses.missed(peer, time.monotonic())
             raise Unauthenticated(
                 f"The proof for {identity} does not hold.", f"身份 {identity} 的凭证无效。"
             )
-        return Caller(str(identity), handle=identity)
+        caller = Caller(str(identity), handle=identity)
+        return Proof(caller, key_digest(value), time.monotonic())
+
+
+def key_digest(value: Value) -> bytes:
+    """What tells whether a key is still the one that something was proved with."""
+    return hashlib.sha256(value.data).digest()
 
 
 def _is(value: Value, type_: str) -> bool:

@@ -29,6 +29,8 @@ REQUEST_OCTETS_MIN: Final = ENVELOPE_OCTETS + HEADER_OCTETS
 REQUEST_OCTETS_MAX: Final = DATAGRAM_OCTETS_MAX
 """Longer questions are rare, and would fill the lane with keys."""
 FAR_S: Final = 10.0
+RENEWED_S: Final = 60.0
+"""So long after the clock was set answers may say the wrong time, which is that of day."""
 SHARED_MAX: Final = 4_096
 _FIXED: Final = struct.Struct("!2xB x I 4x III II 8x I")
 assert _FIXED.size == REQUEST_OCTETS_MIN
@@ -119,6 +121,7 @@ class HandleLane(Lane[HandleReady]):
         valid_s = left - EXPIRES_MIN_S if left > EXPIRES_MIN_S else 1.0 - wall % 1.0
         expiration = int(wall + max(left, EXPIRES_MIN_S))
         ready.tail = ready.tail[:24] + _EXPIRATION.pack(expiration) + ready.tail[28:]
+        valid_s = min(valid_s, RENEWED_S)
         ready.until = self._moment(min(entry.expires, now + valid_s), now)
         return now < ready.until
 

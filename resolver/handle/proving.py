@@ -3,14 +3,12 @@ of IIIS clients."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 from biaojie.errors import BiaojieError, Unauthenticated
-from biaojie.record import Value
 from biaojie.wire.handle import (
     MAC,
     PUBLIC_KEY,
@@ -33,7 +31,8 @@ from registry.admission import PUBLIC, Caller
 
 from .asked import ADMINISTRATION, Answered, Asked, identity_of, refused
 from .challenges import Pending, PendingRequests
-from .identity import Authenticator
+from .identity import Authenticator, key_digest
+from .peer import Peer
 from .sessions import Proof, Session, Sessions
 
 TRUSTED_S: Final = 2.0
@@ -129,7 +128,7 @@ class Proving:
         if now - proof.checked > TRUSTED_S:
             assert proof.caller.handle is not None
             value = await self._authenticator.key_value(proof.caller.handle)
-            if value is None or _digest(value) != proof.digest:
+            if value is None or key_digest(value) != proof.digest:
                 session.proof = None
                 return PUBLIC
             proof.checked = now
@@ -167,20 +166,21 @@ class Proving:
                 "Nothing waits for this answer; it may have come too late or twice.",
                 "没有等待此应答的请求；应答可能过迟或重复。",
             )
-        caller = await self._prove(body, pending, asked.peer.address)
+        proof = await self._prove(body, pending, asked.peer)
         if asked.peer.address == pending.asked.peer.address:
             asked.peer.verified = True
         waiting = pending.asked
         if waiting.session is not None and waiting.authentic:
-            await self._vouch(waiting.session, caller)
-        return replace(waiting, peer=asked.peer, caller=caller)
+            self._vouch(waiting.session, proof)
+        return replace(waiting, peer=asked.peer, caller=proof.caller, proof=proof)
 
     def _take(self, asked: Asked) -> Pending | None:
         session = asked.session
         scope = asked.peer.scope if session is None else session.scope
         return self._pending.take(scope, asked.request.session_id)
 
-    async def _prove(self, body: AnswerRequest, pending: Pending, address: str) -> Caller:
+    async def _prove(self, body: AnswerRequest, pending: Pending, peer: Peer) -> Proof:
+        forgeable = peer.transport == "udp"
         identity = identity_of(body.key, case_sensitive=self._case_sensitive)
         nonce, digest = pending.nonce, pending.digest
         try:
@@ -188,11 +188,11 @@ class Proving:
                 raise Unauthenticated()
             if body.type == SECRET_KEY:
                 return await self._authenticator.by_secret(
-                    identity, body.answer, nonce, digest, address
+                    identity, body.answer, nonce, digest, peer.address, forgeable=forgeable
                 )
             if body.type == PUBLIC_KEY:
                 return await self._authenticator.by_signature(
-                    identity, body.answer, nonce, digest, address
+                    identity, body.answer, nonce, digest, peer.address, forgeable=forgeable
                 )
         except Unauthenticated as error:
             raise refused(ResponseCode.AUTHENTICATION_FAILED, *error.detail) from None
@@ -202,14 +202,10 @@ class Proving:
             "请使用 HS_SECKEY 或 HS_PUBKEY 进行认证。",
         )
 
-    async def _vouch(self, session: Session, caller: Caller) -> None:
-        """From now on the session's MACs speak for `caller`, if that is who it said it was."""
-        if session.scope is None and session.identity != caller.handle:
-            return
-        assert caller.handle is not None
-        value = await self._authenticator.key_value(caller.handle)
-        if value is not None:
-            session.proof = Proof(caller, _digest(value), self._clock())
+    def _vouch(self, session: Session, proof: Proof) -> None:
+        """From now on the session's MACs speak for who proved it, if that is who it said it was."""
+        if session.scope is not None or session.identity == proof.caller.handle:
+            session.proof = Proof(proof.caller, proof.digest, self._clock())
 
     # IIIS login, and proofs checked for others ----------------------------------------------
 
@@ -246,7 +242,8 @@ class Proving:
                 version = answer_version(request.suggested)
                 session = self._sessions.open(peer.scope, request.session_id, peer.address, version)
                 peer.logged_in = peer.logged_in or not session.number
-            await self._vouch(session, asked.caller)
+            if asked.proof is not None:
+                self._vouch(session, asked.proof)
         return Answered(Done())
 
     async def verified(self, asked: Asked) -> Answered:
@@ -259,15 +256,16 @@ class Proving:
             return Answered(VerifyResponse(False))
         try:
             await self._authenticator.by_secret(
-                identity, body.answer, body.nonce, body.digest.octets, asked.peer.address
+                identity,
+                body.answer,
+                body.nonce,
+                body.digest.octets,
+                asked.peer.address,
+                forgeable=asked.peer.transport == "udp",
             )
         except Unauthenticated:
             return Answered(VerifyResponse(False))
         return Answered(VerifyResponse(True))
-
-
-def _digest(value: Value) -> bytes:
-    return hashlib.sha256(value.data).digest()
 
 
 def session_lost() -> BiaojieError:

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Final
 
 from biaojie import keys
@@ -22,6 +21,7 @@ from biaojie.wire.handle import SessionKey, Version
 from registry.admission import Caller
 from registry.handle_rights import HandleIdentity
 
+from ..guesses import network_of
 from .numbers import ALONE, Numbers
 
 LIFE_MAX_S: Final = 86_400.0
@@ -29,7 +29,6 @@ IDLE_MIN_S: Final = 10.0
 SESSIONS_MAX: Final = 20_000
 PER_ADDRESS_MAX: Final = 1_000
 PER_CONNECTION_MAX: Final = 16
-LOOKED_AT: Final = 256
 WINDOW: Final = 1_024
 """Messages of one session may overtake each other by this many; older ones are refused."""
 
@@ -126,6 +125,8 @@ class Sessions:
         self._per_address_max = per_address_max
         self._clock = clock
         self._sessions: OrderedDict[_Name, Session] = OrderedDict()  # least lately used first
+        self._unproved: OrderedDict[_Name, None] = OrderedDict()
+        """Those that had proved nothing when they were last looked at, the oldest first."""
         self._addresses: dict[str, OrderedDict[_Name, None]] = {}
         self._scopes: dict[object, dict[_Name, None]] = {}
 
@@ -148,6 +149,7 @@ class Sessions:
         the node gives one. `timeout_s` 0: as long as it may be. Raises TooManyRequests.
         """
         now = self._clock()
+        address = network_of(address)
         if scope is None and not number:
             number = self._new_number()
         name = (scope, number)
@@ -161,6 +163,7 @@ class Sessions:
         idle_s = min(max(float(timeout_s), IDLE_MIN_S), LIFE_MAX_S) if timeout_s else LIFE_MAX_S
         session = Session(number, scope, address, version, now, idle_s, now)
         self._sessions[name] = session
+        self._unproved[name] = None
         self._addresses.setdefault(address, OrderedDict())[name] = None
         if scope is not None:
             self._scopes.setdefault(scope, {})[name] = None
@@ -199,20 +202,26 @@ class Sessions:
         """Whoever opens too many loses some of their own."""
         own = self._addresses.get(address)
         if own is not None and len(own) >= self._per_address_max:
-            self._drop(self._weakest(own))
+            unproved = (name for name in own if self._sessions[name].proof is None)
+            self._drop(next(unproved, next(iter(own))))
         if len(self._sessions) >= self._max:
-            self._drop(self._weakest(self._sessions))
+            self._drop(self._weakest())
 
-    def _weakest(self, names: Iterable[_Name]) -> _Name:
-        """Of the least lately used, one that proved nothing if there is one: UDP addresses are
-        easily forged, and nobody shall end the sessions of others so."""
-        oldest = list(islice(names, LOOKED_AT))
-        return next((name for name in oldest if self._sessions[name].proof is None), oldest[0])
+    def _weakest(self) -> _Name:
+        """The oldest that has proved nothing, if there is one, else the least lately used: UDP
+        addresses are easily forged, and nobody shall end the sessions of others so."""
+        while self._unproved:
+            name = next(iter(self._unproved))
+            if self._sessions[name].proof is None:
+                return name
+            del self._unproved[name]
+        return next(iter(self._sessions))
 
     def _drop(self, name: _Name) -> None:
         session = self._sessions.pop(name, None)
         if session is None:
             return
+        self._unproved.pop(name, None)
         _discard(self._addresses, session.address, name)
         if session.scope is not None:
             _discard(self._scopes, session.scope, name)

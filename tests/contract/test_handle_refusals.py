@@ -13,8 +13,9 @@ import pytest
 
 from biaojie.wire.handle import ENVELOPE_OCTETS, ResponseCode, refusal
 from resolver.front.handle.work import FORMS_MAX, TOO_BUSY, Work
+from resolver.handle.lane import RENEWED_S
 from resolver.overload import PENALTY_S, Gate, Penalties
-from tests.contract.handle_lanes import Twins, stream, twins
+from tests.contract.handle_lanes import Twins, datagrams, stream, twins
 from tests.contract.test_handle_lane import GROUPS, ask, changed, on_uvloop
 
 MANY = 300
@@ -119,6 +120,51 @@ async def test_who_waits_is_not_cut_for_half_a_message(tmp_path: Path) -> None:
                     ids.append(int.from_bytes(reply[8:12], "big"))
                 assert ids == [1, 2, 3]
                 writer.close()
+
+
+@on_uvloop
+async def test_what_waits_behind_a_refusal_is_answered_before_the_end(tmp_path: Path) -> None:
+    frames = [ask(request_id=n) for n in range(1, 13)]
+    async with twins(tmp_path) as pair:
+        with full(pair):
+            for node in (pair.plain, pair.laned):
+                assert node.handle is not None
+                answers = await stream(node, [b"".join(frames)])
+                assert [int.from_bytes(answer[8:12], "big") for answer in answers] == [
+                    *range(1, 13)
+                ]
+                reader, writer = await asyncio.open_connection("127.0.0.1", node.handle_port)
+                writer.write(b"".join(frames))
+                await asyncio.sleep(0.01)
+                (connection,) = node.handle.tcp.connections
+                connection.drain()
+                rest = await asyncio.wait_for(reader.read(), 5)
+                assert rest.count(b"over capacity") == len(frames)
+                writer.close()
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5, 2.0, 3.0])
+@on_uvloop
+async def test_a_refusal_over_udp_is_no_longer_than_it_may_be(
+    tmp_path: Path, factor: float
+) -> None:
+    frame = ask()
+    async with twins(tmp_path, handle_udp_amplification_max=factor) as pair:
+        with full(pair):
+            answers = await datagrams(pair.laned, [frame])
+            (answer,) = answers
+            assert len(answer) <= factor * len(frame)
+            assert answer[27] == ResponseCode.SERVER_BUSY
+
+
+@on_uvloop
+async def test_no_answer_is_kept_long_without_a_look_at_the_clock(tmp_path: Path) -> None:
+    """The time of day may be set; what an answer says of it is then right again soon."""
+    async with twins(tmp_path) as pair:
+        for _ in range(3):
+            await stream(pair.laned, [ask()])
+        (ready,) = pair.lane.table().values()
+        assert ready.until <= asyncio.get_running_loop().time() + RENEWED_S
 
 
 @on_uvloop

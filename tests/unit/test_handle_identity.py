@@ -68,7 +68,7 @@ async def test_a_secret_proves_in_every_form_and_only_over_its_own_challenge(
 ) -> None:
     auth = authenticator(parts)
     answer = secret_answer(form, SECRET, NONCE, DIGEST, salt=bytes(16))
-    caller = await auth.by_secret(ALICE, answer, NONCE, DIGEST, PEER)
+    caller = (await auth.by_secret(ALICE, answer, NONCE, DIGEST, PEER)).caller
     assert caller.key_id == "300:88.118.8/ADMIN"
     assert caller.handle == ALICE
     for nonce, digest, wrong in (
@@ -85,9 +85,9 @@ async def test_a_secret_proves_in_every_form_and_only_over_its_own_challenge(
 
 async def test_basic_takes_the_secret_or_what_a_hashed_one_was_made_of(parts: Parts) -> None:
     auth = authenticator(parts)
-    assert (await auth.by_password(ALICE, SECRET, PEER)).handle == ALICE
+    assert (await auth.by_password(ALICE, SECRET, PEER)).caller.handle == ALICE
     hashed = parse_identity("301:88.118.8/ADMIN")
-    assert (await auth.by_password(hashed, b"hashed", PEER)).handle == hashed
+    assert (await auth.by_password(hashed, b"hashed", PEER)).caller.handle == hashed
     with pytest.raises(Unauthenticated):
         await auth.by_password(ALICE, b"hashed", PEER)
 
@@ -102,8 +102,10 @@ async def test_a_signature_proves(parts: Parts, kind: str) -> None:
     signature = sign(private, algorithm, NONCE + DIGEST, str(ADMIN))
     answer = PublicKeyAnswer(algorithm, signature).encode()
     auth = authenticator(parts)
-    assert (await auth.by_signature(identity, answer, NONCE, DIGEST, PEER)).handle == identity
-    assert (await auth.by_certificate(identity, private.public, PEER)).handle == identity
+    assert (
+        await auth.by_signature(identity, answer, NONCE, DIGEST, PEER)
+    ).caller.handle == identity
+    assert (await auth.by_certificate(identity, private.public, PEER)).caller.handle == identity
     with pytest.raises(Unauthenticated):
         await auth.by_signature(identity, answer, NONCE, bytes(20), PEER)
     with pytest.raises(Unauthenticated):  # a secret key is no public key

@@ -419,3 +419,75 @@ def test_pipes_of_the_dead_are_closed() -> None:
     _, second = house.serving()
     house.crash(second)
     assert second.closed
+
+
+# What the system does not give --------------------------------------------------------------
+
+
+def without_processes(slot: int, start: Start) -> tuple[Worker, Worker]:
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+
+
+def test_a_crashed_worker_that_cannot_be_started_is_tried_again() -> None:
+    house = House(2)
+    first, second = house.serving()
+    launch, house.supervisor.launch = house.supervisor.launch, without_processes
+    house.crash(second)
+    house.pass_time(3 * DELAY_FIRST_S, [first])
+    assert (first.signals, house.supervisor.code) == ([], None)
+    house.supervisor.launch = launch
+    house.pass_time(DELAY_MAX_S, [first])
+    assert len(house.started) == 3
+    house.ready(house.started[2])
+
+
+def test_workers_stay_where_none_can_replace_them() -> None:
+    house = House(2)
+    workers = house.serving()
+    launch, house.supervisor.launch = house.supervisor.launch, without_processes
+    house.signal(signal.SIGHUP)
+    house.pass_time(10, workers)
+    assert [worker.signals for worker in workers] == [[], []]
+    house.supervisor.launch = launch
+    house.signal(signal.SIGHUP)
+    assert len(house.started) == 3, "when it is told to again"
+
+
+def test_without_a_first_worker_there_is_no_node() -> None:
+    supervisor = Supervisor(2, without_processes, lambda: None)
+    supervisor.start()
+    assert (supervisor.code, supervisor.done) == (NOBODY, True)
+
+
+def test_who_was_told_to_stop_is_not_told_again() -> None:
+    """A worker that hears it twice would end at once."""
+    house = House(2)
+    old, other = house.serving()
+    house.signal(signal.SIGHUP)
+    house.ready(house.started[2])
+    assert old.signals == [signal.SIGTERM]
+    house.signal(signal.SIGTERM)
+    assert old.signals == other.signals == house.started[2].signals == [signal.SIGTERM]
+
+
+def test_one_that_does_not_die_at_once_takes_nobody_with_it() -> None:
+    house = House(2)
+    stuck, other = house.serving()
+    stuck.send_signal = stuck.signals.append  # type: ignore[method-assign]
+    house.pass_time(2 * SILENT_S, [other])
+    assert stuck.signals == [signal.SIGKILL] * len(stuck.signals) != []
+    assert len(stuck.signals) < 5
+    assert (other.signals, house.supervisor.code) == ([], None)
+    house.crash(stuck, -9)
+    assert len(house.started) == 3
+
+
+def test_who_waits_to_be_started_keeps_nobody_awake_at_the_end() -> None:
+    house = House(2)
+    _, second = house.serving()
+    house.crash(second)
+    house.crash(house.started[2])
+    house.signal(signal.SIGTERM)
+    house.now += DELAY_MAX_S
+    house.supervisor.clock = lambda: house.now - DELAY_MAX_S + DELAY_FIRST_S
+    assert house.supervisor._patience() > 0

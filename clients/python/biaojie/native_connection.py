@@ -31,6 +31,8 @@ WRITE_OCTETS: Final = 65_536
 """What is gathered for one write; with more, the write is made at once."""
 FORGOTTEN_S: Final = 30.0
 """An answer that is so long overdue does not come any more."""
+CLOSE_S: Final = 1.0
+"""How long a peer has to take what was sent before we hung up."""
 PARTS_HELD: Final = 2
 """Parts of a stream that wait for their reader; then the node has to."""
 _ANSWER: Final = int(Kind.ANSWER)
@@ -234,6 +236,8 @@ class Connection(asyncio.Protocol):
         self._fail(lost or Lost("the connection was closed", "连接已关闭"))
         if self._transport is not None:
             self._transport.close()
+            if self._transport.get_write_buffer_size():  # which a dead peer never takes
+                self._loop.call_later(CLOSE_S, self._transport.abort)
 
     async def closed(self, timeout_s: float) -> None:
         """Wait for the end of a connection that was closed; after that time, cut it."""

@@ -84,6 +84,8 @@ class Connections:
             return Lost(*full.detail, full)
         again = False
         while True:
+            if not self._most:  # closed: nobody looks at the time any more
+                return _CLOSED
             future: asyncio.Future[Missing | None] = self.loop.create_future()
             self._queue[future] = deadline
             if again:  # somebody else was quicker
@@ -103,6 +105,10 @@ class Connections:
             if connection is not None:
                 return connection
             again = True
+
+    def pass_on(self) -> None:
+        """The room that `wait` gave is not used after all."""
+        self._wake()
 
     def _with_room(self) -> Connection | None:
         for connection in self._shared:
@@ -180,7 +186,7 @@ class Connections:
                 lost = reply
         except TimeoutError:
             pass
-        except OSError as fault:
+        except (OSError, UnicodeError) as fault:  # UnicodeError: no name of a host
             told = str(fault) or type(fault).__name__
             lost = Lost(told, told)
         except BiaojieError as error:

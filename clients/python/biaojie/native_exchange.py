@@ -135,7 +135,11 @@ class NativeExchange:
                 now = pool.loop.time()
             if isinstance(got, Connection):
                 if len(body) > _SURE_OCTETS:
-                    _check_size(kind, body, pool.limits or {})
+                    try:
+                        _check_size(kind, body, pool.limits or {})
+                    except TooLarge:
+                        pool.pass_on()
+                        raise
                 pool.due(deadline)
                 if parted:
                     most = self._options.reply_octets_max

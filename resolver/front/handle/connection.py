@@ -104,6 +104,7 @@ class Connection(StreamConnection):
     def connection_lost(self, exc: BaseException | None) -> None:
         front = self._front
         front.connections.discard(self)
+        front.work.gate.penalties.forget(self)
         self._transport = None
         self._deaf = True
         self._hold_octets(0)
@@ -120,7 +121,7 @@ class Connection(StreamConnection):
         """The peer says nothing more. What it asked is still answered."""
         self._ended = self._last = True
         self._flush()
-        return bool(self._running or self._aside)
+        return bool(self._running or self._penalized)
 
     # Reading ----------------------------------------------------------------------------
 
@@ -252,7 +253,7 @@ class Connection(StreamConnection):
         elif began or self._partial_since is None:
             self._partial_since = self._heard
         self._account(self._framing.buffered)
-        if self._last and not self._running:
+        if self._last and not (self._running or self._penalized):
             self._hang_up()
 
     def _begin(self, frame: bytes, looked: bool = False) -> None:

@@ -42,7 +42,7 @@ from .guard import (
     network,
     short_refusal,
 )
-from .work import HandleLimits, Work
+from .work import TOO_BUSY, HandleLimits, Work
 
 BUSY_PER_S: Final = 500.0
 """Who finds no room is told so; more than this many in a second are not even looked at."""
@@ -245,7 +245,11 @@ class UdpFront:
                 self._send_cut(bound, source, frame)
         elif self._work.gate.full:
             self._busy.tokens -= 1
-            self._send(bound, source, self._work.refuse(frame))
+            busy = self._work.refuse(frame)
+            most = self._factor * len(frame)
+            if busy is not None and len(busy) > most:
+                busy = short_refusal(frame, ResponseCode.SERVER_BUSY, TOO_BUSY, most)
+            self._send(bound, source, busy)
         elif not plain or not self._gather(bound, source, frame):
             self._begin(bound, source, frame, self._work.enter())
 

@@ -20,7 +20,7 @@ from aiohttp import web
 from biaojie.errors import BiaojieError, OverCapacity
 
 from ...overload import ASIDE_OCTETS, Gate, Penalties
-from .door import ALWAYS_SERVED_STARTS, Door
+from .door import Door, always_served
 from .gathering import Awaited, Gathering
 from .handler import Handler, HttpLimits
 from .lane import HttpLane
@@ -147,7 +147,7 @@ class Connection(asyncio.Protocol):
         handler.key = key
         if placed:
             handler.began = now
-        elif key is not None and start not in ALWAYS_SERVED_STARTS:
+        elif key is not None and not always_served(start):
             handler.enter(now)
         handler.data_received(data)
 
@@ -207,23 +207,30 @@ class Connection(asyncio.Protocol):
 
     @property
     def waits(self) -> bool:
-        return self._awaited is not None
+        """Whether somebody is to be answered without aiohttp."""
+        return self._awaited is not None or self._aside is not None
 
     def _turned_away(self, data: bytes, start: bytes, block: bytes, now: float) -> bool:
         """Whether `data` was refused, or waits for that. `block` is empty where it is no plain
         request."""
-        if self._waited or start in ALWAYS_SERVED_STARTS:
+        if self._waited or always_served(data):
             return False
-        if len(data) <= ASIDE_OCTETS:
+        large = len(data) > ASIDE_OCTETS
+        if not large:
             gate = self._server.door.gate
             among = gate.penalties if gate.full else self._among
             at_once = among is gate.penalties and not gate.full
             if now < self._again or not (at_once or among.allow(now)):
                 self._aside = data, start, block, now
+                self.used = now
                 self._express = False
                 among.add(self, now)
                 return True
-        return self._refused(data, start, block, now)
+        if not self._refused(data, start, block, now):
+            return False
+        if large:  # too much to be put aside: what comes next is left to the system
+            self.hold(self._among)
+        return True
 
     def _refused(
         self, data: bytes, start: bytes, block: bytes, now: float, waited_s: float = 0.0
@@ -245,6 +252,7 @@ class Connection(asyncio.Protocol):
 
     def hold(self, penalties: Penalties) -> None:
         """A request was refused after all: do not read on at once."""
+        penalties.charge()
         if not self._held and not self.transport.is_closing():
             self._held = True
             self.transport.pause_reading()
@@ -291,10 +299,21 @@ class Connection(asyncio.Protocol):
         self._lane = None
         if self._awaited is not None:
             self.fall_through()
+        elif self._aside is not None:
+            self._forget()
+            (data, *_), self._aside = self._aside, None
+            self._hand_over(data, None, b"", 0.0)
+            self._read_on()
+
+    def _forget(self) -> None:
+        """Wait for nothing any more among those who were refused."""
+        door = self._server.door
+        door.gate.penalties.forget(self)
+        door.quotas.penalties.forget(self)
 
     def close_idle(self, since: float) -> None:
         """Hang up if nothing was asked since then; where aiohttp is in charge, it does that."""
-        if self._handler is None and self._awaited is None and self.used < since:
+        if self._handler is None and not self.waits and self.used < since:
             self.close()
 
     def shed(self) -> bool:
@@ -337,6 +356,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._server.open.discard(self)
         self._lane = None
+        self._forget()
+        self._aside, self._more = None, b""
         if self._awaited is not None:
             self.settle()
             self.gate.leave()

@@ -32,7 +32,7 @@ from .negotiation import language
 from .replies import response_of
 
 ALWAYS_SERVED: Final = frozenset({"healthz", "readyz", "metrics"})
-ALWAYS_SERVED_STARTS: Final = frozenset(b"GET /" + name.encode() for name in ALWAYS_SERVED)
+_ALWAYS_SERVED: Final = re.compile(rb"(?:GET|HEAD) /(?:healthz|readyz|metrics)(?=[ ?#]|$)")
 BLOCKS_MAX: Final = 512
 """Header blocks that are remembered, and"""
 FORMS_MAX: Final = 256
@@ -50,6 +50,12 @@ Form = tuple[bytes, bytes, bytes, bytes]
 """Status line, what is between Date and the id, what is between the id in the head and that in
 the body, and the rest."""
 _monotonic = time.monotonic
+
+
+def always_served(data: bytes) -> bool:
+    """Whether what begins so asks how the node is, in any version of HTTP: probes must not take a
+    node that has much to do for one that is dead."""
+    return _ALWAYS_SERVED.match(data) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import re
 import secrets
 import time
@@ -25,7 +24,7 @@ from biaojie import keys
 from biaojie.errors import BiaojieError, InvalidRequest, Unauthenticated
 from registry.admission import PUBLIC, Caller
 
-from ...handle.identity import Authenticator
+from ...handle.identity import Authenticator, key_digest
 from ...service import Service
 from .endpoint import Asked
 
@@ -203,7 +202,7 @@ class RestAuthentication:
                 "The user is an index and a handle, such as 300%3A88.118.8/ADMIN.",
                 "用户名应为 索引:标识 并经百分号编码，例如 300%3A88.118.8/ADMIN。",
             ) from None
-        return await self._authenticator.by_password(identity, password, peer)
+        return (await self._authenticator.by_password(identity, password, peer)).caller
 
     async def _certificate(self, asked: Asked) -> Caller:
         if not asked.certificate:
@@ -224,7 +223,8 @@ class RestAuthentication:
             identity = self._authenticator.identity(certificate.identity)
         except InvalidRequest as error:
             raise Unauthenticated(error.detail.en, error.detail.zh) from None
-        return await self._authenticator.by_certificate(identity, certificate.public, asked.peer)
+        public = certificate.public
+        return (await self._authenticator.by_certificate(identity, public, asked.peer)).caller
 
     async def prove(self, given: Mapping[str, str], peer: str) -> Caller:
         """Who asks in a session kept here; `given` is what the header says. PUBLIC where it has
@@ -243,18 +243,18 @@ class RestAuthentication:
         algorithm = given.get("alg", "SHA256")
         kind = given.get("type", "HS_PUBKEY").upper()
         if kind == "HS_PUBKEY":
-            caller = await self._authenticator.by_signed_nonces(
+            proof = await self._authenticator.by_signed_nonces(
                 identity, algorithm, server_nonce + client_nonce, signature, peer
             )
         elif kind == "HS_SECKEY":
             answer = _secret_answer(algorithm, signature, given)
-            caller = await self._authenticator.by_secret(
+            proof = await self._authenticator.by_secret(
                 identity, answer, server_nonce, client_nonce, peer
             )
         else:
             raise Unauthenticated("type: HS_PUBKEY or HS_SECKEY.", "type：HS_PUBKEY 或 HS_SECKEY。")
-        self.sessions.prove(session, caller, await self._digest(caller))
-        return caller
+        self.sessions.prove(session, proof.caller, proof.digest)
+        return proof.caller
 
     async def _still(self, session: RestSession) -> Caller:
         """Who proved the session, as long as the key that proved it is in force."""
@@ -270,7 +270,7 @@ class RestAuthentication:
     async def _digest(self, caller: Caller) -> bytes:
         assert caller.handle is not None
         value = await self._authenticator.key_value(caller.handle)
-        return hashlib.sha256(value.data).digest() if value is not None else b""
+        return key_digest(value) if value is not None else b""
 
 
 def is_loopback(peer: str) -> bool:

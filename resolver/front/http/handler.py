@@ -82,7 +82,8 @@ class Handler(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
         """What came at `now` is one request to work on: it takes its place before it is looked
         at, for many come in one turn of the loop."""
         self.give_back()
-        if self._connection.gate.enter():
+        gate = self._connection.gate
+        if not gate.full and gate.enter():  # who finds no room is counted when he is told
             self.began = now
 
     def give_back(self) -> None:
@@ -98,7 +99,7 @@ class Handler(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
     @property
     def reads(self) -> bool:
         """Whether aiohttp wants to be given what comes."""
-        return not self._reading_paused
+        return not (self._reading_paused or self._buffer_paused)
 
     def data_received(self, data: bytes) -> None:
         """aiohttp calls this itself as well, without data, to have parsed what it has put aside."""
@@ -130,7 +131,10 @@ class Handler(RequestHandler):  # type: ignore[type-arg,misc,unused-ignore]
         if not self._quiet():
             return False
         self.data_received(b"")
-        return self._quiet()
+        if not self._quiet():
+            return False
+        self._stop_head_timer()  # what set it was the end of something, and no beginning
+        return True
 
     def _quiet(self) -> bool:
         return (

@@ -111,6 +111,7 @@ class Connection(StreamConnection):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._front.connections.discard(self)
+        self._among.forget(self)
         self._transport = None
         self._go_deaf()
         self._unsent.clear()
