@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,3 +121,30 @@ def test_a_new_worker_that_cannot_start_leaves_the_old_ones(
     hang_up(served)
     until(lambda: events(served, "all workers replaced")[earlier:], timeout_s=60)
     assert b"mended" in served.ask("GET", "/", key=None).body
+
+
+def test_who_tells_all_processes_to_stop_cuts_nobody(make_node: Make) -> None:
+    """As a service without KillMode=mixed does: each worker hears it twice."""
+    node = several(make_node, 2)
+    node.home("88.118.8")
+    body = b'{"values":[{"index":1,"type":"URL","data":"https://acme.example/"}]}'
+    writing = []
+    for n in range(6):
+        line = socket.create_connection(("127.0.0.1", node.port), 10)
+        head = (
+            f"PUT /api/v1/identifiers/88.118.8/HALF{n} HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: Bearer {node.key}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        line.sendall(head.encode() + body[:10])
+        writing.append(line)
+    time.sleep(0.3)  # until all of it has been read
+    assert node.process is not None
+    for pid in (*pids(node).values(), node.process.pid):
+        os.kill(pid, signal.SIGTERM)
+    time.sleep(0.3)
+    for line in writing:
+        line.sendall(body[10:])
+        assert line.recv(4_096).startswith(b"HTTP/1.1 201 ")
+        line.close()
+    assert node.process.wait(20) == 0
