@@ -548,6 +548,19 @@ async def test_a_dead_connection_gives_back_its_place() -> None:
         node.over.set()
 
 
+async def test_a_silent_connection_is_left_by_callers_of_little_patience() -> None:
+    """Who gives up before his deadline has waited in vain all the same."""
+    node = Deaf()
+    node.over = asyncio.Event()
+    async with node.serving(), Client(node.url, SECRET, timeout_s=0.4) as client:
+        async with asyncio.timeout(10):
+            while len(node.hellos) < 3:
+                with suppress(TimeoutError, BiaojieError):
+                    async with asyncio.timeout(0.1):
+                        await client.resolve("99.1/a")
+        node.over.set()
+
+
 async def test_a_host_that_cannot_be_is_told_at_once() -> None:
     async with Client("biaojie://a..b:2650", timeout_s=20, retries=0) as client:
         with pytest.raises(Unreachable):

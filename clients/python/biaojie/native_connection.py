@@ -400,8 +400,9 @@ class Connection(asyncio.Protocol):
         good = True
         gathering = (sink.waiting for sink in self.parted.values() if isinstance(sink, Gathering))
         for future, deadline, since in (*self.waiting.values(), *gathering):
-            if deadline <= now and not future.done():
-                future.set_result(EXPIRED)
+            if deadline <= now:  # also where its caller has given up before
+                if not future.done():
+                    future.set_result(EXPIRED)
                 good = good and self.heard > since
             if not future.done():
                 again = min(again, deadline)
