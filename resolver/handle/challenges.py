@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from biaojie.wire.handle import NONCE_OCTETS
+from biaojie.wire.handle import NONCE_OCTETS, Body, ValuesRequest
 
 from .asked import Asked
 from .identity import CHALLENGE_S
@@ -23,8 +23,9 @@ from .numbers import ALONE, Numbers
 
 PENDING_MAX: Final = 20_000
 PENDING_OCTETS_MAX: Final = 64 * 2**20
-MEMORY_PER_OCTET: Final = 12
-"""What a message takes up that was decoded, if it is all small values and references."""
+VALUE_OCTETS: Final = 200
+REFERENCE_OCTETS: Final = 100
+"""What one takes up, decoded, besides its octets: a message may be all small ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class PendingRequests:
             return before.nonce
         self._drop((scope, number))
         nonce = secrets.token_bytes(NONCE_OCTETS)
-        octets = len(request.received) * MEMORY_PER_OCTET + 1_000
+        octets = len(request.received) * 2 + 1_000 + _decoded_octets(request.body)
         pending = Pending(asked, nonce, digest, now + self._seconds, octets)
         self._pending[scope, number] = pending
         self.octets += octets
@@ -115,6 +116,12 @@ class PendingRequests:
         pending = self._pending.pop(name, None)
         if pending is not None:
             self.octets -= pending.octets
+
+
+def _decoded_octets(body: Body) -> int:
+    if not isinstance(body, ValuesRequest):
+        return 0
+    return sum(VALUE_OCTETS + REFERENCE_OCTETS * len(value.references) for value in body.values)
 
 
 def _same(one: Asked, other: Asked) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from biaojie.record import Reference
+from biaojie.record import Reference, Value
 from biaojie.wire.handle import (
     AnswerForm,
     AnswerRequest,
@@ -204,6 +204,17 @@ async def test_requests_that_wait_are_bounded(here: Desk) -> None:
     assert len(here.operations.pending) < 8
     assert await here.talk().code(proof(first)) == ResponseCode.AUTHENTICATION_TIMEOUT
     assert await here.talk().code(proof(last)) == ResponseCode.SUCCESS
+
+
+async def test_small_values_count_by_what_they_take_up(here: Desk) -> None:
+    pending = here.operations.pending
+    many = tuple(Value(n, "", b"") for n in range(1, 1_001))
+    await here.talk().answer(create(f"{PREFIX}/B1", *many))
+    of_values = pending.octets
+    assert of_values > 200_000
+    named = Value(1, "A", b"", references=(Reference("", 0),) * 1_000)
+    await here.talk().answer(create(f"{PREFIX}/B2", named))
+    assert pending.octets - of_values > 100_000
 
 
 # What is no request -----------------------------------------------------------------------
