@@ -261,10 +261,7 @@ class Supervisor:
             slot = self.slots[worker.slot]
             if worker is slot.next:
                 slot.next = None
-                self._to_replace.clear()
-                log.error(
-                    "worker cannot be replaced; the old ones stay", worker=slot.number, code=code
-                )
+                self._replace_none(slot, code)
                 continue
             slot.worker = None
             if self.code is not None:
@@ -378,8 +375,7 @@ class Supervisor:
                 return
             slot.next = self._launched(slot, Start.SUCCEED)
             if slot.next is None:
-                self._to_replace.clear()
-                log.error("worker cannot be replaced; the old ones stay", worker=slot.number)
+                self._replace_none(slot, None)
                 return
             self._tell_to_begin(slot.next)
         elif slot.next.ready:
@@ -389,6 +385,10 @@ class Supervisor:
                 self._leaving.append(old)
                 self._stop(old)
             self._done_replacing()
+
+    def _replace_none(self, slot: Slot, code: int | None) -> None:
+        self._to_replace.clear()
+        log.error("worker cannot be replaced; the old ones stay", worker=slot.number, code=code)
 
     def _done_replacing(self) -> None:
         del self._to_replace[0]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from biaojie.keys import (
     DiffieHellman,
@@ -65,10 +66,15 @@ class Clock:
         return self.now
 
 
-@asynccontextmanager
-async def timed_desk(data_dir: Path, clock: Clock) -> AsyncIterator[Desk]:
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def here(tmp_path: Path, clock: Clock) -> AsyncIterator[Desk]:
     """A desk by this clock, whose administrator has an SM2 key at 302 as well."""
-    async with desk(data_dir, clock=clock) as made:
+    async with desk(tmp_path, clock=clock) as made:
         assert isinstance(SM2, Sm2PrivateKey)
         sm2 = Value(302, "HS_PUBKEY", encode_public_key(SM2.public))
         await write(made.parts.registrar, Modify(identifier("ADMIN"), (sm2,)))

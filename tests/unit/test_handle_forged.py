@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,21 +25,12 @@ from registry.operations import Modify
 from resolver.handle import identity
 from resolver.handle.sessions import Proof, Sessions
 from tests.core_parts import identifier, write
-from tests.handle_sessions import Clock, Within, open_session, timed_desk
+from tests.handle_sessions import Clock, Within, clock, here, open_session
 from tests.handle_talk import PREFIX, PRIVATE, SECKEY, Desk, create, proof, request, resolve
 
+__all__ = ["clock", "here"]
+
 OURS, VICTIM = "198.51.100.1", "203.0.113.9"
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def here(tmp_path: Path, clock: Clock) -> AsyncIterator[Desk]:
-    async with timed_desk(tmp_path, clock) as made:
-        yield made
 
 
 async def test_a_nonce_is_told_to_one_address_only(here: Desk) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -25,7 +23,7 @@ from biaojie.wire.handle import (
 )
 from registry.operations import Modify
 from tests.core_parts import identifier, write
-from tests.handle_sessions import SM2, SM2KEY, SN1, Clock, open_session, timed_desk
+from tests.handle_sessions import SM2, SM2KEY, SN1, Clock, clock, here, open_session
 from tests.handle_talk import (
     PREFIX,
     PRIVATE,
@@ -40,16 +38,7 @@ from tests.handle_talk import (
     resolve,
 )
 
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def here(tmp_path: Path, clock: Clock) -> AsyncIterator[Desk]:
-    async with timed_desk(tmp_path, clock) as made:
-        yield made
+__all__ = ["clock", "here"]
 
 
 @pytest.mark.parametrize("number", [0, 10_001])

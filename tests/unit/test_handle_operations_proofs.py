@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +24,7 @@ from biaojie.wire.handle import (
 from registry.operations import Create, Modify
 from resolver.handle.peer import Peer
 from tests.core_parts import identifier, write
-from tests.handle_sessions import SM2, SM2KEY, SN1, Clock, timed_desk
+from tests.handle_sessions import SM2, SM2KEY, SN1, Clock, clock, here
 from tests.handle_talk import (
     ADMIN,
     PREFIX,
@@ -43,16 +41,7 @@ from tests.handle_talk import (
     text_value,
 )
 
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def here(tmp_path: Path, clock: Clock) -> AsyncIterator[Desk]:
-    async with timed_desk(tmp_path, clock) as made:
-        yield made
+__all__ = ["clock", "here"]
 
 
 # Challenges -----------------------------------------------------------------------------

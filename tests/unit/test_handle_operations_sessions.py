@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -39,7 +37,7 @@ from biaojie.wire.handle import (
 )
 from registry.operations import Modify
 from tests.core_parts import identifier, write
-from tests.handle_sessions import SM2, SM2KEY, SN1, Clock, Within, open_session, timed_desk
+from tests.handle_sessions import SM2, SM2KEY, SN1, Clock, Within, clock, here, open_session
 from tests.handle_talk import (
     PREFIX,
     PRIVATE,
@@ -54,16 +52,7 @@ from tests.handle_talk import (
     text_value,
 )
 
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def here(tmp_path: Path, clock: Clock) -> AsyncIterator[Desk]:
-    async with timed_desk(tmp_path, clock) as made:
-        yield made
+__all__ = ["clock", "here"]
 
 
 ALL_MODES = list(KeyExchange)

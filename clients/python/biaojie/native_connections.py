@@ -14,7 +14,7 @@ from typing import Final
 
 from .errors import BiaojieError, MalformedAnswer, OverCapacity
 from .native_address import Address
-from .native_connection import EXPIRED, Connection, Expired, Lost, Refused
+from .native_connection import CLOSE_S, EXPIRED, Connection, Expired, Lost, Refused
 from .wire.native import VERSION, decode_error, decode_welcome
 
 BUSY: Final = 64
@@ -29,7 +29,6 @@ SWEEP_S: Final = 0.02
 """Deadlines are not looked at more often than this."""
 REFUSED_S: Final = 1.0
 """How long no further connection is tried after one that failed."""
-_CLOSE_S: Final = 1.0
 _NEVER: Final = float("inf")
 _CLOSED: Final = Lost("the client was closed", "客户端已关闭")
 Missing = Lost | Expired
@@ -296,8 +295,8 @@ class Connections:
         self._fail_queue(_CLOSED)
         if self._opening is not None:
             self._opening.cancel()
-            await asyncio.wait([self._opening], timeout=_CLOSE_S)
+            await asyncio.wait([self._opening], timeout=CLOSE_S)
         every = (*self._shared, *self._leaving, *self._leased)
         for connection in every:
             connection.close(_CLOSED)
-        await asyncio.gather(*(connection.closed(_CLOSE_S) for connection in every))
+        await asyncio.gather(*(connection.closed(CLOSE_S) for connection in every))

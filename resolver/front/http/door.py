@@ -32,7 +32,9 @@ from .negotiation import language
 from .replies import response_of
 
 ALWAYS_SERVED: Final = frozenset({"healthz", "readyz", "metrics"})
-_ALWAYS_SERVED: Final = re.compile(rb"(?:GET|HEAD) /(?:healthz|readyz|metrics)(?=[ ?#]|$)")
+_ALWAYS_SERVED: Final = re.compile(
+    rb"(?:GET|HEAD) /(?:%s)(?=[ ?#]|$)" % "|".join(sorted(ALWAYS_SERVED)).encode()
+)
 BLOCKS_MAX: Final = 512
 """Header blocks that are remembered, and"""
 FORMS_MAX: Final = 256
