@@ -242,8 +242,8 @@ class Proving:
                 version = answer_version(request.suggested)
                 session = self._sessions.open(peer.scope, request.session_id, peer.address, version)
                 peer.logged_in = peer.logged_in or not session.number
-            if asked.proof is not None:
-                self._vouch(session, asked.proof)
+            assert asked.proof is not None  # a login is always challenged
+            self._vouch(session, asked.proof)
         return Answered(Done())
 
     async def verified(self, asked: Asked) -> Answered:
